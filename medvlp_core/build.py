@@ -1,0 +1,182 @@
+"""Plan to objects: data source, tokenizer, model. Imports torch and the components' modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from medvlp_core.components import Role
+from medvlp_core.connect import check_constraints
+from medvlp_core.contract import Symbol
+from medvlp_core.data.pipeline import InputGeometry, InputPipeline
+from medvlp_core.errors import MedvlpError, PluginError, Problem, Report, SpecError
+from medvlp_core.interfaces import (
+    Alignment,
+    DataSource,
+    Decoder,
+    Evaluator,
+    Fusion,
+    ImageEncoder,
+    Masking,
+    TextEncoder,
+    Tokenizer,
+)
+from medvlp_core.model import ComposedModel
+from medvlp_core.plan import ModelPlan
+from medvlp_core.plugins import load_object
+from medvlp_core.wiring import INPUTS, PlannedComponent
+
+INTERFACES: dict[Role, type] = {
+    Role.DATA: DataSource,
+    Role.TOKENIZER: Tokenizer,
+    Role.MASKING: Masking,
+    Role.IMAGE_ENCODER: ImageEncoder,
+    Role.TEXT_ENCODER: TextEncoder,
+    Role.FUSION: Fusion,
+    Role.ALIGNMENT: Alignment,
+    Role.DECODER: Decoder,
+    Role.EVALUATOR: Evaluator,
+}
+
+#: Encoders first: what they report of their true sizes is used to build the rest.
+MODEL_ROLES = (Role.IMAGE_ENCODER, Role.TEXT_ENCODER, Role.MASKING, Role.FUSION, Role.ALIGNMENT, Role.DECODER)
+
+
+@attrs.define(kw_only=True)
+class BuiltRun:
+    """Everything that a training run needs."""
+
+    plan: ModelPlan
+    pipeline: InputPipeline
+    model: ComposedModel
+
+    def fresh_model(self, seed: int) -> ComposedModel:
+        """The same architecture with new random weights, for baselines. Leaves torch's random state as it was."""
+        with torch.random.fork_rng():
+            return build_model(self.plan, seed=seed)
+
+
+def build_component(plan: ModelPlan, component: PlannedComponent) -> Any:
+    """Build one component as ``Class(spec, dims)`` and check it against its role and its declared dimensions.
+
+    Raises:
+        SpecError: the build function failed (MV303), or the object's own dimensions differ from the plan (MV206).
+        PluginError: the object does not implement its role (MV302).
+    """
+    declaration = type(component.spec).declaration
+    kind = load_object(declaration.build, owner=component.name)
+    try:
+        built = kind(component.spec, plan.dims(component.path))
+    except MedvlpError:
+        raise
+    except Exception as error:
+        problem = Problem(
+            code="MV303",
+            text=f"{component.label} could not be built: {type(error).__name__}: {error}",
+            position=component.position(),
+            details=(f"{declaration.build} from {plan.host.components.distribution(component.name)}",),
+        )
+        raise SpecError(problem) from error
+    if not isinstance(built, INTERFACES[component.role]):
+        text = f"{component.label}: {declaration.build} is not a {INTERFACES[component.role].__name__}"
+        hint = f"derive it from medvlp_core.interfaces.{INTERFACES[component.role].__name__}"
+        raise PluginError(Problem(code="MV302", text=text, position=component.position(), hint=hint))
+    if component.role is not Role.TOKENIZER:
+        adopt_dims(plan, component, built)
+    return built
+
+
+def adopt_dims(plan: ModelPlan, component: PlannedComponent, built: Any) -> None:
+    """Enter the sizes that a built object reports (``dims()``) into the symbol table and check all constraints again.
+
+    Raises:
+        SpecError: a reported size differs from the plan (MV206), or a constraint now fails (MV203).
+    """
+    if not hasattr(built, "dims"):
+        return
+    report = Report()
+    for name, number in built.dims().items():
+        conflict = plan.wiring.table.bind(Symbol(component.path, name), number, component.path)
+        if conflict:
+            source = plan.wiring.components.get(str(conflict.first_source))
+            text = f"{component.label}: {name} is {number} in the built object, and {conflict.first} in the plan"
+            details = (f"{conflict.first} comes from {source.label} ({source.position()})",) if source else ()
+            report.add("MV206", text, at=component.position(), details=details)
+    for other in plan.components.values():
+        check_constraints(plan.wiring, other, report)
+    report.raise_errors()
+
+
+def build_source(plan: ModelPlan) -> DataSource:
+    """Build the data source.
+
+    Raises:
+        SpecError: the recipe has no data block (MV105).
+    """
+    component = plan.one(Role.DATA)
+    if component is None:
+        hint = "add `data: {use: standard.manifest, path: ...}` or another data component"
+        raise SpecError(Problem(code="MV105", text="the recipe has no `data` block", hint=hint))
+    return build_component(plan, component)
+
+
+def build_tokenizer(plan: ModelPlan, *, folder: Path | None = None, texts: list[str] | None = None) -> Tokenizer:
+    """Build the tokenizer, then load its vocabulary from a run's ``folder`` or learn it from training ``texts``.
+
+    Raises:
+        SpecError: the recipe has no tokenizer block (MV105).
+        DataError: the saved vocabulary is missing or broken (MV506).
+    """
+    component = plan.one(Role.TOKENIZER)
+    if component is None:
+        hint = "add `tokenizer: {use: standard.wordpiece}`"
+        raise SpecError(Problem(code="MV105", text="the recipe has no `tokenizer` block", hint=hint))
+    tokenizer = build_component(plan, component)
+    if folder is not None:
+        tokenizer.load(folder)
+    elif texts is not None:
+        tokenizer.fit(texts)
+    adopt_dims(plan, component, tokenizer)
+    return tokenizer
+
+
+def build_model(plan: ModelPlan, *, seed: int) -> ComposedModel:
+    """Build the model with weights drawn from ``seed``. The tokenizer must be built before, for the vocabulary's size."""
+    torch.manual_seed(seed)
+    parts: dict[str, nn.Module] = {}
+    for role in MODEL_ROLES:
+        for component in plan.of_role(role).values():
+            parts[component.path] = build_component(plan, component)
+    model = ComposedModel(plan, parts)
+    plan.host.call("medvlp_model_built", plan=plan, model=model)
+    return model
+
+
+def build_pipeline(plan: ModelPlan, source: DataSource, tokenizer: Tokenizer) -> InputPipeline:
+    """The input pipeline, with image sizes solved from the model."""
+    dims = plan.dims(INPUTS)
+    geometry = InputGeometry(
+        channels=dims["C"],
+        height=dims["H"],
+        width=dims["W"],
+        target_height=dims.get("Ht"),
+        target_width=dims.get("Wt"),
+    )
+    return InputPipeline(source, tokenizer, plan.inputs, geometry)
+
+
+def build_run(plan: ModelPlan, *, seed: int, tokenizer_folder: Path | None = None) -> BuiltRun:
+    """Build data, tokenizer and model; the tokenizer learns from the training texts unless a saved one is given."""
+    source = build_source(plan)
+    tokenizer = build_tokenizer(plan, folder=tokenizer_folder)
+    pipeline = build_pipeline(plan, source, tokenizer)
+    if tokenizer_folder is None:
+        pipeline.fit_tokenizer()
+        component = plan.one(Role.TOKENIZER)
+        assert component is not None
+        adopt_dims(plan, component, tokenizer)
+    return BuiltRun(plan=plan, pipeline=pipeline, model=build_model(plan, seed=seed))

@@ -1,0 +1,337 @@
+"""How a component is declared: its role, its torch-free spec with documented parameters, and the registry. Light.
+
+Example:
+    >>> import attrs
+    >>> from medvlp_core.components import ComponentSpec, Role, component, param
+    >>> from medvlp_core.contract import Contract, Divides
+    >>> @component("acme.gate", role=Role.FUSION, build="acme.fusion:Gate")
+    ... @attrs.frozen(kw_only=True)
+    ... class GateSpec(ComponentSpec):
+    ...     '''Adds a gated image vector to every text token.'''
+    ...
+    ...     heads: int = param(4, help="attention heads", at_least=1)
+    ...
+    ...     def contract(self) -> Contract:
+    ...         return Contract(
+    ...             needs={"text_tokens": "B L Dt", "image_tokens": "B N Di"},
+    ...             gives={"fused_text_tokens": "B L Dt"},
+    ...             require=(Divides("Dt", by=self.heads, field="heads"),),
+    ...         )
+    ...
+    ...     @classmethod
+    ...     def examples(cls):
+    ...         return (cls(heads=1), cls(heads=2))
+    >>> GateSpec.declaration.name
+    'acme.gate'
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+import re
+import types
+import typing
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, ClassVar, TypeVar
+
+import attrs
+
+from medvlp_core.contract import Contract
+from medvlp_core.errors import PluginError, Problem, did_you_mean
+
+#: Version of the interface between the core and plugins. Raised when a plugin must change to keep working.
+INTERFACE_VERSION = 1
+
+
+class Role(str, enum.Enum):
+    """What a component is for. A closed list: a role is added only when a real system needs it."""
+
+    DATA = "data"
+    TOKENIZER = "tokenizer"
+    MASKING = "masking"
+    IMAGE_ENCODER = "image_encoder"
+    TEXT_ENCODER = "text_encoder"
+    FUSION = "fusion"
+    ALIGNMENT = "alignment"
+    DECODER = "decoder"
+    EVALUATOR = "evaluator"
+
+    def __str__(self) -> str:
+        return self.value
+
+
+#: Where a component of each role stands in a recipe; ``*`` is a free slot name (0..n components).
+SLOTS: dict[Role, str] = {
+    Role.DATA: "data",
+    Role.TOKENIZER: "tokenizer",
+    Role.MASKING: "model.masking",
+    Role.IMAGE_ENCODER: "model.image_encoder",
+    Role.TEXT_ENCODER: "model.text_encoder",
+    Role.FUSION: "model.fusion",
+    Role.ALIGNMENT: "model.alignments.*",
+    Role.DECODER: "model.decoders.*",
+    Role.EVALUATOR: "evaluators.*",
+}
+
+#: Roles that run once for each view (clean, masked) that somebody needs.
+VIEWED_ROLES = frozenset({Role.IMAGE_ENCODER, Role.TEXT_ENCODER, Role.FUSION})
+
+_PARAM = "medvlp_param"
+
+
+@attrs.frozen(kw_only=True)
+class ParamRules:
+    """Help and range of one parameter. Bounds are inclusive unless named ``above``/``below``."""
+
+    help: str
+    at_least: float | None = None
+    at_most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    one_of: tuple[Any, ...] | None = None
+
+    def violation(self, value: Any) -> str | None:
+        """What is wrong with ``value``, or None. Items of a list are checked one by one."""
+        if value is None or isinstance(value, bool):
+            return None
+        if isinstance(value, (tuple, list)):
+            return next((text for item in value if (text := self.violation(item))), None)
+        if self.one_of is not None and value not in self.one_of:
+            return f"must be one of {', '.join(map(repr, self.one_of))}"
+        if isinstance(value, (int, float)):
+            if self.at_least is not None and not value >= self.at_least:
+                return f"must be at least {self.at_least:g}"
+            if self.at_most is not None and not value <= self.at_most:
+                return f"must be at most {self.at_most:g}"
+            if self.above is not None and not value > self.above:
+                return f"must be above {self.above:g}"
+            if self.below is not None and not value < self.below:
+                return f"must be below {self.below:g}"
+        return None
+
+
+def param(
+    default: Any = attrs.NOTHING,
+    *,
+    help: str,
+    at_least: float | None = None,
+    at_most: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    one_of: Iterable[Any] | None = None,
+) -> Any:
+    """Declare a parameter of a spec: default (none = required), help (with unit), range.
+
+    Raises:
+        ValueError: when a spec is created from Python with a value out of range.
+    """
+    rules = ParamRules(
+        help=help,
+        at_least=at_least,
+        at_most=at_most,
+        above=above,
+        below=below,
+        one_of=tuple(one_of) if one_of is not None else None,
+    )
+
+    def check(instance: object, attribute: attrs.Attribute, value: Any) -> None:
+        if text := rules.violation(value):
+            raise ValueError(f"{type(instance).__name__}.{attribute.name}={value!r} {text}")
+
+    return attrs.field(default=default, validator=check, metadata={_PARAM: rules})
+
+
+@attrs.frozen(kw_only=True)
+class Param:
+    """One parameter as the registry, the checker and the docs see it."""
+
+    name: str
+    type: Any
+    default: Any
+    rules: ParamRules
+
+    @property
+    def is_required(self) -> bool:
+        """Whether a recipe must give it."""
+        return self.default is attrs.NOTHING
+
+    @property
+    def type_name(self) -> str:
+        """The type as a user writes it: ``int``, ``float | None``, ``list of int``."""
+        return type_name(self.type)
+
+
+def type_name(kind: Any) -> str:
+    """Name a parameter type for a message.
+
+    Example:
+        >>> type_name(tuple[int, ...]), type_name(int | None)
+        ('list of int', 'int | None')
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin is tuple:
+        return f"list of {type_name(args[0])}"
+    if origin in (typing.Union, types.UnionType):
+        return " | ".join("None" if arg is type(None) else type_name(arg) for arg in args)
+    return getattr(kind, "__name__", str(kind))
+
+
+def params_of(spec: type) -> tuple[Param, ...]:
+    """The parameters of a spec class, in the order of declaration."""
+    hints = typing.get_type_hints(spec)
+    return tuple(
+        Param(name=field.name, type=hints[field.name], default=field.default, rules=field.metadata[_PARAM])
+        for field in attrs.fields(spec)
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Declaration:
+    """Name, role and builder of a component; ``distribution`` is filled in at registration (``name version``)."""
+
+    name: str
+    role: Role
+    build: str
+    distribution: str = ""
+
+
+class SpecBlock:
+    """Base of every block of parameters: components, and the core's own ``inputs`` and ``train``."""
+
+    def problems(self) -> Iterable[tuple[str, str, str | None]]:
+        """Problems between fields: ``(field, text, hint)``. Override where parameters depend on each other."""
+        return ()
+
+
+class ComponentSpec(SpecBlock, ABC):
+    """Base of every component spec: frozen, keyword-only attrs classes with documented parameters."""
+
+    declaration: ClassVar[Declaration]
+
+    @abstractmethod
+    def contract(self) -> Contract:
+        """What the component needs and gives with these parameters."""
+
+    @classmethod
+    @abstractmethod
+    def examples(cls) -> Iterable[ComponentSpec]:
+        """At least two small instances; the conformance kit and the wiring tests run on them."""
+
+
+S = TypeVar("S", bound=type)
+_NAME = re.compile(r"^[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*$")
+_BUILD = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
+
+
+def spec_faults(cls: type) -> list[str]:
+    """What keeps a class from being a parameter block: not frozen, positional, undocumented fields, no docstring."""
+    faults = []
+    if not attrs.has(cls) or not issubclass(cls, SpecBlock):
+        return ["it must be an attrs class that derives from ComponentSpec"]
+    if not attrs.inspect(cls).is_frozen:
+        faults.append("it must be frozen: decorate it with @attrs.frozen(kw_only=True)")
+    if not inspect.getdoc(cls) or cls.__doc__ is None:
+        faults.append("it needs a docstring: the first line is shown by `medvlp list`")
+    for field in attrs.fields(cls):
+        if field.init and not field.kw_only:
+            faults.append(f"field {field.name!r} must be keyword-only: use @attrs.frozen(kw_only=True)")
+        if _PARAM not in field.metadata:
+            faults.append(f"field {field.name!r} must be declared with param(..., help=...)")
+        elif not field.metadata[_PARAM].help:
+            faults.append(f"field {field.name!r} needs a help text")
+        if field.type is None:
+            faults.append(f"field {field.name!r} needs a type annotation")
+    return faults
+
+
+def component(name: str, *, role: Role, build: str) -> Callable[[S], S]:
+    """Declare a spec class as a component. ``build`` is ``package.module:Class``, imported only when built.
+
+    Raises:
+        PluginError: the name, the build string or the class is not allowed, with every fault listed.
+    """
+
+    def declare(cls: S) -> S:
+        faults = spec_faults(cls)
+        if not _NAME.match(name):
+            faults.append(f"the name {name!r} must be 'namespace.noun_phrase' in lower case")
+        if not _BUILD.match(build):
+            faults.append(f"build={build!r} must be 'package.module:Class'")
+        if not issubclass(cls, ComponentSpec):
+            faults.append("it must derive from ComponentSpec")
+        elif missing := sorted(getattr(cls, "__abstractmethods__", ())):
+            faults.append(f"it must define {', '.join(missing)}")
+        if faults:
+            raise PluginError(
+                Problem(
+                    code="MV302",
+                    text=f"{cls.__module__}.{cls.__qualname__} cannot be component {name!r}",
+                    details=tuple(faults),
+                )
+            )
+        cls.declaration = Declaration(name=name, role=role, build=build)  # type: ignore[attr-defined]
+        return cls
+
+    return declare
+
+
+@attrs.define
+class ComponentRegistry:
+    """Every component that the loaded plugins registered, by name."""
+
+    _specs: dict[str, type[ComponentSpec]] = attrs.field(factory=dict)
+    _distributions: dict[str, str] = attrs.field(factory=dict)
+
+    def add(self, spec: type[ComponentSpec], *, distribution: str = "") -> None:
+        """Register a spec class that ``@component`` declared.
+
+        Raises:
+            PluginError: not declared, or the name is taken.
+        """
+        declaration = spec.__dict__.get("declaration")
+        if declaration is None:
+            raise PluginError(
+                Problem(
+                    code="MV302",
+                    text=f"{spec.__module__}.{spec.__qualname__} is not a component",
+                    hint='decorate it with @component("namespace.name", role=..., build=...)',
+                )
+            )
+        name = declaration.name
+        if name in self._specs:
+            raise PluginError(
+                Problem(
+                    code="MV302",
+                    text=f"component {name!r} is already registered by {self._distributions[name] or 'another plugin'}",
+                    hint="component names are permanent and unique; give it another name",
+                )
+            )
+        self._specs[name] = spec
+        self._distributions[name] = distribution
+
+    def __getitem__(self, name: str) -> type[ComponentSpec]:
+        return self._specs[name]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._specs
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._specs))
+
+    def __len__(self) -> int:
+        return len(self._specs)
+
+    def distribution(self, name: str) -> str:
+        """The distribution and version that registered a component, e.g. ``medvlp-mpma 0.1.0``."""
+        return self._distributions[name]
+
+    def of_role(self, role: Role) -> dict[str, type[ComponentSpec]]:
+        """The components of one role, sorted by name."""
+        return {name: self._specs[name] for name in self if self._specs[name].declaration.role is role}
+
+    def hint(self, name: str, role: Role | None = None) -> str:
+        """What to write instead of an unknown ``name``: the nearest, then the others that fit the slot."""
+        names = list(self.of_role(role)) if role else list(self)
+        return did_you_mean(name, names, what=f"{role} components" if role else "components")

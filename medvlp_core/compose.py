@@ -1,0 +1,285 @@
+"""Recipe to plan: names, parameters, wiring and losses, with all problems at once and without torch. Light."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from packaging.requirements import InvalidRequirement, Requirement
+
+from medvlp_core.blocks import InputSpec, TrainSpec
+from medvlp_core.components import SLOTS, Role
+from medvlp_core.connect import connect
+from medvlp_core.errors import Report, did_you_mean
+from medvlp_core.parameters import B, describe, read_block
+from medvlp_core.plan import FORMAT_VERSION, ModelPlan, SkippedEvaluator
+from medvlp_core.plugins import PluginHost, load_plugins
+from medvlp_core.wiring import PlannedComponent, PortKey, Wiring
+from medvlp_core.yamlio import Node, Override, load_recipe
+
+BLOCKS = ("medvlp", "requires", "data", "tokenizer", "inputs", "model", "losses", "train", "evaluators")
+HEADS = (Role.ALIGNMENT, Role.DECODER)
+
+
+def plan_recipe(source: str | Path, overrides: Sequence[Override] = (), *, host: PluginHost | None = None) -> ModelPlan:
+    """Load and plan a recipe.
+
+    Raises:
+        SpecError: with every problem of the recipe.
+
+    Example:
+        >>> plan_recipe("mpma:small").one(Role.FUSION).name  # doctest: +SKIP
+        'mpma.memory_fusion'
+    """
+    host = host or load_plugins()
+    report = Report()
+    recipe = load_recipe(source, presets=host.presets, overrides=overrides, report=report)
+    plan = compose(recipe, host, report, name=recipe_name(source))
+    report.raise_errors()
+    assert plan is not None
+    return plan
+
+
+def recipe_name(source: str | Path) -> str:
+    """A short name for run folders: ``mpma_small`` of ``examples/configs/mpma_small.yaml``, ``mpma-small`` of a preset."""
+    return Path(source).stem if Path(source).suffix else str(source).replace(":", "-")
+
+
+def compose(recipe: Node, host: PluginHost, report: Report, *, name: str = "recipe") -> ModelPlan | None:
+    """Check a recipe completely; the plan, or None if ``report`` has errors."""
+    if not isinstance(recipe.value, dict):
+        if not report.has_errors:
+            report.add("MV002", f"a recipe is a mapping, found {describe(recipe)}", at=recipe.position)
+        return None
+    _check_blocks(recipe, host, report)
+    components, broken = _read_components(recipe, host, report)
+    inputs = _core_block(recipe, "inputs", InputSpec, report)
+    train = _core_block(recipe, "train", TrainSpec, report)
+    heads = [one for one in components.values() if one.role in HEADS]
+    wiring = connect(components, broken, heads, report)
+    if not heads and not broken & set(HEADS):
+        hint = "add a block under model.alignments or model.decoders"
+        report.add("MV105", "nothing to train: the model has no alignment and no decoder", at=recipe.position, hint=hint)
+    losses = _read_losses(recipe, heads, broken, report)
+    skipped = _skip_evaluators(components, wiring, broken, report)
+    steps = _route(wiring, heads, report)
+    _warn_unused(wiring, components, steps, heads, report)
+    if report.has_errors or inputs is None or train is None:
+        return None
+    plan = ModelPlan(
+        name=name,
+        components=components,
+        inputs=inputs,
+        train=train,
+        losses=losses,
+        steps=steps,
+        skipped=skipped,
+        wiring=wiring,
+        recipe=recipe,
+        host=host,
+    )
+    host.call("medvlp_check_plan", plan=plan, report=report)
+    return None if report.has_errors else plan
+
+
+# --------------------------------------------------------------------------------------------------------- names and blocks
+
+
+def _check_blocks(recipe: Node, host: PluginHost, report: Report) -> None:
+    assert isinstance(recipe.value, dict)
+    for key, node in recipe.value.items():
+        if key not in BLOCKS:
+            hint = did_you_mean(key, BLOCKS, what="blocks")
+            report.add("MV102", f"a recipe has no block {key!r}", at=node.key_position or node.position, hint=hint)
+    version = recipe.get("medvlp")
+    if version is None:
+        report.add("MV008", "the format version is missing", at=recipe.position, hint=f"add `medvlp: {FORMAT_VERSION}` at the top")
+    elif version.value != FORMAT_VERSION:
+        text = f"format version {FORMAT_VERSION} is supported, found {describe(version)}"
+        report.add("MV008", text, at=version.position)
+    if (requires := recipe.get("requires")) is not None:
+        _check_requires(requires, host, report)
+
+
+def _check_requires(node: Node, host: PluginHost, report: Report) -> None:
+    if not isinstance(node.value, list):
+        hint = "write `requires: [mpma]` or `requires: ['mpma>=0.1']`"
+        report.add("MV103", f"requires must be a list of bundles, found {describe(node)}", at=node.position, hint=hint)
+        return
+    versions = {plugin.namespace: plugin.version for plugin in host.plugins}
+    for child in node.value:
+        try:
+            wanted = Requirement(str(child.value))
+        except InvalidRequirement:
+            text = f"requires: {describe(child)} is not a bundle name with an optional version"
+            report.add("MV103", text, at=child.position, hint="write 'mpma' or 'mpma>=0.1,<1'")
+            continue
+        if wanted.name not in versions:
+            text = f"this recipe requires the bundle {wanted.name!r}, and it is not loaded"
+            report.add("MV108", text, at=child.position, hint=host.install_hint(wanted.name))
+        elif versions[wanted.name] and not wanted.specifier.contains(versions[wanted.name], prereleases=True):
+            text = f"this recipe requires {wanted}, and version {versions[wanted.name]} is installed"
+            report.add("MV108", text, at=child.position, hint=host.install_hint(wanted.name))
+
+
+def _core_block(recipe: Node, path: str, kind: type[B], report: Report) -> B | None:
+    node = recipe.get(path)
+    if node is None:
+        node = Node(value={}, position=recipe.position, key_position=None)
+    return read_block(kind, node, path=path, report=report)
+
+
+# --------------------------------------------------------------------------------------------------------------- components
+
+
+def _slots(recipe: Node, report: Report) -> list[tuple[str, Role, Node]]:
+    """Every slot that the recipe fills, in the order in which components are built."""
+    found: list[tuple[str, Role, Node]] = []
+    for role, slot in SLOTS.items():
+        base, is_many = slot.removesuffix(".*"), slot.endswith(".*")
+        node = recipe.get(base)
+        if node is None or node.value is None:
+            continue
+        if not is_many:
+            found.append((base, role, node))
+        elif isinstance(node.value, dict):
+            found += [(f"{base}.{key}", role, child) for key, child in node.value.items() if child.value is not None]
+        else:
+            text = f"{base} must map names to components, found {describe(node)}"
+            report.add("MV103", text, at=node.position, hint=f"write `{base.rpartition('.')[2]}: {{name: {{use: ...}}}}`")
+    return found
+
+
+def _read_components(recipe: Node, host: PluginHost, report: Report) -> tuple[dict[str, PlannedComponent], frozenset[Role]]:
+    """All components that could be read, and the roles of those that could not."""
+    model = recipe.get("model")
+    known = {slot.split(".")[1] for slot in SLOTS.values() if slot.startswith("model.")}
+    for key, node in model.value.items() if model is not None and isinstance(model.value, dict) else ():
+        if key not in known:
+            hint = did_you_mean(key, known, what="parts of a model")
+            report.add("MV102", f"a model has no part {key!r}", at=node.key_position or node.position, hint=hint)
+    if model is None:
+        report.add("MV105", "the block `model` is missing", at=recipe.position)
+    components: dict[str, PlannedComponent] = {}
+    broken: set[Role] = set()
+    names: dict[str, str] = {}
+    for path, role, node in _slots(recipe, report):
+        component = _read_component(path, role, node, host, report)
+        slot = path.rpartition(".")[2]
+        if role in HEADS and slot in names:
+            text = f"{path} and {names[slot]} have the same name, so their losses cannot be told apart"
+            report.add("MV209", text, at=node.key_position or node.position, hint="rename one of them")
+        if role in HEADS:
+            names[slot] = path
+        if component is None:
+            broken.add(role)
+        else:
+            components[path] = component
+    return components, frozenset(broken)
+
+
+def _read_component(path: str, role: Role, node: Node, host: PluginHost, report: Report) -> PlannedComponent | None:
+    use = node.get("use")
+    if use is None or not isinstance(use.value, str):
+        found = describe(node) if use is None else f"use: {describe(use)}"
+        hint = f"write `use: NAME`; {role} components: {', '.join(host.components.of_role(role))}"
+        report.add("MV105", f"{path} names no component, found {found}", at=(use or node).position, hint=hint)
+        return None
+    if use.value not in host.components:
+        space = use.value.partition(".")[0]
+        is_loaded = space in {plugin.namespace for plugin in host.plugins}
+        hint = host.components.hint(use.value, role)
+        if not is_loaded and (install := host.install_hint(space)):
+            hint = install
+        report.add("MV101", f"unknown {role} {use.value!r}", at=use.position, hint=hint)
+        return None
+    kind = host.components[use.value]
+    if kind.declaration.role is not role:
+        text = f"{path} takes a component of role {role}, and {use.value} is of role {kind.declaration.role}"
+        report.add("MV106", text, at=use.position, hint=f"{role} components: {', '.join(host.components.of_role(role))}")
+        return None
+    spec = read_block(kind, node, path=path, report=report, who=use.value)
+    if spec is None:
+        return None
+    return PlannedComponent(path=path, name=use.value, role=role, spec=spec, contract=spec.contract(), node=node)
+
+
+# -------------------------------------------------------------------------------------------------- losses, evaluators, route
+
+
+def _read_losses(recipe: Node, heads: Sequence[PlannedComponent], broken: frozenset[Role], report: Report) -> dict[str, float]:
+    """The weight of every emitted term: 1 unless ``losses:`` says otherwise."""
+    weights = {f"{head.slot}.{term}": 1.0 for head in heads for term in head.contract.losses}
+    node = recipe.get("losses")
+    if node is None:
+        return weights
+    if not isinstance(node.value, dict):
+        report.add("MV103", f"losses must be a mapping, found {describe(node)}", at=node.position)
+        return weights
+    for slot, block in node.value.items():
+        terms = block.value if isinstance(block.value, dict) else None
+        if terms is None:
+            text = f"losses.{slot} must map terms to weights, found {describe(block)}"
+            report.add("MV103", text, at=block.position, hint=f"write `losses: {{{slot}: {{TERM: 1.0}}}}`")
+            continue
+        for term, child in terms.items():
+            name = f"{slot}.{term}"
+            is_number = isinstance(child.value, (int, float)) and not isinstance(child.value, bool)
+            if name not in weights and not broken & set(HEADS):
+                hint = did_you_mean(name, weights, what="terms")
+                report.add("MV107", f"no component emits the loss {name!r}", at=child.key_position or child.position, hint=hint)
+            elif not is_number or float(child.value) < 0:  # type: ignore[arg-type]
+                text = f"losses.{name} must be a number of at least 0, found {describe(child)}"
+                report.add("MV104" if is_number else "MV103", text, at=child.position)
+            elif name in weights:
+                weights[name] = float(child.value)  # type: ignore[arg-type]
+    return weights
+
+
+def _skip_evaluators(
+    components: Mapping[str, PlannedComponent], wiring: Wiring, broken: frozenset[Role], report: Report
+) -> tuple[SkippedEvaluator, ...]:
+    """Evaluators whose ports this model does not give: an ablation without alignment has no retrieval, and says so."""
+    skipped = []
+    for component in components.values():
+        if component.role is not Role.EVALUATOR or broken:
+            continue
+        missing = []
+        for argument, need in component.contract.needs.items():
+            port = need.port or argument
+            if not need.is_optional and wiring.find(port, need.view or "clean") is None:
+                missing.append(f"{port} @{need.view}" if need.view else port)
+        if missing:
+            reason = f"needs {', '.join(missing)}, which this model does not give"
+            skipped.append(SkippedEvaluator(component.path, component.name, reason))
+            text = f"{component.label} is skipped: {reason}"
+            report.add("MV207", text, at=component.position(), is_warning=True)
+    return tuple(skipped)
+
+
+def _route(wiring: Wiring, heads: Sequence[PlannedComponent], report: Report) -> tuple:
+    """The steps of a training pass."""
+    wanted: list[PortKey] = [key for head in heads for _, key in wiring.takes(head.path)]
+    try:
+        return wiring.route(wanted)
+    except RecursionError as circle:
+        report.add("MV201", f"components wait for each other: {circle}", at=heads[0].position())
+        return ()
+
+
+def _warn_unused(
+    wiring: Wiring,
+    components: Mapping[str, PlannedComponent],
+    steps: tuple,
+    heads: Sequence[PlannedComponent],
+    report: Report,
+) -> None:
+    """Parts that no loss leads to: they would be built and never trained."""
+    if report.has_errors:
+        return
+    used = {step.path for step in steps}
+    parts = (Role.MASKING, Role.IMAGE_ENCODER, Role.TEXT_ENCODER, Role.FUSION)
+    for component in components.values():
+        if component.role in parts and component.path not in used:
+            text = f"{component.label} is not used: no loss needs what it gives"
+            report.add("MV208", text, at=component.position(), hint="remove it, or add a head that needs it", is_warning=True)

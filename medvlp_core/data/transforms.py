@@ -1,0 +1,132 @@
+"""Gray values to normalised tensors: a random crop for training, a centre crop for evaluation, at one or two resolutions.
+
+All random numbers come from torch's global generator: the same seed gives the same crops.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import attrs
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from medvlp_core.blocks import InputSpec
+from medvlp_core.data.images import GrayArray, as_float
+
+#: Aspect ratios of a training crop, relative to that of the input.
+MIN_RATIO, MAX_RATIO = 3 / 4, 4 / 3
+
+
+@attrs.frozen(kw_only=True)
+class InputGeometry:
+    """Sizes that the model asks for, in pixels; the target sizes are None if nothing restores images."""
+
+    channels: int
+    height: int
+    width: int
+    target_height: int | None = None
+    target_width: int | None = None
+
+
+class Box(NamedTuple):
+    """A crop in pixels of the image it is taken from."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+class ImageTransform:
+    """Cuts one crop out of an image and scales it to the input's and, if there is one, to the target's resolution.
+
+    Both come from the same crop by antialiased (triangle filter) resizing of the original pixels, so that the target shows what the
+    input shows. Values are ``(x - mean) / std`` with ``x`` in 0..1; one channel is repeated to ``geometry.channels``.
+
+    Training: a crop of ``crop_scale``..1 of the area, aspect ratio 3/4..4/3 (log-uniform, relative to the input's), maybe
+    flipped, brightness and contrast changed alike in both resolutions. Evaluation: the largest centred crop, nothing random.
+    """
+
+    def __init__(self, inputs: InputSpec, geometry: InputGeometry, *, is_training: bool) -> None:
+        self.inputs = inputs
+        self.geometry = geometry
+        self.is_training = is_training
+
+    @property
+    def least_side(self) -> int:
+        """Pixels that the shorter side of an image needs, so that the smallest crop is not smaller than what is made of it."""
+        geometry = self.geometry
+        largest = max(geometry.height, geometry.width, geometry.target_height or 0, geometry.target_width or 0)
+        if not self.is_training or self.inputs.crop_scale == 1:
+            return largest
+        return math.ceil(largest / math.sqrt(self.inputs.crop_scale * MIN_RATIO))
+
+    def __call__(self, values: GrayArray) -> tuple[Tensor, Tensor | None]:
+        """Transform one image.
+
+        Shape:
+            values: (height, width), uint8 in 0..255 or float in 0..1. Returns (C, H, W) and (C, Ht, Wt) or None, float32.
+        """
+        geometry, inputs = self.geometry, self.inputs
+        height, width = values.shape
+        aspect = geometry.width / geometry.height
+        is_random = self.is_training and inputs.crop_scale < 1
+        box = random_box(height, width, aspect, inputs.crop_scale) if is_random else centre_box(height, width, aspect)
+        picture = Image.fromarray(values)
+        image = resize(picture, box, geometry.height, geometry.width)
+        target = None
+        if geometry.target_height is not None and geometry.target_width is not None:
+            target = resize(picture, box, geometry.target_height, geometry.target_width)
+        if self.is_training and inputs.horizontal_flip and torch.rand(()).item() < 0.5:
+            image = image.flip(-1)
+            target = None if target is None else target.flip(-1)
+        if self.is_training and inputs.brightness > 0:
+            centre = image.mean().item()
+            brightness, contrast = (1 + inputs.brightness * (2 * torch.rand(2) - 1)).tolist()
+            image = jitter(image, centre, brightness, contrast)
+            target = None if target is None else jitter(target, centre, brightness, contrast)
+        return self._normalise(image), None if target is None else self._normalise(target)
+
+    def _normalise(self, gray: Tensor) -> Tensor:
+        scaled = (gray - self.inputs.mean) / self.inputs.std
+        return scaled.unsqueeze(0).repeat(self.geometry.channels, 1, 1)
+
+
+def centre_box(height: int, width: int, aspect: float) -> Box:
+    """The largest centred crop with ``aspect`` = width / height: resizing the short side, then cropping, in one step."""
+    crop_width = min(width, max(1, round(height * aspect)))
+    crop_height = min(height, max(1, round(width / aspect)))
+    return Box((width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height)
+
+
+def random_box(height: int, width: int, aspect: float, scale: float) -> Box:
+    """A crop of ``scale``..1 of the area; after ten draws that do not fit into the image, the centre crop.
+
+    Reference: Szegedy et al. 2015 (Inception crops). The ratio is relative to ``aspect``: a non-square input is not squeezed.
+    """
+    for _ in range(10):
+        draw_scale, draw_ratio = torch.rand(2).tolist()
+        area = height * width * (scale + (1 - scale) * draw_scale)
+        ratio = aspect * math.exp(math.log(MIN_RATIO) + (math.log(MAX_RATIO) - math.log(MIN_RATIO)) * draw_ratio)
+        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+        if 0 < crop_width <= width and 0 < crop_height <= height:
+            left = int(torch.randint(width - crop_width + 1, ()).item())
+            top = int(torch.randint(height - crop_height + 1, ()).item())
+            return Box(left, top, crop_width, crop_height)
+    return centre_box(height, width, aspect)
+
+
+def resize(picture: Image.Image, box: Box, height: int, width: int) -> Tensor:
+    """Scale a crop to (height, width), antialiased, as float32 in 0..1."""
+    corners = (box.left, box.top, box.left + box.width, box.top + box.height)
+    scaled = picture.resize((width, height), Image.Resampling.BILINEAR, box=corners)
+    return torch.from_numpy(np.array(as_float(np.asarray(scaled))))
+
+
+def jitter(gray: Tensor, centre: float, brightness: float, contrast: float) -> Tensor:
+    """``brightness * (centre + contrast * (x - centre))``, kept in 0..1."""
+    return (brightness * (centre + contrast * (gray - centre))).clamp(0, 1)

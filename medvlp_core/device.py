@@ -1,0 +1,59 @@
+"""Where tensors live and in which precision the model runs."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from medvlp_core.errors import Problem, SpecError
+
+T = TypeVar("T", bound=tuple)
+
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The device called ``name``; None = the GPU if there is one, else the CPU.
+
+    Raises:
+        SpecError: no such device here (MV104).
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+        problem = Problem(
+            code="MV104",
+            text=f"device {name!r} cannot be used: {str(error).splitlines()[0]}",
+            hint=f"devices here: {', '.join(['cpu', *gpus])}",
+        )
+        raise SpecError(problem) from error
+    return device
+
+
+def to_device(batch: T, device: torch.device) -> T:
+    """A NamedTuple of tensors (or None) on ``device``."""
+    moved = (item.to(device, non_blocking=True) if isinstance(item, Tensor) else item for item in batch)
+    return type(batch)._make(moved)  # type: ignore[attr-defined]
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """The context of a forward pass in ``fp32``, ``bf16`` or ``fp16`` (weights stay in fp32).
+
+    Raises:
+        SpecError: fp16 anywhere but on a GPU (MV104): on CPUs it is slower than fp32 and its gradients vanish.
+    """
+    if precision == "fp16" and device.type != "cuda":
+        problem = Problem(
+            code="MV104",
+            text=f"train.precision: fp16 needs a GPU, and the run is on {device.type}",
+            hint="use bf16 or fp32",
+        )
+        raise SpecError(problem)
+    return torch.autocast(device.type, dtype=AUTOCAST_DTYPES.get(precision), enabled=precision in AUTOCAST_DTYPES)

@@ -1,0 +1,207 @@
+"""Problems, how they are collected and how a user sees them. Light: standard library and attrs only.
+
+Every message of medvlp has one anatomy::
+
+    configs/mixed.yaml:14:12 [MV203] model.fusion (mpma.memory_fusion): heads=8 must divide Dt, and Dt is 500
+        Dt=500 comes from standard.hf_text (configs/mixed.yaml:9:19)
+        hint: 4, 5 or 10 heads divide 500
+
+Checks do not stop at the first problem: they add each to a :class:`Report` and raise once, at the end.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Iterator
+
+import attrs
+
+#: Every code, with its meaning in one line. ``docs/errors.md`` has an entry for each (a test compares).
+CODES: dict[str, str] = {
+    "MV001": "the file cannot be read",
+    "MV002": "the file is not valid YAML",
+    "MV003": "a key stands twice in one mapping",
+    "MV004": "a YAML feature that medvlp does not accept (tags, several documents)",
+    "MV005": "`extends` names a preset or file that does not exist, or extends itself",
+    "MV006": "a `${...}` reference cannot be resolved",
+    "MV007": "a command-line override cannot be applied",
+    "MV008": "the format version in `medvlp:` is missing or not supported",
+    "MV101": "unknown component",
+    "MV102": "unknown parameter or block",
+    "MV103": "a parameter has the wrong type",
+    "MV104": "a parameter is out of its range",
+    "MV105": "a required block or parameter is missing",
+    "MV106": "the component has another role than its slot",
+    "MV107": "`losses:` names a term that no component emits",
+    "MV108": "a bundle that `requires:` names is missing or has another version",
+    "MV201": "no component gives a port that another one needs",
+    "MV202": "two components disagree about a dimension",
+    "MV203": "a constraint on a dimension does not hold",
+    "MV204": "two components disagree about dtype or token layout of a port",
+    "MV205": "a view is needed that the model does not produce",
+    "MV206": "a dimension differs between the plan and the built module",
+    "MV207": "an evaluator does not apply to this model and is skipped",
+    "MV208": "a component gives nothing that is used",
+    "MV209": "two components give the same port, or two slots share a name",
+    "MV301": "a plugin could not be loaded",
+    "MV302": "a plugin declares something that is not allowed",
+    "MV303": "a component could not be built",
+    "MV304": "a preset is already taken, or does not exist on disk",
+    "MV401": "a kernel that was asked for cannot serve the call",
+    "MV501": "an image cannot be read",
+    "MV502": "a manifest cannot be used",
+    "MV503": "a split is empty or does not exist",
+    "MV504": "a text is empty",
+    "MV505": "a tensor has the wrong dtype or shape",
+    "MV506": "a tokenizer cannot be loaded or trained",
+    "MV507": "a checkpoint cannot be read",
+    "MV508": "a run folder cannot be used",
+}
+
+
+@attrs.frozen
+class Position:
+    """A place in a file or in a command-line override.
+
+    ``line`` and ``column`` count from 1; 0 means "the whole file".
+    """
+
+    file: str
+    line: int = 0
+    column: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
+
+
+def _known_code(instance: object, attribute: attrs.Attribute, value: str) -> None:
+    if value not in CODES:
+        raise ValueError(f"unknown message code {value!r}; add it to medvlp_core.errors.CODES")
+
+
+@attrs.frozen(kw_only=True)
+class Problem:
+    """One thing that is wrong, with its place and what to do about it."""
+
+    code: str = attrs.field(validator=_known_code)
+    text: str
+    position: Position | None = None
+    details: tuple[str, ...] = ()
+    hint: str | None = None
+    is_warning: bool = False
+
+    def __str__(self) -> str:
+        head = f"[{self.code}] {'warning: ' if self.is_warning else ''}{self.text}"
+        lines = [f"{self.position} {head}" if self.position else head]
+        lines += [f"    {detail}" for detail in self.details]
+        if self.hint:
+            lines.append(f"    hint: {self.hint}")
+        return "\n".join(lines)
+
+
+class MedvlpError(Exception):
+    """Base of every error that medvlp raises on purpose. Carries one or more problems."""
+
+    def __init__(self, *problems: Problem) -> None:
+        super().__init__(*problems)
+        self.problems = problems
+
+    def __str__(self) -> str:
+        return "\n".join(str(problem) for problem in self.problems)
+
+
+class SpecError(MedvlpError):
+    """The recipe (YAML and overrides) cannot be planned or built."""
+
+
+class PluginError(MedvlpError):
+    """A plugin cannot be loaded or declares something that is not allowed."""
+
+
+class DataError(MedvlpError):
+    """Images, texts, manifests, tokenizers or run folders cannot be used."""
+
+
+@attrs.define
+class Report:
+    """Collects problems, so that a user sees all of them at once.
+
+    Example:
+        >>> report = Report()
+        >>> report.add("MV001", "no such file", hint="check the path")
+        >>> report.has_errors
+        True
+    """
+
+    problems: list[Problem] = attrs.field(factory=list)
+
+    def add(
+        self,
+        code: str,
+        text: str,
+        *,
+        at: Position | None = None,
+        details: Iterable[str] = (),
+        hint: str | None = None,
+        is_warning: bool = False,
+    ) -> None:
+        """Record one problem; an identical one is kept once."""
+        problem = Problem(code=code, text=text, position=at, details=tuple(details), hint=hint, is_warning=is_warning)
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    @property
+    def errors(self) -> tuple[Problem, ...]:
+        """The problems that are not warnings."""
+        return tuple(problem for problem in self if not problem.is_warning)
+
+    @property
+    def warnings(self) -> tuple[Problem, ...]:
+        """The problems that do not stop anything."""
+        return tuple(problem for problem in self if problem.is_warning)
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether anything stops the work."""
+        return bool(self.errors)
+
+    def raise_errors(self, kind: type[MedvlpError] = SpecError) -> None:
+        """Raise ``kind`` with all errors, if there are any."""
+        if self.has_errors:
+            raise kind(*self.errors)
+
+    def __iter__(self) -> Iterator[Problem]:
+        """Problems in file order: by file, then line, then column, then code."""
+
+        def key(problem: Problem) -> tuple[str, int, int, str]:
+            at = problem.position or Position("")
+            return (at.file, at.line, at.column, problem.code)
+
+        return iter(sorted(self.problems, key=key))
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate most like ``name``, or None if none is near.
+
+    Example:
+        >>> nearest("mpma.gloabl_local", ["mpma.global_local", "standard.siglip"])
+        'mpma.global_local'
+    """
+    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def did_you_mean(name: str, candidates: Iterable[str], *, what: str = "known names") -> str:
+    """A hint that names the nearest candidate and then the others.
+
+    Example:
+        >>> did_you_mean("heds", ["heads", "slots"], what="parameters")
+        "did you mean 'heads'? other parameters: slots"
+    """
+    names = sorted(set(candidates))
+    near = nearest(name, names)
+    if near is None:
+        return f"{what}: {', '.join(names)}" if names else f"there are no {what}"
+    others = [other for other in names if other != near]
+    rest = f" other {what}: {', '.join(others)}" if others else ""
+    return f"did you mean '{near}'?{rest}"

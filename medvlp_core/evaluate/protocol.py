@@ -1,0 +1,134 @@
+"""What an evaluator receives and returns: the run to look at, and a card of rows, each beside its baselines."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import attrs
+import torch
+
+from medvlp_core.contract import Symbol
+from medvlp_core.errors import Problem, SpecError
+
+if TYPE_CHECKING:
+    from medvlp_core.data.pipeline import InputPipeline
+    from medvlp_core.model import ComposedModel
+    from medvlp_core.plan import ModelPlan
+    from medvlp_core.wiring import PlannedComponent, Provider
+
+Interval = tuple[float, float]
+Verdict = Literal["beats", "within noise", "does not beat"]
+
+
+@attrs.frozen(kw_only=True)
+class Row:
+    """One measured number beside its trivial baselines.
+
+    ``count``: items behind the number. ``interval``: its 95 % interval. ``gain_intervals``: 95 % intervals of the *improvement*
+    over a baseline that was measured on the same items; far narrower than comparing two separate intervals.
+    """
+
+    metric: str
+    value: float
+    is_higher_better: bool = True
+    count: int
+    interval: Interval | None = None
+    baselines: dict[str, float] = attrs.field(factory=dict)
+    gain_intervals: dict[str, Interval] = attrs.field(factory=dict)
+    note: str | None = None
+
+    def gain(self, baseline: str) -> float:
+        """By how much the value is better than a baseline; negative = worse."""
+        difference = self.value - self.baselines[baseline]
+        return difference if self.is_higher_better else -difference
+
+    def verdict(self, baseline: str) -> Verdict:
+        """``beats`` only if the interval clears the baseline too; ``within noise`` if it is better but not clearly."""
+        gain = self.gain(baseline)
+        if not gain > 0:  # also for NaN
+            return "does not beat"
+        if baseline in self.gain_intervals:
+            return "beats" if self.gain_intervals[baseline][0] > 0 else "within noise"
+        if self.interval is not None:
+            low, high = self.interval
+            is_clear = low > self.baselines[baseline] if self.is_higher_better else high < self.baselines[baseline]
+            return "beats" if is_clear else "within noise"
+        return "beats"
+
+
+@attrs.frozen(kw_only=True)
+class Card:
+    """The result of one evaluator. ``pictures``: file names in the pictures folder; ``problem``: why there is no result."""
+
+    evaluator: str
+    rows: tuple[Row, ...] = ()
+    pictures: tuple[str, ...] = ()
+    note: str | None = None
+    problem: str | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain dictionaries, with the verdict of every comparison; numbers that are not finite become null."""
+        card = attrs.asdict(self)
+        for row, plain in zip(self.rows, card["rows"], strict=True):
+            plain["verdicts"] = {name: row.verdict(name) for name in row.baselines}
+        return _finite(card)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+@attrs.frozen(kw_only=True)
+class EvaluationRun:
+    """A trained model with all that an evaluator needs to look at it.
+
+    ``model`` is on ``device`` and in evaluation mode. ``folder`` takes pictures; ``history`` holds the lines of metrics.jsonl, if
+    there are any; ``fresh_model`` makes the same model with new random weights (a baseline), on ``device``.
+    """
+
+    model: ComposedModel
+    plan: ModelPlan
+    pipeline: InputPipeline
+    device: torch.device
+    seed: int
+    folder: Path
+    split: str
+    fresh_model: Callable[[], ComposedModel]
+    history: tuple[dict[str, Any], ...] = ()
+
+    def giver(self, port: str) -> PlannedComponent:
+        """The component that gives ``port``, e.g. the report decoder for ``word_logits``.
+
+        Raises:
+            SpecError: no component gives it (MV201).
+        """
+        return self.plan.components[self._provider(port).path]
+
+    def port_dims(self, port: str) -> tuple[int, ...]:
+        """The solved dimensions of a port, e.g. rows and columns of ``image_grid``.
+
+        Raises:
+            SpecError: no component gives it (MV201), or a dimension is not known (MV206).
+        """
+        provider = self._provider(port)
+        table = self.plan.wiring.table
+        dims = [table.value(Symbol(provider.path, dim)) if isinstance(dim, str) else dim for dim in provider.spec.dims]
+        if None in dims:
+            text = f"{provider.path}: the dimensions of {port} ({provider.spec}) are not all known"
+            raise SpecError(Problem(code="MV206", text=text))
+        return tuple(dim for dim in dims if dim is not None)
+
+    def _provider(self, port: str) -> Provider:
+        for (name, _), provider in self.plan.wiring.providers.items():
+            if name == port:
+                return provider
+        raise SpecError(Problem(code="MV201", text=f"no component of this model gives the port {port}"))

@@ -1,0 +1,69 @@
+"""The hooks that a plugin may implement. Light. Hooks register and observe; they are never in the forward path.
+
+An entry point in the group ``medvlp.plugins`` names a torch-free module; its functions marked with :data:`hookimpl` are called.
+An implementation may take any subset of a hook's arguments::
+
+    # acme/plugin.py                                  [project.entry-points."medvlp.plugins"]
+    from medvlp_core.hooks import hookimpl            acme = "acme.plugin"
+
+    @hookimpl
+    def medvlp_register_components(registry):
+        registry.add(GateSpec)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pluggy
+
+if TYPE_CHECKING:
+    from medvlp_core.compose import ModelPlan
+    from medvlp_core.errors import Report
+    from medvlp_core.plugins import PluginComponents
+
+PROJECT = "medvlp"
+ENTRY_POINT_GROUP = "medvlp.plugins"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+# ------------------------------------------------------------------------------------------------------------- registration
+
+
+@hookspec
+def medvlp_register_components(registry: PluginComponents) -> None:
+    """Register component specs: ``registry.add(SpecClass)``. Names must start with the plugin's namespace and a dot."""
+
+
+@hookspec
+def medvlp_register_presets(register: Callable[[str, Path], None]) -> None:
+    """Register recipes: ``register("base", path)`` makes ``extends: <namespace>:base`` work."""
+
+
+# -------------------------------------------------------------------------------------------------------------- observation
+
+
+@hookspec
+def medvlp_check_plan(plan: ModelPlan, report: Report) -> None:
+    """Look at a checked plan and add problems of your own to ``report``. Runs without torch."""
+
+
+@hookspec
+def medvlp_model_built(plan: ModelPlan, model: Any) -> None:
+    """Called once after a model was built. Must not change its structure."""
+
+
+@hookspec
+def medvlp_train_event(event: Any) -> None:
+    """Called for each event of the training loop (medvlp_core.train.events)."""
+
+
+# ---------------------------------------------------------------------------------------------------------------- extension
+
+
+@hookspec
+def medvlp_add_commands(commands: Any) -> None:
+    """Add subcommands to the ``medvlp`` command line: ``commands.add(name, help, configure, run)``."""

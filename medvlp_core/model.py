@@ -1,0 +1,174 @@
+"""The composed model: runs a plan's steps and sums the weighted losses. Read :meth:`ComposedModel.forward` top to bottom."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from torch import Tensor, nn
+
+from medvlp_core.batch import ImageFeatures, ImageTextBatch, MaskPlan, StepOutput, TokenBatch
+from medvlp_core.components import Role
+from medvlp_core.errors import Problem, SpecError
+from medvlp_core.interfaces import Alignment, Fusion, HasAttentionMaps, ImageEncoder, Masking, TextEncoder
+from medvlp_core.plan import ModelPlan
+from medvlp_core.wiring import PortKey, Step
+
+Ports = dict[PortKey, Tensor]
+
+
+class ComposedModel(nn.Module):
+    """The trainable parts of a plan, each under its slot's name. Made by :func:`medvlp_core.build.build_model`."""
+
+    def __init__(self, plan: ModelPlan, parts: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.plan = plan
+        self.masking: Masking | None = parts.get("model.masking")  # type: ignore[assignment]
+        self.image_encoder: ImageEncoder | None = parts.get("model.image_encoder")  # type: ignore[assignment]
+        self.text_encoder: TextEncoder | None = parts.get("model.text_encoder")  # type: ignore[assignment]
+        self.fusion: Fusion | None = parts.get("model.fusion")  # type: ignore[assignment]
+        self.alignments = nn.ModuleDict({slot: parts[one.path] for slot, one in plan.of_role(Role.ALIGNMENT).items()})
+        self.decoders = nn.ModuleDict({slot: parts[one.path] for slot, one in plan.of_role(Role.DECODER).items()})
+
+    def forward(self, batch: ImageTextBatch) -> StepOutput:
+        """One training pass: hide, encode, fuse, then align and decode.
+
+        Raises:
+            SpecError: a component returned a loss that its contract does not declare, or left one out (MV206).
+        """
+        ports = self._run(self.plan.steps, batch)
+        losses: dict[str, Tensor] = {}
+        predictions: dict[str, Tensor] = {}
+        for slot, module in self.alignments.items():
+            path = f"model.alignments.{slot}"
+            losses |= self._terms(path, module(**_arguments(self.plan.takes(path), ports)))
+        for slot, module in self.decoders.items():
+            path = f"model.decoders.{slot}"
+            output = module(**_arguments(self.plan.takes(path), ports))
+            losses |= self._terms(path, output.losses)
+            predictions[slot] = output.prediction
+        loss = sum(self.plan.losses[name] * value for name, value in losses.items())
+        assert isinstance(loss, Tensor)
+        return StepOutput(loss=loss, losses=losses, predictions=predictions, mask_plan=_mask_plan(ports))
+
+    def _run(self, steps: Iterable[Step], batch: ImageTextBatch) -> Ports:
+        """Run steps in order; each reads its arguments from the ports and adds what it gives."""
+        ports: Ports = {
+            ("image", None): batch.image,
+            ("token_ids", "clean"): batch.token_ids,
+            ("text_is_valid", None): batch.text_is_valid,
+            ("word_ids", None): batch.word_ids,
+        }
+        if batch.image_target is not None:
+            ports["image_target", None] = batch.image_target
+        for step in steps:
+            arguments = _arguments(step.takes, ports)
+            if step.stage == "mask":
+                assert self.masking is not None
+                plan = self.masking(**arguments)
+                ports |= {(port, "masked"): value for port, value in plan._asdict().items()}
+            elif step.stage == "encode_image":
+                assert self.image_encoder is not None
+                ports |= _outputs(self.image_encoder(**arguments), step)
+            elif step.stage == "embed_text":
+                assert self.text_encoder is not None
+                ports["text_embeddings", step.view] = self.text_encoder.embed(**arguments)
+            elif step.stage == "encode_text":
+                assert self.text_encoder is not None
+                ports["text_tokens", step.view] = self.text_encoder.encode(**arguments)
+            elif step.stage == "fuse":
+                assert self.fusion is not None
+                ports |= _outputs(self.fusion(**arguments), step)
+            elif step.stage == "encode_fused":
+                assert self.text_encoder is not None
+                ports["fused_text_tokens", step.view] = self.text_encoder.encode(**arguments)
+        return ports
+
+    def _terms(self, path: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+        component = self.plan.components[path]
+        if set(losses) != set(component.contract.losses):
+            declared, found = ", ".join(component.contract.losses), ", ".join(losses)
+            raise SpecError(Problem(code="MV206", text=f"{component.label} declares the losses {declared}, and returned {found}"))
+        return {f"{component.slot}.{term}": value for term, value in losses.items()}
+
+    # ------------------------------------------------------------------------------------------------- use after training
+
+    def ports(self, batch: ImageTextBatch, *wanted: PortKey) -> Ports:
+        """Compute chosen ports of a batch, e.g. ``("fused_text_tokens", "clean")``, and nothing that they do not need.
+
+        Raises:
+            SpecError: the model does not give such a port (MV201).
+        """
+        keys = [self._key(port, view) for port, view in wanted]
+        ports = self._run(self.plan.wiring.route(keys), batch)
+        return {key: ports[found] for key, found in zip(wanted, keys, strict=True)}
+
+    def _key(self, port: str, view: Any) -> PortKey:
+        key = self.plan.wiring.find(port, view)
+        if key is None:
+            given = sorted({name for name, _ in self.plan.wiring.providers})
+            text = f"this model does not give the port {port}" + (f" in the {view} view" if view else "")
+            raise SpecError(Problem(code="MV201", text=text, hint=f"ports of this model: {', '.join(given)}"))
+        return key
+
+    def encode_image(self, image: Tensor) -> ImageFeatures:
+        """Patch and prefix tokens of whole images: (B, C, H, W) to (B, N, Di), (B, P, Di)."""
+        return self._part("image_encoder")(image)
+
+    def encode_text(self, tokens: TokenBatch) -> Tensor:
+        """Contextual tokens of whole texts, without any image: (B, L) to (B, L, Dt)."""
+        return self._part("text_encoder")(tokens.token_ids, tokens.text_is_valid)
+
+    def embed_image(self, image: Tensor, *, alignment: str | None = None) -> Tensor:
+        """L2-normalised image vectors in the shared space of an alignment (the first one by default): (B, E)."""
+        features = self.encode_image(image)
+        return self._alignment(alignment).embed_image(features.image_tokens, features.image_prefix)
+
+    def embed_text(self, tokens: TokenBatch, *, alignment: str | None = None) -> Tensor:
+        """L2-normalised text vectors in the shared space of an alignment (the first one by default): (B, E)."""
+        return self._alignment(alignment).embed_text(self.encode_text(tokens), tokens.text_is_valid, tokens.word_ids)
+
+    def attention_maps(self, batch: ImageTextBatch) -> Tensor | None:
+        """Which patches each word looks at, on clean inputs: (B, L, N), from the fusion or else an alignment that can tell."""
+        parts: dict[str, nn.Module | None] = {"model.fusion": self.fusion}
+        parts |= {f"model.alignments.{slot}": module for slot, module in self.alignments.items()}
+        for path, module in parts.items():
+            if isinstance(module, HasAttentionMaps):
+                takes = tuple((argument, self._clean(key)) for argument, key in self.plan.wiring.takes(path, "clean"))
+                takes = tuple((argument, key) for argument, key in takes if key in self.plan.wiring.providers)
+                ports = self._run(self.plan.wiring.route(key for _, key in takes), batch)
+                return module.attention_maps(**_arguments(takes, ports))
+        return None
+
+    def _clean(self, key: PortKey) -> PortKey:
+        return (key[0], "clean") if key[1] == "masked" else key
+
+    def _part(self, name: str) -> nn.Module:
+        part = getattr(self, name)
+        if part is None:
+            raise SpecError(Problem(code="MV201", text=f"this model has no {name}"))
+        return part
+
+    def _alignment(self, slot: str | None) -> Alignment:
+        if not self.alignments:
+            raise SpecError(Problem(code="MV201", text="this model has no alignment, so there is no shared space to embed into"))
+        if slot is not None and slot not in self.alignments:
+            hint = f"alignments of this model: {', '.join(self.alignments)}"
+            raise SpecError(Problem(code="MV201", text=f"this model has no alignment {slot!r}", hint=hint))
+        found = self.alignments[slot or next(iter(self.alignments))]
+        assert isinstance(found, Alignment)
+        return found
+
+
+def _arguments(takes: Iterable[tuple[str, PortKey]], ports: Ports) -> dict[str, Tensor]:
+    return {argument: ports[key] for argument, key in takes}
+
+
+def _outputs(output: Any, step: Step) -> Ports:
+    """Ports from the NamedTuple that a module returned; None fields are ports that it does not give."""
+    return {(port, step.view): value for port, value in output._asdict().items() if value is not None}
+
+
+def _mask_plan(ports: Ports) -> MaskPlan | None:
+    found = {name: ports.get((name, "masked")) for name in MaskPlan._fields}
+    return MaskPlan(**found) if all(value is not None for value in found.values()) else None  # type: ignore[arg-type]

@@ -1,0 +1,140 @@
+"""GLA, the global and local alignment."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medvlp_core.interfaces import Alignment, Dims
+from medvlp_core.layers import LearnedScale
+from medvlp_core.ops import masked_mean, symmetric_info_nce
+from medvlp_mpma.contrast import equal_texts, gloria_attention, gloria_loss, tokenwise_loss, word_to_patch
+from medvlp_mpma.specs import GlobalLocalSpec
+
+
+class GlobalLocal(Alignment):
+    """Aligns pairs as a whole, and words with patches, on tokens from before the fusion.
+
+    Global: ``L_g = 1/2 [CE(s) + CE(s^T)]``, ``s_bc = scale * g_v^b . g_t^c``; g_v comes from the mean of the patch tokens, g_t from
+    the report's [CLS], each through ``Linear-GELU-LN-Linear`` and L2-normalised; the scale is learned from 1 / 0.07, at most 100.
+    Local: :func:`~medvlp_mpma.contrast.tokenwise_loss` or :func:`~medvlp_mpma.contrast.gloria_loss` on heads of their own; words
+    are tokens that are neither special nor padding nor [MASK].
+
+    Fused tokens are not aligned: they have seen the image, which would give the answer away.
+
+    Shape:
+        image_tokens (B, S, Di), text_tokens (B, L, Dt), text_is_valid, word_ids, text_is_masked, token_ids (B, L); result
+        {"global": scalar, "local": scalar}, or the one that ``granularity`` names.
+
+    Reference:
+        Zhang et al., Multi-task Paired Masking with Alignment Modeling, arXiv 2305.07920: the abstracts give the two granularities
+        and the purpose; the losses (after MGCA, alternatively GLoRIA) and every value are a reconstruction.
+    """
+
+    def __init__(self, spec: GlobalLocalSpec, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        self.spec = spec
+        self.global_heads = PairHeads(dims["Di"], dims["Dt"], spec.dim) if spec.has_global else None
+        self.local_heads = PairHeads(dims["Di"], dims["Dt"], spec.dim) if spec.has_local else None
+        self.scale = LearnedScale(spec.tau_global) if spec.has_global else None
+
+    def forward(  # type: ignore[override]
+        self,
+        image_tokens: Tensor,
+        text_tokens: Tensor,
+        text_is_valid: Tensor,
+        word_ids: Tensor,
+        text_is_masked: Tensor | None = None,
+        token_ids: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The chosen losses of a batch; for a single pair the global one is 0."""
+        is_same_text = is_same_word = None
+        if token_ids is not None and self.spec.same_text == "ignore":
+            is_same_text = equal_texts(token_ids, text_is_valid)
+        if token_ids is not None and self.spec.same_word == "ignore":
+            is_same_word = token_ids.unsqueeze(1) == token_ids.unsqueeze(2)
+        is_word = _words(text_is_valid, word_ids, text_is_masked)
+        losses = {}
+        if self.global_heads is not None and self.scale is not None:
+            image, text = self._global_vectors(image_tokens, text_tokens)
+            with torch.autocast(image.device.type, enabled=False):
+                losses["global"] = symmetric_info_nce(image, text, self.scale(), is_same_text)
+        if self.local_heads is not None:
+            patches, words = self.local_heads(image_tokens, text_tokens.masked_fill(~is_word.unsqueeze(-1), 0.0))
+            with torch.autocast(patches.device.type, enabled=False):
+                if self.spec.local_kind == "gloria":
+                    losses["local"] = gloria_loss(patches, words, is_word, self._gloria_scales(), is_same_text)
+                else:
+                    patches, words = F.normalize(patches, dim=-1), F.normalize(words, dim=-1)
+                    losses["local"] = tokenwise_loss(patches, words, is_word, self.spec.tau_local, is_same_word)
+        return losses
+
+    def embed_image(self, image_tokens: Tensor, image_prefix: Tensor) -> Tensor:
+        """L2-normalised image vectors, (B, E); without global heads the mean of the patch vectors."""
+        if self.global_heads is not None:
+            return F.normalize(self.global_heads.image(image_tokens.mean(dim=1)), dim=-1)
+        assert self.local_heads is not None
+        return F.normalize(F.normalize(self.local_heads.image(image_tokens), dim=-1).mean(dim=1), dim=-1)
+
+    def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> Tensor:
+        """L2-normalised text vectors, (B, E); without global heads the mean of the word vectors."""
+        if self.global_heads is not None:
+            return F.normalize(self.global_heads.text(text_tokens[:, 0]), dim=-1)
+        assert self.local_heads is not None
+        words = F.normalize(self.local_heads.text(text_tokens), dim=-1)
+        return F.normalize(masked_mean(words, _words(text_is_valid, word_ids, None)), dim=-1)
+
+    def attention_maps(
+        self,
+        image_tokens: Tensor,
+        text_tokens: Tensor,
+        text_is_valid: Tensor,
+        word_ids: Tensor,
+        text_is_masked: Tensor | None = None,
+        token_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The local loss's weights from each token to the patches, (B, L, S), rows sum to 1; without a local loss 1 / S."""
+        if self.local_heads is None:
+            batch, patches = image_tokens.shape[:2]
+            return image_tokens.new_full((batch, text_tokens.shape[1], patches), 1.0 / patches)
+        image, words = self.local_heads(image_tokens, text_tokens)
+        if self.spec.local_kind == "gloria":
+            is_word = _words(text_is_valid, word_ids, text_is_masked)
+            return gloria_attention(image, words, is_word, self.spec.gloria_attention_scale)
+        return word_to_patch(F.normalize(image, dim=-1), F.normalize(words, dim=-1), self.spec.tau_local)
+
+    def _global_vectors(self, image_tokens: Tensor, text_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        assert self.global_heads is not None
+        image, text = self.global_heads(image_tokens.mean(dim=1), text_tokens[:, 0])
+        return F.normalize(image, dim=-1), F.normalize(text, dim=-1)
+
+    def _gloria_scales(self) -> tuple[float, float, float]:
+        return self.spec.gloria_attention_scale, self.spec.gloria_word_scale, self.spec.gloria_logit_scale
+
+
+class PairHeads(nn.Module):
+    """One ``Linear-GELU-LN-Linear`` for each modality, into a common space; the result has at least float32.
+
+    Shape:
+        image (..., Di), text (..., Dt), results (..., E).
+    """
+
+    def __init__(self, image_width: int, text_width: int, dim: int) -> None:
+        super().__init__()
+        self.image, self.text = _head(image_width, dim), _head(text_width, dim)
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+        """Both projections; similarities divided by a small temperature need more than half precision."""
+        mapped = self.image(image), self.text(text)
+        dtype = torch.promote_types(mapped[0].dtype, torch.float32)
+        return mapped[0].to(dtype), mapped[1].to(dtype)
+
+
+def _head(width: int, dim: int) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width), nn.Linear(width, dim))
+
+
+def _words(text_is_valid: Tensor, word_ids: Tensor, text_is_masked: Tensor | None) -> Tensor:
+    is_word = text_is_valid & (word_ids >= 0)
+    return is_word if text_is_masked is None else is_word & ~text_is_masked

@@ -1,0 +1,99 @@
+"""The decoders of MPMA: hidden patches at a higher resolution, hidden words with the image's help."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medvlp_core.batch import DecoderOutput
+from medvlp_core.interfaces import Decoder, Dims
+from medvlp_core.layers import SelfAttentionBlock
+from medvlp_core.ops import normalise_patches, patchify, restore_masked, sincos_positions_2d
+from medvlp_mpma.specs import ImageDecoderSpec, ReportDecoderSpec
+
+
+class ImageDecoder(Decoder):
+    """Super-resolution restoration: each hidden patch of the input is predicted with more pixels than the encoder was shown.
+
+    The target is cut into the encoder's grid, so 448 pixels on a grid of 14 x 14 give cells of 32 x 32 for patches of 16 x 16.
+    ``L = sum over hidden n of mean_q (prediction_nq - target_nq)^2, divided by the number of hidden patches``.
+
+    Prefix tokens go through the blocks without a position and are dropped at the end. Where the encoder replaced hidden patches
+    instead of dropping them, its tokens are used as they are.
+
+    Shape:
+        image_tokens (B, S, Di), S = N or the number of visible patches; image_prefix (B, P, Di); image_is_masked (B, N) bool;
+        image_target (B, C, T, T); prediction (B, N, (T / GH) * (T / GW) * C), in normalised pixels if ``normalise_patches``.
+
+    Reference:
+        Zhou et al., Advancing Radiograph Representation Learning with Masked Record Modeling (MRM), ICLR 2023. That MPMA restores
+        images in this way is a reconstruction.
+    """
+
+    def __init__(self, spec: ImageDecoderSpec, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        self.normalises = spec.normalise_patches
+        self.grid = grid_h, grid_w = dims["GH"], dims["GW"]
+        pixels = (spec.target_size // grid_h) * (spec.target_size // grid_w) * dims["C"]
+        self.embed = nn.Linear(dims["Di"], spec.width)
+        self.mask_token = nn.Parameter(torch.randn(spec.width) * 0.02)
+        self.register_buffer("positions", sincos_positions_2d(spec.width, grid_h, grid_w), persistent=False)
+        self.blocks = nn.ModuleList(SelfAttentionBlock(spec.width, spec.heads, 4 * spec.width) for _ in range(spec.depth))
+        self.norm = nn.LayerNorm(spec.width, eps=1e-6)
+        self.to_pixels = nn.Linear(spec.width, pixels)
+
+    def forward(  # type: ignore[override]
+        self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, image_target: Tensor
+    ) -> DecoderOutput:
+        """Restore every patch; score the hidden ones, 0 if none is."""
+        tokens = self.embed(image_tokens)
+        if tokens.shape[1] < image_is_masked.shape[1]:
+            tokens = restore_masked(tokens, image_is_masked, self.mask_token)
+        prefix = self.embed(image_prefix)
+        joint = torch.cat([prefix, tokens + self.positions], dim=1)
+        for block in self.blocks:
+            joint = block(joint)
+        prediction = self.to_pixels(self.norm(joint[:, prefix.shape[1] :]))
+        target = patchify(image_target, *self.grid)
+        if self.normalises:
+            target = normalise_patches(target)
+        error = (prediction.to(torch.promote_types(prediction.dtype, target.dtype)) - target).square().mean(dim=-1)
+        loss = error.masked_fill(~image_is_masked, 0.0).sum() / image_is_masked.sum().clamp(min=1)
+        return DecoderOutput({"reconstruction": loss}, prediction)
+
+
+class ReportDecoder(Decoder):
+    """Words from fused tokens: cross-entropy with the true ids, averaged over the scored positions.
+
+    ``head: transform`` is ``W LN(gelu(W' F)) + b``, ``head: linear`` is ``W F + b``; W is not tied to the token embeddings. Logits
+    are computed only where they are scored or shown. ``positions: all`` scores padding too, as MRM's code does, so that the loss
+    depends on how far the batch is padded (MRM pads every report to 100 tokens).
+
+    Shape:
+        fused_text_tokens (B, L, Df), token_ids (B, L) int, text_is_masked and text_is_valid (B, L) bool;
+        prediction (R, V), the R hidden positions in row-major order of ``text_is_masked``.
+
+    Reference:
+        Zhou et al., MRM, ICLR 2023. Scoring only hidden positions, the default, is ALTA's choice and our reconstruction.
+    """
+
+    def __init__(self, spec: ReportDecoderSpec, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        self.positions = spec.positions
+        width = dims["Df"]
+        dense = (nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width, eps=1e-12)) if spec.head == "transform" else ()
+        self.transform = nn.Sequential(*dense)
+        self.to_words = nn.Linear(width, dims["V"])
+
+    def forward(  # type: ignore[override]
+        self, fused_text_tokens: Tensor, token_ids: Tensor, text_is_masked: Tensor, text_is_valid: Tensor
+    ) -> DecoderOutput:
+        """Predict the words at the scored positions; the loss is 0 if none is scored."""
+        is_scored = text_is_masked
+        if self.positions != "masked":
+            is_scored = text_is_valid if self.positions == "nonpad" else torch.ones_like(text_is_valid)
+        logits = self.to_words(self.transform(fused_text_tokens[is_scored]))
+        scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        loss = F.cross_entropy(scores, token_ids[is_scored], reduction="sum") / is_scored.sum().clamp(min=1)
+        return DecoderOutput({"mlm": loss}, logits[text_is_masked[is_scored]])

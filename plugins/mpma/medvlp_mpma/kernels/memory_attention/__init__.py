@@ -1,0 +1,1 @@
+"""Attention over per-sample keys and a memory that all samples share."""

@@ -1,0 +1,1 @@
+"""Attention over the K best memory slots of each query."""

@@ -1,0 +1,93 @@
+"""The memory of MA-CMF in its two readings: a shared matrix that tokens query, or slots beside the keys of an attention."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from medvlp_core.layers import MultiHeadAttention
+from medvlp_mpma.kernels.memory_attention.reference import memory_attention
+from medvlp_mpma.kernels.memory_topk.reference import memory_topk
+
+
+class SharedMemory(nn.Module):
+    """Answers of one learned matrix to the tokens of any modality, to be added to them (querying and responding).
+
+    ``q = X Wq, k = M Wk, v = M Wv``; each head attends to its ``topk`` best slots; ``R = concat_i(r_i) Wo``.
+
+    One matrix and one set of four projections serve both modalities: that is what makes it a common space. At the initial values
+    the answers are close to 0, so that ``X + R`` starts close to X. The order of the slots carries no meaning.
+
+    Shape:
+        tokens (B, L, D), result (B, L, D).
+
+    Reference:
+        Chen et al., Cross-modal Memory Networks for Radiology Report Generation, ACL 2021: slots drawn from Normal(0, 1/D)
+        (standard deviation), top-k per head and token. Deviation: Xavier weights and zero biases. That MPMA's memory is of this
+        kind is a reconstruction.
+    """
+
+    def __init__(self, width: int, slots: int, heads: int, topk: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.topk, self.dropout = heads, topk, dropout
+        self.slots = nn.Parameter(torch.randn(slots, width) / width)
+        self.query, self.key, self.value, self.output = (_linear(width) for _ in range(4))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """The memory's answer to each token."""
+        query, key, value = (
+            x.unflatten(-1, (self.heads, -1)) for x in (self.query(tokens), self.key(self.slots), self.value(self.slots))
+        )
+        dropout = self.dropout if self.training else 0.0
+        return self.output(memory_topk(query, key, value, self.topk, dropout_p=dropout).flatten(2))
+
+
+class SlotCrossAttention(nn.Module):
+    """Cross-attention with learned slots beside the keys: ``softmax(Q [K ; sqrt(d) Mk]^T / sqrt(d)) [V ; sqrt(M) Mv] Wo``.
+
+    The slots enter after the projections and belong to this layer alone; d is the width of a head, M the number of slots.
+
+    Shape:
+        queries (B, L, D), keys_values (B, S, D), result (B, L, D).
+
+    Reference:
+        Cornia et al., Meshed-Memory Transformer for Image Captioning, CVPR 2020. Deviation: there the slots stand in the visual
+        self-attention; in the cross-attention they are our reading of "memory-augmented cross-modal fusion".
+    """
+
+    def __init__(self, width: int, slots: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        head_width = width // heads
+        self.attention = MultiHeadAttention(width, heads, dropout=dropout)
+        self.slot_keys = nn.Parameter(torch.randn(slots, width) / head_width)
+        self.slot_values = nn.Parameter(torch.randn(slots, width) / slots)
+        self.key_factor, self.value_factor = math.sqrt(head_width), math.sqrt(slots)
+
+    def forward(self, queries: Tensor, keys_values: Tensor) -> Tensor:
+        """Attend to the keys of the sample and to the slots."""
+        part = self.attention
+        query, key, value, slot_keys, slot_values = (
+            x.unflatten(-1, (part.heads, -1))
+            for x in (
+                part.query(queries),
+                part.key(keys_values),
+                part.value(keys_values),
+                self.key_factor * self.slot_keys,
+                self.value_factor * self.slot_values,
+            )
+        )
+        dropout = part.dropout if self.training else 0.0
+        return part.output(memory_attention(query, key, value, slot_keys, slot_values, dropout_p=dropout).flatten(2))
+
+    def weights(self, queries: Tensor, keys_values: Tensor) -> Tensor:
+        """The weights of the sample's keys among themselves, without the slots: (B, K, L, S), rows sum to 1."""
+        return self.attention.weights(queries, keys_values)
+
+
+def _linear(width: int) -> nn.Linear:
+    layer = nn.Linear(width, width)
+    nn.init.xavier_uniform_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

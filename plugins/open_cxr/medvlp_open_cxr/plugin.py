@@ -1,0 +1,12 @@
+"""Registers the embedded sample set. Light: no torch here or in ``specs``."""
+
+from medvlp_core.hooks import hookimpl
+from medvlp_core.plugins import PluginComponents
+from medvlp_open_cxr.specs import SPECS
+
+
+@hookimpl
+def medvlp_register_components(registry: PluginComponents) -> None:
+    """Register ``open_cxr.pairs``."""
+    for spec in SPECS:
+        registry.add(spec)

@@ -1,0 +1,1 @@
+"""medvlp's standard components. The only bundle that imports timm or transformers."""

@@ -1,0 +1,71 @@
+"""``standard.siglip``: every image-text combination judged by itself."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medvlp_core.interfaces import Alignment, Dims
+from medvlp_standard.alignment.shared import GlobalHeads, equal_texts
+from medvlp_standard.specs.alignment import SigLipSpec
+
+
+def sigmoid_pair_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, is_ignored: Tensor | None = None) -> Tensor:
+    """``-1/B sum_bc log sigmoid(z_bc (scale * x_b . y_c + bias))``, z = 1 on the diagonal and -1 elsewhere.
+
+    ``is_ignored`` marks combinations that are no negatives; the diagonal always counts.
+
+    Shape:
+        image, text (B, E); scale, bias scalars; is_ignored (B, B) bool, image by text; result a scalar.
+    """
+    logits = scale * (image @ text.t()) + bias
+    is_pair = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
+    terms = F.softplus(torch.where(is_pair, -logits, logits))
+    if is_ignored is not None:
+        terms = terms.masked_fill(is_ignored & ~is_pair, 0.0)
+    return terms.sum() / len(logits)
+
+
+class SigLip(Alignment):
+    """The sigmoid loss of :func:`sigmoid_pair_loss` with learned scale (init 10) and bias (init -10).
+
+    A single pair keeps its positive term, so its loss is finite but not 0.
+
+    Shape:
+        image_tokens (B, S, Di), image_prefix (B, P, Di), text_tokens (B, L, Dt), text_is_valid (B, L),
+        token_ids (B, L) where equal texts are ignored; result {"global": scalar}.
+
+    Reference:
+        Zhai et al., Sigmoid Loss for Language Image Pre-Training, ICCV 2023. Addition: ``same_text: ignore``.
+    """
+
+    def __init__(self, spec: SigLipSpec, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        self.heads = GlobalHeads(spec, dims)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(spec.initial_scale)))
+        self.bias = nn.Parameter(torch.tensor(float(spec.initial_bias)))
+
+    def forward(  # type: ignore[override]
+        self,
+        image_tokens: Tensor,
+        image_prefix: Tensor,
+        text_tokens: Tensor,
+        text_is_valid: Tensor,
+        token_ids: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """The matching loss of a batch."""
+        image = self.heads.image(image_tokens, image_prefix)
+        text = self.heads.text(text_tokens, text_is_valid)
+        is_ignored = None if token_ids is None else equal_texts(token_ids, text_is_valid)
+        return {"global": sigmoid_pair_loss(image, text, self.log_scale.exp(), self.bias, is_ignored)}
+
+    def embed_image(self, image_tokens: Tensor, image_prefix: Tensor) -> Tensor:
+        """L2-normalised image vectors, (B, E)."""
+        return self.heads.image(image_tokens, image_prefix)
+
+    def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> Tensor:
+        """L2-normalised text vectors, (B, E)."""
+        return self.heads.text(text_tokens, text_is_valid)

@@ -1,0 +1,1 @@
+"""The standard evaluators: held-out checks beside their trivial baselines, and pictures."""

@@ -1,0 +1,78 @@
+"""What several evaluators share: batches of a split, label vectors, targets of patch decoders, paired intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medvlp_core.batch import ImageTextBatch
+from medvlp_core.device import to_device
+from medvlp_core.errors import DataError, Problem
+from medvlp_core.evaluate.metrics import BoolArray, FloatArray, IndexArray, bootstrap_interval
+from medvlp_core.evaluate.protocol import EvaluationRun
+from medvlp_core.interfaces import Record
+from medvlp_core.ops import normalise_patches, patchify
+
+BATCH_SIZE = 64
+
+
+def batches(run: EvaluationRun, split: str, *, max_pairs: int | None = None) -> Iterator[ImageTextBatch]:
+    """The split in its own order and without random changes, on the run's device; at most ``max_pairs`` pairs of it."""
+    size = min(BATCH_SIZE, max_pairs or BATCH_SIZE)
+    loader = run.pipeline.loader(split, batch_size=size, is_training=False, seed=run.seed, workers=0)
+    left = max_pairs
+    for batch in loader if left is None else islice(loader, -(-left // size)):
+        if left is not None and len(batch.image) > left:
+            batch = batch._make(item if item is None else item[:left] for item in batch)
+        left = None if left is None else left - len(batch.image)
+        yield to_device(batch, run.device)
+
+
+def labels_of(records: Sequence[Record], label: str) -> tuple[IndexArray, BoolArray]:
+    """Positions of the records where ``label`` is known, and whether they have it.
+
+    Raises:
+        DataError: it is known nowhere, or the same everywhere (MV503).
+    """
+    known = np.array([index for index, record in enumerate(records) if label in record.labels], dtype=np.int64)
+    is_positive = np.array([bool(records[index].labels[label]) for index in known], dtype=bool)
+    if len(known) == 0 or is_positive.all() or not is_positive.any():
+        names = sorted({name for record in records for name in record.labels})
+        text = f"label {label!r}: {int(is_positive.sum())} positive and {int((~is_positive).sum())} negative records"
+        hint = f"labels of this split: {', '.join(names) or 'none'}"
+        raise DataError(Problem(code="MV503", text=text, hint=hint))
+    return known, is_positive
+
+
+def paired_gain(metric: Callable[[IndexArray], float], baseline: Callable[[IndexArray], float], count: int) -> tuple[float, float]:
+    """95 % interval of ``metric - baseline`` over the same resampled items; (-inf, inf) if it is never defined."""
+    interval = bootstrap_interval(lambda index: metric(index) - baseline(index), count)
+    return interval or (-np.inf, np.inf)
+
+
+def patch_targets(run: EvaluationRun, batch: ImageTextBatch) -> tuple[Tensor, Tensor]:
+    """Pixels of every patch and the patch decoder's own target for it, both (B, N, Q).
+
+    The target differs from the pixels if the decoder normalises patches; a decoder says so with its parameter
+    ``normalise_patches``, and which image it restores by needing ``image_target`` or ``image``.
+    """
+    decoder = run.giver("patch_prediction")
+    ports = {spec.port for spec in decoder.contract.needs.values()}
+    image = batch.image_target if "image_target" in ports and batch.image_target is not None else batch.image
+    rows, columns = run.port_dims("image_grid")
+    pixels = patchify(image.float(), rows, columns)
+    return pixels, normalise_patches(pixels) if is_normalised(run) else pixels
+
+
+def is_normalised(run: EvaluationRun) -> bool:
+    """Whether the patch decoder's target is normalised patch by patch."""
+    return bool(getattr(run.giver("patch_prediction").spec, "normalise_patches", False))
+
+
+def to_numpy(values: Tensor) -> FloatArray:
+    """Float64 on the CPU, as the metrics want it."""
+    return values.detach().to("cpu", torch.float64).numpy()

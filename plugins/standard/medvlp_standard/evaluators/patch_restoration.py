@@ -1,0 +1,87 @@
+"""How well hidden patches are restored, measured as the decoder was trained."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from medvlp_core.evaluate.metrics import FloatArray, bootstrap_interval
+from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row
+from medvlp_core.interfaces import Dims, Evaluator
+from medvlp_standard.evaluators.common import batches, is_normalised, paired_gain, patch_targets, to_numpy
+from medvlp_standard.specs.evaluators import PatchRestorationSpec
+
+TRAINING_IMAGES = 512  # enough for a mean patch
+
+
+class PatchRestoration(Evaluator):
+    """Mean squared error on hidden patches in the decoder's target space, beside two predictions without a model.
+
+    ``patch mean``: the true mean of each patch at every pixel of it; with normalised targets that is 0 and its error close to 1.
+    ``mean training patch``: the mean target over the training images at the same place of the grid, which knows where the lungs
+    usually are. Intervals resample images.
+    """
+
+    def __init__(self, spec: PatchRestorationSpec, dims: Dims) -> None:
+        self.spec = spec
+
+    def evaluate(self, run: EvaluationRun) -> Card:
+        """One row."""
+        mean_patch = self._mean_training_patch(run)
+        errors: dict[str, list[FloatArray]] = {"model": [], "patch mean": [], "mean training patch": []}
+        hidden = 0
+        for draw in range(self.spec.draws):
+            for number, batch in enumerate(batches(run, run.split, max_pairs=self.spec.max_pairs)):
+                torch.manual_seed(run.seed + 10_000 * draw + number)
+                output = run.model(batch)
+                assert output.mask_plan is not None  # without a masked view no decoder restores patches
+                is_hidden = output.mask_plan.image_is_masked
+                hidden += int(is_hidden.sum())
+                _, target = patch_targets(run, batch)
+                prediction = output.predictions[run.giver("patch_prediction").slot].float()
+                guesses = {
+                    "model": prediction,
+                    "patch mean": target.mean(dim=-1, keepdim=True),
+                    "mean training patch": mean_patch,
+                }
+                for name, guess in guesses.items():
+                    errors[name].append(image_errors(guess, target, is_hidden))
+        # Draws of one image are not independent: they are averaged before anything is resampled.
+        per_image = {
+            name: np.concatenate(parts).reshape(self.spec.draws, -1).mean(axis=0) for name, parts in errors.items()
+        }
+        model, count = per_image.pop("model"), len(per_image["patch mean"])
+        space = "pixels normalised patch by patch" if is_normalised(run) else "normalised input pixels"
+        row = Row(
+            metric="patch restoration: MSE on hidden patches",
+            value=float(model.mean()),
+            is_higher_better=False,
+            count=hidden,
+            interval=bootstrap_interval(lambda index: float(model[index].mean()), count),
+            baselines={name: float(values.mean()) for name, values in per_image.items()},
+            gain_intervals={
+                name: paired_gain(lambda i, v=values: float(v[i].mean()), lambda i: float(model[i].mean()), count)
+                for name, values in per_image.items()
+            },
+        )
+        return Card(evaluator="", rows=(row,), note=f"{hidden} hidden patches of {count} images; error in {space}.")
+
+    def _mean_training_patch(self, run: EvaluationRun) -> Tensor:
+        """Mean target at every place of the grid over training images: (N, Q)."""
+        total, count = torch.zeros((), device=run.device), 0
+        for batch in batches(run, "train", max_pairs=TRAINING_IMAGES):
+            _, target = patch_targets(run, batch)
+            total = total + target.sum(dim=0)
+            count += len(target)
+        return total / count
+
+
+def image_errors(guess: Tensor, target: Tensor, is_hidden: Tensor) -> FloatArray:
+    """Mean squared error over the hidden patches of each image.
+
+    Shape:
+        guess broadcasts to target (B, N, Q); is_hidden (B, N); result (B,).
+    """
+    error = (guess - target).square().mean(dim=-1)
+    return to_numpy((error * is_hidden).sum(dim=1) / is_hidden.sum(dim=1).clamp(min=1))

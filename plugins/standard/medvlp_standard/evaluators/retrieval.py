@@ -1,0 +1,97 @@
+"""Retrieval between images and texts at the level of labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from medvlp_core.batch import ImageTextBatch, TokenBatch
+from medvlp_core.errors import DataError, Problem
+from medvlp_core.evaluate.metrics import BoolArray, bootstrap_interval, chance_precision, precision_at_k
+from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row
+from medvlp_core.interfaces import Dims, Evaluator, Record
+from medvlp_standard.evaluators.common import batches, paired_gain, to_numpy
+from medvlp_standard.specs.evaluators import RetrievalSpec
+
+
+class Retrieval(Evaluator):
+    """Precision@K in both directions: the share of hits among the K nearest by cosine.
+
+    A hit has the same set of positive labels as the query, or an equal text. Retrieving the one exact text says little on a
+    small split with many alike reports. Chance is exact: the mean share of hits among all candidates, the query's own pair
+    included, as it is for the model. Intervals resample queries.
+    """
+
+    def __init__(self, spec: RetrievalSpec, dims: Dims) -> None:
+        self.spec = spec
+
+    def evaluate(self, run: EvaluationRun) -> Card:
+        """One row for each direction and K.
+
+        Raises:
+            DataError: fewer than two records can be compared (MV503).
+        """
+        records = run.pipeline.records(run.split)
+        labels = self.spec.labels or varying_labels(records)
+        kept = [index for index, record in enumerate(records) if labels == () or any(name in record.labels for name in labels)]
+        if len(kept) < 2:
+            hint = f"labels that vary in this split: {', '.join(varying_labels(records)) or 'none'}"
+            text = f"{len(kept)} records have one of the labels {', '.join(labels)}"
+            raise DataError(Problem(code="MV503", text=text, hint=hint))
+        is_hit = same_findings([records[index] for index in kept], labels)
+        images, texts = [], []
+        for batch in batches(run, run.split):
+            images.append(run.model.embed_image(batch.image, alignment=self.spec.alignment))
+            tokens = run.model.embed_text(_tokens(batch), alignment=self.spec.alignment)
+            texts.append(tokens)
+        scores = to_numpy(torch.cat(images).float() @ torch.cat(texts).float().t())[np.ix_(kept, kept)]
+        rows = [
+            self._row(name, k, direction, is_hit)
+            for name, direction in (("image to text", scores), ("text to image", scores.T))
+            for k in self.spec.ks
+        ]
+        what = f"the same positive labels of: {', '.join(labels)}" if labels else "an equal text (the split has no labels)"
+        return Card(evaluator="", rows=tuple(rows), note=f"{len(kept)} pairs; a hit has {what}.")
+
+    def _row(self, name: str, k: int, scores: np.ndarray, is_hit: BoolArray) -> Row:
+        precision, chance = precision_at_k(scores, is_hit, k), chance_precision(is_hit)
+        count = len(precision)
+        return Row(
+            metric=f"retrieval {name}: precision@{k}",
+            value=float(precision.mean()),
+            count=count,
+            interval=bootstrap_interval(lambda index: float(precision[index].mean()), count),
+            baselines={"random ranking": float(chance.mean())},
+            gain_intervals={
+                "random ranking": paired_gain(
+                    lambda index: float(precision[index].mean()), lambda index: float(chance[index].mean()), count
+                )
+            },
+        )
+
+
+def _tokens(batch: ImageTextBatch) -> TokenBatch:
+    return TokenBatch(token_ids=batch.token_ids, text_is_valid=batch.text_is_valid, word_ids=batch.word_ids)
+
+
+def varying_labels(records: Sequence[Record]) -> tuple[str, ...]:
+    """Names of the labels that some record has and some other has not."""
+    seen: dict[str, set[int]] = {}
+    for record in records:
+        for name, value in record.labels.items():
+            seen.setdefault(name, set()).add(value)
+    return tuple(sorted(name for name, values in seen.items() if len(values) > 1))
+
+
+def same_findings(records: Sequence[Record], labels: Sequence[str]) -> BoolArray:
+    """Which pairs of records are hits for each other: (n, n), symmetric, True on the diagonal."""
+    wanted = set(labels)
+    findings = [frozenset(name for name, value in record.labels.items() if value and name in wanted) for record in records]
+    keys = {key: number for number, key in enumerate(dict.fromkeys(findings))}
+    texts = {text: number for number, text in enumerate(dict.fromkeys(record.text for record in records))}
+    finding = np.array([keys[one] for one in findings])
+    text = np.array([texts[record.text] for record in records])
+    is_same_text = text[:, None] == text[None, :]
+    return is_same_text if not labels else is_same_text | (finding[:, None] == finding[None, :])

@@ -1,0 +1,238 @@
+"""Image encoders over timm: vision transformers that drop hidden patches, and feature maps of convolutional networks.
+
+Shape letters: B batch, C channels, S image side in pixels, GH GW grid, N = GH * GW patches, Nv visible patches, P prefix tokens,
+Di width.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+import timm
+import torch
+from timm.layers import PatchEmbed, resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from medvlp_core.batch import ImageFeatures
+from medvlp_core.errors import DataError, Problem, SpecError
+from medvlp_core.interfaces import Dims, ImageEncoder
+from medvlp_core.ops import sincos_positions_2d
+from medvlp_standard.specs.image_encoders import TimmCNNSpec, TimmViTSpec
+from medvlp_standard.timm_facts import base_name
+from medvlp_standard.weights import LoadedWeights, load_weights
+
+
+class TimmViT(ImageEncoder):
+    """A timm VisionTransformer, wrapped: ``tokens = norm(blocks(norm_pre([prefix; (patches + positions)[visible]])))``.
+
+    Without hidden patches the tokens are timm's ``forward_features``. In the masked view the visible patches are gathered after
+    the positions were added, so the blocks see only them; hidden patches cost nothing and have no influence.
+
+    Reference:
+        Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021; dropping of masked patches as in He et al., Masked
+        Autoencoders Are Scalable Vision Learners, CVPR 2022 (there in shuffled order, here in raster order: the blocks do not see
+        the order).
+    """
+
+    def __init__(self, spec: TimmViTSpec, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        sizes = {"patch_size": spec.patch_size, "embed_dim": spec.width, "depth": spec.depth, "num_heads": spec.heads}
+        vit = _create(
+            spec.model,
+            spec.pretrained,
+            img_size=spec.image_size,
+            in_chans=spec.channels,
+            num_classes=0,
+            drop_path_rate=spec.drop_path,
+            **{name: size for name, size in sizes.items() if size is not None},
+        )
+        if not isinstance(vit, VisionTransformer):
+            text = f"{spec.model} is a {type(vit).__name__}, and standard.timm_vit needs a VisionTransformer"
+            hint = "for feature maps use standard.timm_cnn; names that fit: timm.list_models('vit_*')"
+            raise SpecError(Problem(code="MV303", text=text, hint=hint))
+        # Pooling, its norm and the classifier are timm's head; left in, their parameters would never get a gradient.
+        vit.reset_classifier(0, "")
+        vit.fc_norm = nn.Identity()
+        if not spec.norm:
+            vit.norm = nn.Identity()
+        self.vit = vit
+        self.grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
+        self.loaded: LoadedWeights | None = None
+        if spec.pretrained not in (None, "hub"):
+            self.loaded = load_weights(vit, str(spec.pretrained), who="standard.timm_vit", adapt=self._adapt)
+        if spec.positions == "sincos":
+            self._fix_positions()
+
+    def dims(self) -> dict[str, int]:
+        """The sizes of the built model, by the symbols of its contract."""
+        rows, columns = self.grid
+        return {"GH": rows, "GW": columns, "N": rows * columns, "P": self.vit.num_prefix_tokens, "Di": self.vit.embed_dim}
+
+    def forward(self, image: Tensor, image_is_masked: Tensor | None = None) -> ImageFeatures:
+        """Encode a batch.
+
+        Shape:
+            image (B, C, S, S), image_is_masked (B, N) bool with the same number of hidden patches in every row, or None;
+            image_tokens (B, Nv, Di) in raster order, image_prefix (B, P, Di).
+
+        Raises:
+            DataError: ``image_is_masked`` has another shape, or rows with different counts (MV505).
+        """
+        vit, prefix = self.vit, self.vit.num_prefix_tokens
+        if image_is_masked is not None and type(vit.patch_embed) is not PatchEmbed:
+            # A convolutional stem looks over the patch's edge.
+            image = hide_cells(image, image_is_masked, self.grid)
+        # timm's own method knows where class token, registers and positions go in each of its variants.
+        tokens = vit._pos_embed(vit.patch_embed(image))
+        if image_is_masked is not None:
+            visible = gather_visible(tokens[:, prefix:], image_is_masked)
+            tokens = torch.cat([tokens[:, :prefix], visible], dim=1)
+        tokens = vit.norm(vit.blocks(vit.norm_pre(tokens)))
+        return ImageFeatures(image_tokens=tokens[:, prefix:], image_prefix=tokens[:, :prefix])
+
+    def _adapt(self, key: str, tensor: Tensor, target: Tensor) -> Tensor | None:
+        """Resample learned positions of another image size to this grid; the file's grid must be square."""
+        count = self.grid[0] * self.grid[1]
+        prefix = target.shape[1] - count if target.ndim == 3 else -1
+        side = int((tensor.shape[1] - prefix) ** 0.5) if tensor.ndim == 3 and prefix >= 0 else 0
+        if key != "pos_embed" or side == 0 or side * side != tensor.shape[1] - prefix or tensor.shape[2] != target.shape[2]:
+            return None
+        return resample_abs_pos_embed(tensor, new_size=list(self.grid), old_size=[side, side], num_prefix_tokens=prefix)
+
+    def _fix_positions(self) -> None:
+        """Overwrite the positions with fixed sine-cosine vectors, 0 at prefix tokens, and freeze them.
+
+        Raises:
+            SpecError: the model has no table of positions (MV303), or 4 does not divide its width (MV203).
+        """
+        table = self.vit.pos_embed
+        if table is None:
+            text = "positions=sincos needs a model with a table of positions, and this one has none"
+            raise SpecError(Problem(code="MV303", text=text, hint="set positions: learned, which keeps timm's own"))
+        fixed = sincos_positions_2d(self.vit.embed_dim, *self.grid).to(table)
+        prefix = table.shape[1] - fixed.shape[0]
+        table.requires_grad_(False)
+        table.zero_()[0, prefix:] = fixed
+
+
+class TimmCNN(ImageEncoder):
+    """A feature map of a timm model, one token for each cell: ``tokens = flatten(stage(image with hidden cells = 0))``.
+
+    All N tokens stay in the masked view. A token at a hidden cell still sees its visible neighbours, as far as the receptive field
+    reaches; hidden pixels are replaced before the first layer and have no influence.
+    """
+
+    def __init__(self, spec: TimmCNNSpec, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        self.net = _create(spec.model, spec.pretrained, in_chans=spec.channels, features_only=True, out_indices=(_stage(spec),))
+        self.loaded: LoadedWeights | None = None
+        if spec.pretrained not in (None, "hub"):
+            self.loaded = load_weights(self.net, str(spec.pretrained), who="standard.timm_cnn")
+        self.is_channel_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
+        # One blank image tells the true grid, whatever the model's padding rules are. It draws no random numbers.
+        # In evaluation mode, so that batch norms do not count it.
+        self.net.eval()
+        with torch.no_grad():
+            features = self._features(torch.zeros(1, spec.channels, spec.image_size, spec.image_size))
+        self.net.train()
+        self.grid: tuple[int, int] = (features.shape[2], features.shape[3])
+        self.width = features.shape[1]
+        if spec.image_size % self.grid[0] or spec.image_size % self.grid[1]:
+            text = f"image_size={spec.image_size} cannot be cut into the {self.grid[0]} x {self.grid[1]} cells of this stage"
+            raise SpecError(Problem(code="MV303", text=text, hint="use a multiple of the stage's reduction, e.g. of 32"))
+
+    def dims(self) -> dict[str, int]:
+        """The sizes of the built model, by the symbols of its contract."""
+        rows, columns = self.grid
+        return {"GH": rows, "GW": columns, "N": rows * columns, "Di": self.width}
+
+    def forward(self, image: Tensor, image_is_masked: Tensor | None = None) -> ImageFeatures:
+        """Encode a batch.
+
+        Shape:
+            image (B, C, S, S), image_is_masked (B, N) bool or None; image_tokens (B, N, Di), image_prefix (B, 0, Di).
+
+        Raises:
+            DataError: ``image_is_masked`` has another shape (MV505).
+        """
+        if image_is_masked is not None:
+            image = hide_cells(image, image_is_masked, self.grid)
+        features = self._features(image)
+        tokens = features.flatten(2).transpose(1, 2)
+        return ImageFeatures(image_tokens=tokens, image_prefix=tokens[:, :0])
+
+    def _features(self, image: Tensor) -> Tensor:
+        features = self.net(image)[0]
+        return features.permute(0, 3, 1, 2) if self.is_channel_last else features
+
+
+def gather_visible(tokens: Tensor, image_is_masked: Tensor) -> Tensor:
+    """The visible tokens of every row, in raster order.
+
+    Shape:
+        tokens (B, N, D), image_is_masked (B, N) bool, result (B, Nv, D).
+
+    Raises:
+        DataError: another shape, or rows that hide different numbers of patches (MV505).
+    """
+    _check_shape(image_is_masked, (tokens.shape[0], tokens.shape[1]))
+    counts = (~image_is_masked).sum(dim=1).tolist()
+    if len(set(counts)) > 1:
+        text = f"image_is_masked leaves {min(counts)} to {max(counts)} patches visible; the rows of a batch must agree"
+        raise DataError(Problem(code="MV505", text=text, hint="a masking hides the same number of patches in every image"))
+    return tokens[~image_is_masked].reshape(tokens.shape[0], counts[0], tokens.shape[2])
+
+
+def hide_cells(image: Tensor, image_is_masked: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Set the pixels of hidden cells to 0, which is the mean grey after normalisation.
+
+    Shape:
+        image (B, C, H, W), image_is_masked (B, N) bool with N = grid rows * columns, result (B, C, H, W).
+
+    Raises:
+        DataError: ``image_is_masked`` has another shape (MV505).
+    """
+    batch, _, height, width = image.shape
+    rows, columns = grid
+    _check_shape(image_is_masked, (batch, rows * columns))
+    cells = image_is_masked.reshape(batch, 1, rows, 1, columns, 1)
+    cells = cells.expand(batch, 1, rows, height // rows, columns, width // columns)
+    return image.masked_fill(cells.reshape(batch, 1, height, width), 0.0)
+
+
+def _check_shape(image_is_masked: Tensor, wanted: tuple[int, int]) -> None:
+    if tuple(image_is_masked.shape) != wanted or image_is_masked.dtype != torch.bool:
+        text = f"image_is_masked is {tuple(image_is_masked.shape)} {image_is_masked.dtype}, expected {wanted} torch.bool"
+        raise DataError(Problem(code="MV505", text=text, hint="one value for each patch of the encoder's grid, True = hidden"))
+
+
+def _stage(spec: TimmCNNSpec) -> int:
+    """The stage counted from 0, as every timm version takes it."""
+    if spec.stage >= 0:
+        return spec.stage
+    with torch.device("meta"):
+        info = _create(spec.model, None, features_only=True).feature_info
+    return len(info.channels()) + spec.stage
+
+
+def _create(model: str, pretrained: str | None, **options: Any) -> Any:
+    """Make a timm model; every failure becomes a message about the recipe.
+
+    Raises:
+        SpecError: an unknown name or options that the model refuses (MV303), or weights that cannot be had (MV507).
+    """
+    if not timm.is_model(base_name(model)):
+        near = difflib.get_close_matches(base_name(model), timm.list_models(), n=3)
+        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "timm.list_models() shows all names"
+        raise SpecError(Problem(code="MV303", text=f"timm {timm.__version__} has no model {model!r}", hint=hint))
+    try:
+        return timm.create_model(model, pretrained=pretrained == "hub", **options)
+    except Exception as error:
+        is_hub = pretrained == "hub"
+        text = f"timm could not make {model!r}{' with its weights' if is_hub else ''}: {type(error).__name__}: {error}"
+        hint = "parameters such as width, depth and heads exist for plain vision transformers only"
+        if is_hub:
+            hint = "weights come over the network once; download them beforehand, or give the path of a checkpoint file"
+        raise SpecError(Problem(code="MV507" if is_hub else "MV303", text=text, hint=hint)) from error
