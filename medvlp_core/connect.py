@@ -1,4 +1,4 @@
-"""Connects the components of a recipe: ties needs to providers, unifies dimensions, checks constraints, explains what fails. Light."""
+"""Connects a recipe's components: ties needs to providers, unifies dimensions, checks constraints, says what fails. Light."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ ROLE_PORTS: dict[Role, frozenset[str]] = {
     Role.TOKENIZER: frozenset({"token_ids", "text_is_valid", "word_ids", "vocabulary"}),
     Role.MASKING: frozenset({"image_is_masked", "text_is_masked", "token_ids"}),
     Role.IMAGE_ENCODER: frozenset({"image_grid", "image_tokens", "image_prefix"}),
-    Role.TEXT_ENCODER: frozenset({"text_embeddings", "text_tokens", "fused_text_tokens"}),
     Role.FUSION: frozenset({"fused_text_tokens", "fused_text_embeddings", "fused_image_tokens"}),
+    # An early fusion leads back through the text encoder, so fused tokens are unknown while either of the two is broken.
+    Role.TEXT_ENCODER: frozenset({"text_embeddings", "text_tokens", "fused_text_tokens"}),
     Role.ALIGNMENT: frozenset({"image_embedding", "text_embedding"}),
     Role.DECODER: frozenset({"patch_prediction", "word_logits"}),
 }
@@ -165,7 +166,8 @@ def _report_missing(wiring: Wiring, component: PlannedComponent, missing: list[t
     absent: dict[Role, list[str]] = {}
     for port, view in missing:
         role = _giving_role(port, view)
-        if role in wiring.broken_roles or (wiring.broken_roles and role is None):
+        may_come = any(port in ROLE_PORTS.get(broken, ()) for broken in wiring.broken_roles)
+        if may_come or (wiring.broken_roles and role is None):
             continue
         if role is not None and role not in present:
             absent.setdefault(role, []).append(port)
@@ -179,7 +181,7 @@ def _report_missing(wiring: Wiring, component: PlannedComponent, missing: list[t
             hint = hint or did_you_mean(port, {name for name, _ in wiring.providers} | set(PORTS), what="ports")
             report.add("MV201", f"{component.label} needs {port}, and no component gives it", at=component.position(), hint=hint)
     for role, ports in absent.items():
-        text = f"{component.label} needs {' and '.join(ports)}, and the recipe has no {role}"
+        text = f"{component.label} needs {', '.join(ports)}, and the recipe has no {role}"
         report.add("MV201", text, at=component.position(), hint=f"add a {role} at {SLOTS[role]}")
 
 

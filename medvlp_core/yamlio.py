@@ -13,7 +13,7 @@ from typing import Literal
 
 import attrs
 
-from medvlp_core.errors import Position, Report, did_you_mean
+from medvlp_core.errors import Position, Report, did_you_mean, nearest
 from medvlp_core.references import escape_references, missing_hint, resolve_references
 from medvlp_core.yamltree import Node, Scalar, dump_yaml, parse_yaml
 
@@ -87,7 +87,8 @@ class _Loader:
             return None
         if not isinstance(node.value, dict):
             hint = "start with `medvlp: 1` and go on with `model:`"
-            self.report.add("MV002", "a recipe is a mapping of blocks, found something else", at=node.position, hint=hint)
+            kind = "a list" if isinstance(node.value, list) else f"the value {node.value!r}"
+            self.report.add("MV002", f"a recipe is a mapping of blocks, found {kind}", at=node.position, hint=hint)
             return None
         own = attrs.evolve(node, value={key: child for key, child in node.value.items() if key != "extends"})
         extends = node.value.get("extends")
@@ -128,8 +129,8 @@ class _Loader:
             folder = path.parent if shown in self.presets else Path(shown).parent
             name_shown = os.path.normpath(folder / name)
         if str(found.resolve()) in [*self.chain, str(path.resolve())]:
-            text = f"`extends` goes in a circle: {shown} -> {name}"
-            self.report.add("MV005", text, at=target.position, hint="remove one of the two")
+            text = "a recipe cannot extend itself" if name_shown == shown else f"{name!r} extends {shown!r}, which extends it"
+            self.report.add("MV005", f"`extends` goes in a circle: {text}", at=target.position, hint="leave one of them out")
             return None
         if not found.is_file():
             text = f"`extends` names {name!r}, and there is no file {name_shown}"
@@ -163,7 +164,8 @@ class _Loader:
             files = [entry.name for entry in path.parent.iterdir() if entry.suffix in (".yaml", ".yml")]
         except OSError:
             return f"there is no folder {path.parent.name!r}; presets: {', '.join(sorted(self.presets))}"
-        return did_you_mean(path.name, files, what="recipes in that folder")
+        near = nearest(path.name, files)
+        return f"did you mean '{near}'?" if near else "paths are relative to the file that names them"
 
 
 def _is_preset_name(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -129,22 +130,25 @@ class InputPipeline:
     ) -> StatefulDataLoader[ImageTextBatch]:
         """Batches of a split; the loader's ``state_dict`` resumes in the middle of an epoch.
 
-        Training: in an order drawn from ``seed``, new in every epoch; an incomplete last batch is dropped unless it is the only one.
+        Training: in an order drawn from ``seed``, new in every epoch; an incomplete last batch is dropped unless it is the only.
         Evaluation: all pairs in the order of :meth:`records`. Crops are drawn from torch's global random state.
         """
         from torchdata.stateful_dataloader import StatefulDataLoader  # slow to import
 
         dataset = self.dataset(split, is_training=is_training)
-        return StatefulDataLoader(
-            dataset,
-            batch_size=batch_size,
-            shuffle=is_training,
-            drop_last=is_training and len(dataset) >= batch_size,
-            generator=torch.Generator().manual_seed(seed),
-            collate_fn=Collate(self.tokenizer),
-            num_workers=workers,
-            persistent_workers=workers > 0,
-        )
+        with warnings.catch_warnings():
+            # torchdata 0.11 calls a function of torch that newer versions warn about; a user can do nothing about it
+            warnings.filterwarnings("ignore", message=".*set_vital", category=UserWarning)
+            return StatefulDataLoader(
+                dataset,
+                batch_size=batch_size,
+                shuffle=is_training,
+                drop_last=is_training and len(dataset) >= batch_size,
+                generator=torch.Generator().manual_seed(seed),
+                collate_fn=Collate(self.tokenizer),
+                num_workers=workers,
+                persistent_workers=workers > 0,
+            )
 
     def fit_tokenizer(self) -> None:
         """Let the tokenizer learn its vocabulary from the texts of the training split."""

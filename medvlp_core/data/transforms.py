@@ -33,12 +33,12 @@ class InputGeometry:
 
 
 class Box(NamedTuple):
-    """A crop in pixels of the image it is taken from."""
+    """A crop, in pixels of the image it is taken from. Fractions, so that it does not depend on the image's resolution."""
 
-    left: int
-    top: int
-    width: int
-    height: int
+    left: float
+    top: float
+    right: float
+    bottom: float
 
 
 class ImageTransform:
@@ -98,9 +98,8 @@ class ImageTransform:
 
 def centre_box(height: int, width: int, aspect: float) -> Box:
     """The largest centred crop with ``aspect`` = width / height: resizing the short side, then cropping, in one step."""
-    crop_width = min(width, max(1, round(height * aspect)))
-    crop_height = min(height, max(1, round(width / aspect)))
-    return Box((width - crop_width) // 2, (height - crop_height) // 2, crop_width, crop_height)
+    crop_width, crop_height = min(width, height * aspect), min(height, width / aspect)
+    return _box((width - crop_width) / 2, (height - crop_height) / 2, crop_width, crop_height, height, width)
 
 
 def random_box(height: int, width: int, aspect: float, scale: float) -> Box:
@@ -109,21 +108,23 @@ def random_box(height: int, width: int, aspect: float, scale: float) -> Box:
     Reference: Szegedy et al. 2015 (Inception crops). The ratio is relative to ``aspect``: a non-square input is not squeezed.
     """
     for _ in range(10):
-        draw_scale, draw_ratio = torch.rand(2).tolist()
+        draw_scale, draw_ratio, draw_left, draw_top = torch.rand(4).tolist()
         area = height * width * (scale + (1 - scale) * draw_scale)
         ratio = aspect * math.exp(math.log(MIN_RATIO) + (math.log(MAX_RATIO) - math.log(MIN_RATIO)) * draw_ratio)
-        crop_width, crop_height = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
-        if 0 < crop_width <= width and 0 < crop_height <= height:
-            left = int(torch.randint(width - crop_width + 1, ()).item())
-            top = int(torch.randint(height - crop_height + 1, ()).item())
-            return Box(left, top, crop_width, crop_height)
+        crop_width, crop_height = math.sqrt(area * ratio), math.sqrt(area / ratio)
+        if crop_width <= width and crop_height <= height:
+            return _box((width - crop_width) * draw_left, (height - crop_height) * draw_top, crop_width, crop_height, height, width)
     return centre_box(height, width, aspect)
+
+
+def _box(left: float, top: float, crop_width: float, crop_height: float, height: int, width: int) -> Box:
+    # sums of fractions may pass the edge by a rounding error, which Pillow refuses
+    return Box(left, top, min(width, left + crop_width), min(height, top + crop_height))
 
 
 def resize(picture: Image.Image, box: Box, height: int, width: int) -> Tensor:
     """Scale a crop to (height, width), antialiased, as float32 in 0..1."""
-    corners = (box.left, box.top, box.left + box.width, box.top + box.height)
-    scaled = picture.resize((width, height), Image.Resampling.BILINEAR, box=corners)
+    scaled = picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
     return torch.from_numpy(np.array(as_float(np.asarray(scaled))))
 
 

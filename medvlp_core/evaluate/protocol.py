@@ -37,7 +37,7 @@ class Row:
     count: int
     interval: Interval | None = None
     baselines: dict[str, float] = attrs.field(factory=dict)
-    gain_intervals: dict[str, Interval] = attrs.field(factory=dict)
+    gain_intervals: dict[str, Interval | None] = attrs.field(factory=dict)
     note: str | None = None
 
     def gain(self, baseline: str) -> float:
@@ -50,8 +50,8 @@ class Row:
         gain = self.gain(baseline)
         if not gain > 0:  # also for NaN
             return "does not beat"
-        if baseline in self.gain_intervals:
-            return "beats" if self.gain_intervals[baseline][0] > 0 else "within noise"
+        if (gains := self.gain_intervals.get(baseline)) is not None:
+            return "beats" if gains[0] > 0 else "within noise"
         if self.interval is not None:
             low, high = self.interval
             is_clear = low > self.baselines[baseline] if self.is_higher_better else high < self.baselines[baseline]

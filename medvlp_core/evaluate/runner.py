@@ -47,7 +47,6 @@ def write_cards(path: Path, run: EvaluationRun, cards: tuple[Card, ...]) -> None
     """Save the cards and what was skipped as JSON."""
     document: dict[str, Any] = {
         "split": run.split,
-        "pairs": len(run.pipeline.records(run.split)),
         "results": [card.as_json() for card in cards],
         "skipped": [{"evaluator": one.path, "component": one.name, "reason": one.reason} for one in run.plan.skipped],
     }

@@ -19,13 +19,14 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     mask tokens and memory slots (bare parameters with names of their own) do not. Frozen parameters are in neither group.
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decayed, kept = [], []
+    decayed: list[nn.Parameter] = []
+    kept: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         is_matrix = parameter.ndim > 1 and name.endswith("weight") and id(parameter) not in embeddings
         (decayed if is_matrix else kept).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    groups: list[dict[str, Any]] = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
 
 

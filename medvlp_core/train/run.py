@@ -34,7 +34,8 @@ from medvlp_core.train.loop import train
 from medvlp_core.train.metrics_file import MetricsFile, read_metrics
 from medvlp_core.train.progress import ProgressDisplay
 
-EVALUATION_SPLIT = "test"
+#: The held-out split is the first of these that the data has.
+HELD_OUT = ("test", "val")
 
 
 @attrs.frozen(kw_only=True)
@@ -45,6 +46,11 @@ class RunResult:
     built: BuiltRun
     cards: tuple[Card, ...]
     seconds: float
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What kept evaluators from giving a result, if anything did."""
+        return tuple(f"{card.evaluator}: {card.problem}" for card in self.cards if card.problem)
 
 
 def pretrain(plan: ModelPlan, *, out: Path | None = None, device: str | None = None, console: Console | None = None) -> RunResult:
@@ -106,7 +112,7 @@ def evaluation_run(built: BuiltRun, *, folder: Path, device: torch.device) -> Ev
         device=device,
         seed=seed,
         folder=folder / "pictures",
-        split=EVALUATION_SPLIT,
+        split=next((split for split in HELD_OUT if split in built.pipeline.source.splits()), HELD_OUT[0]),
         history=tuple(read_metrics(folder / "metrics.jsonl")),
         fresh_model=lambda: built.fresh_model(seed + 1).to(device).eval(),
     )
@@ -147,4 +153,10 @@ def describe_run(built: BuiltRun, folder: Path, device: torch.device, console: C
 
 
 def _split_sizes(pipeline: InputPipeline) -> list[str]:
-    return [f"{split} {len(pipeline.records(split))}" for split in pipeline.source.splits()]
+    sizes = []
+    for split in pipeline.source.splits():
+        try:
+            sizes.append(f"{split} {len(pipeline.records(split))}")
+        except DataError:  # images without texts; only the splits that are used must have pairs
+            sizes.append(f"{split} 0")
+    return sizes

@@ -344,6 +344,19 @@ def test_bf16_autocast_stays_close_to_float64(module_class: type, spec: object) 
     assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
 
 
+def test_local_losses_take_float32_features_under_bf16_autocast() -> None:
+    # On a GPU autocast normalises in float32 and multiplies in bf16: the fill value must fit the product.
+    torch.manual_seed(0)
+    patches, words = torch.randn(2, 4, 5), torch.randn(2, 3, 5)
+    is_word = torch.tensor([[True, True, False], [False] * 3])
+    with torch.autocast("cpu", torch.bfloat16):
+        pair_loss = local_loss(patches, words, is_word, 0.1)
+        fit = local_similarity(patches, words, is_word, attention_scale=4.0, word_scale=5.0)
+    assert float(pair_loss) == pytest.approx(float(local_loss(patches, words, is_word, 0.1)), rel=0.05)
+    wanted = local_similarity(patches, words, is_word, attention_scale=4.0, word_scale=5.0)
+    torch.testing.assert_close(fit[:, 0].float(), wanted[:, 0], rtol=0.05, atol=0.05)
+
+
 @pytest.mark.parametrize(("module_class", "spec"), EVERY)
 def test_every_parameter_learns(module_class: type, spec: object) -> None:
     module = build(module_class, spec)

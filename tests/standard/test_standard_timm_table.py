@@ -9,7 +9,7 @@ import medvlp_standard
 import pytest
 import timm
 import torch
-from medvlp_standard.timm_facts import base_name, cnn_facts, misspelt, vit_facts
+from medvlp_standard.timm_facts import CnnFacts, VitFacts, base_name, cnn_facts, misspelt, vit_facts
 
 TABLE_FILE = Path(medvlp_standard.__file__).parent / "timm_table.json"
 TABLE = json.loads(TABLE_FILE.read_text())
@@ -54,12 +54,9 @@ def test_cnn_rows_are_true(name: str) -> None:
 
 
 def test_known_sizes_from_the_papers() -> None:
-    base, large = vit_facts("vit_base_patch16_224"), vit_facts("vit_large_patch16_224")
-    assert base and (base.width, base.depth, base.heads, base.patch, base.prefix) == (768, 12, 12, 16, 1)
-    assert large and (large.width, large.depth, large.heads) == (1024, 24, 16)
-    resnet = cnn_facts("resnet50")
-    assert resnet and resnet.channels[-1] == 2048
-    assert resnet.reductions[-1] == 32
+    assert vit_facts("vit_base_patch16_224") == VitFacts(768, 16, 224, 1, 12, 12)
+    assert vit_facts("vit_large_patch16_224") == VitFacts(1024, 16, 224, 1, 24, 16)
+    assert cnn_facts("resnet50") == CnnFacts((64, 256, 512, 1024, 2048), (2, 4, 8, 16, 32))
 
 
 def test_a_weights_tag_does_not_matter() -> None:

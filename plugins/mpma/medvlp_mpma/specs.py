@@ -124,7 +124,9 @@ class GlobalLocalSpec(ComponentSpec):
         "masked", help="report tokens of the masked view (MaCo) or of an extra clean pass (ALTA)", one_of=("masked", "clean")
     )
     dim: int = param(128, help="width E of the shared spaces (MGCA)", at_least=1)
-    tau_global: float = param(0.07, help="initial temperature of the global loss; learned, its inverse stays at or below 100", at_least=0.01)
+    tau_global: float = param(
+        0.07, help="initial temperature of the global loss; learned, its inverse stays at or below 100", at_least=0.01
+    )
     tau_local: float = param(0.1, help="temperature of the token-wise local loss (MGCA)", above=0)
     gloria_attention_scale: float = param(4.0, help="gloria: sharpness of the attention over patches", above=0)
     gloria_word_scale: float = param(5.0, help="gloria: sharpness of the sum over words", above=0)

@@ -67,7 +67,13 @@ def describe() -> str:
     lines += ["", "licences:"]
     for (name, url), count in Counter((row["license"], row["license_url"]) for row in rows).most_common():
         lines.append(f"  {name:<18} {count:>5,} {url}")
-    lines += ["", "warnings:", *(f"  - {text}" for text in WARNINGS), "", f"all of it, with credits: {DATA.name}/DATA.md"]
+    lines += [
+        "",
+        "warnings:",
+        *(f"  - {text}" for text in WARNINGS),
+        "",
+        "all credits: DATA.md and manifest.jsonl in the folder medvlp_open_cxr/data",
+    ]
     return "\n".join(lines)
 
 
@@ -76,4 +82,4 @@ def _credits(rows: list[dict[str, Any]]) -> list[str]:
     names = Counter(row["attribution"] for row in rows)
     if len(names) <= 2:
         return list(names)
-    return [f"{len(names)} works, named image by image in {DATA.name}/manifest.jsonl (attribution, source_url)"]
+    return [f"{len(names)} works, named image by image in manifest.jsonl (attribution, source_url)"]

@@ -23,6 +23,9 @@ from medvlp_standard.specs.image_encoders import TimmCNNSpec, TimmViTSpec
 from medvlp_standard.timm_facts import base_name
 from medvlp_standard.weights import LoadedWeights, load_weights
 
+_VIT_HINT = "standard.timm_vit takes VisionTransformers, timm.list_models('vit_*'); for feature maps use standard.timm_cnn"
+_CNN_HINT = "standard.timm_cnn takes models with feature maps, such as timm.list_models('resnet*') or 'convnext*'"
+
 
 class TimmViT(ImageEncoder):
     """A timm VisionTransformer, wrapped: ``tokens = norm(blocks(norm_pre([prefix; (patches + positions)[visible]])))``.
@@ -42,6 +45,7 @@ class TimmViT(ImageEncoder):
         vit = _create(
             spec.model,
             spec.pretrained,
+            hint=_VIT_HINT,
             img_size=spec.image_size,
             in_chans=spec.channels,
             num_classes=0,
@@ -49,9 +53,8 @@ class TimmViT(ImageEncoder):
             **{name: size for name, size in sizes.items() if size is not None},
         )
         if not isinstance(vit, VisionTransformer):
-            text = f"{spec.model} is a {type(vit).__name__}, and standard.timm_vit needs a VisionTransformer"
-            hint = "for feature maps use standard.timm_cnn; names that fit: timm.list_models('vit_*')"
-            raise SpecError(Problem(code="MV303", text=text, hint=hint))
+            text = f"{spec.model} is of class {type(vit).__name__}, and standard.timm_vit needs a VisionTransformer"
+            raise SpecError(Problem(code="MV303", text=text, hint=_VIT_HINT))
         # Pooling, its norm and the classifier are timm's head; left in, their parameters would never get a gradient.
         vit.reset_classifier(0, "")
         vit.fc_norm = nn.Identity()
@@ -126,7 +129,8 @@ class TimmCNN(ImageEncoder):
 
     def __init__(self, spec: TimmCNNSpec, dims: Dims) -> None:
         super().__init__(spec, dims)
-        self.net = _create(spec.model, spec.pretrained, in_chans=spec.channels, features_only=True, out_indices=(_stage(spec),))
+        options = {"in_chans": spec.channels, "features_only": True, "out_indices": (_stage(spec),)}
+        self.net = _create(spec.model, spec.pretrained, hint=_CNN_HINT, **options)
         self.loaded: LoadedWeights | None = None
         if spec.pretrained not in (None, "hub"):
             self.loaded = load_weights(self.net, str(spec.pretrained), who="standard.timm_cnn")
@@ -213,11 +217,11 @@ def _stage(spec: TimmCNNSpec) -> int:
     if spec.stage >= 0:
         return spec.stage
     with torch.device("meta"):
-        info = _create(spec.model, None, features_only=True).feature_info
+        info = _create(spec.model, None, hint=_CNN_HINT, features_only=True).feature_info
     return len(info.channels()) + spec.stage
 
 
-def _create(model: str, pretrained: str | None, **options: Any) -> Any:
+def _create(model: str, pretrained: str | None, *, hint: str, **options: Any) -> Any:
     """Make a timm model; every failure becomes a message about the recipe.
 
     Raises:
@@ -225,14 +229,13 @@ def _create(model: str, pretrained: str | None, **options: Any) -> Any:
     """
     if not timm.is_model(base_name(model)):
         near = difflib.get_close_matches(base_name(model), timm.list_models(), n=3)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "timm.list_models() shows all names"
-        raise SpecError(Problem(code="MV303", text=f"timm {timm.__version__} has no model {model!r}", hint=hint))
+        other = f"did you mean {' or '.join(map(repr, near))}?" if near else "timm.list_models() shows all names"
+        raise SpecError(Problem(code="MV303", text=f"timm {timm.__version__} has no model {model!r}", hint=other))
     try:
         return timm.create_model(model, pretrained=pretrained == "hub", **options)
     except Exception as error:
         is_hub = pretrained == "hub"
         text = f"timm could not make {model!r}{' with its weights' if is_hub else ''}: {type(error).__name__}: {error}"
-        hint = "parameters such as width, depth and heads exist for plain vision transformers only"
         if is_hub:
             hint = "weights come over the network once; download them beforehand, or give the path of a checkpoint file"
         raise SpecError(Problem(code="MV507" if is_hub else "MV303", text=text, hint=hint)) from error

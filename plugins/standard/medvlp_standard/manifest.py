@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from medvlp_core.data.records import fingerprint_records, no_such_split
-from medvlp_core.errors import DataError, Position, Problem, Report, did_you_mean
+from medvlp_core.errors import DataError, Position, Problem, did_you_mean
 from medvlp_core.interfaces import DataSource, Dims, Record
-from medvlp_standard.manifest_file import Row, Table, read_table
+from medvlp_standard.manifest_file import Row, Table, read_table, row_problem
 from medvlp_standard.specs.data import ManifestSpec
 
 #: Problems that are printed; a wrong image folder would otherwise print one for every row.
@@ -29,12 +29,11 @@ class ManifestSource(DataSource):
 
     def __init__(self, spec: ManifestSpec, dims: Dims) -> None:
         path = Path(spec.path)
-        report = Report()
-        table = read_table(path, report)
-        reader = ManifestReader(spec, path, table, report)
-        found = reader.records() if table.columns else []
-        if report.has_errors:
-            raise DataError(*shown_problems(report, path))
+        problems: list[Problem] = []
+        table = read_table(path, problems)
+        found = ManifestReader(spec, path, table, problems).records() if table.rows else []
+        if problems:
+            raise DataError(*shown_problems(problems, path))
         order = list(dict.fromkeys(split for split, _ in found))
         order.sort(key=lambda split: _USUAL_SPLITS.index(split) if split in _USUAL_SPLITS else len(_USUAL_SPLITS))
         self._records: dict[str, list[Record]] = {split: [] for split in order}
@@ -60,24 +59,24 @@ class ManifestSource(DataSource):
         return fingerprint_records(self._records)
 
 
-def shown_problems(report: Report, path: Path) -> list[Problem]:
+def shown_problems(problems: list[Problem], path: Path) -> list[Problem]:
     """The first problems in file order, and one that counts the rest."""
-    problems = list(report.errors)
-    rest = len(problems) - SHOWN_PROBLEMS
+    ordered = sorted(problems, key=lambda problem: problem.position.line if problem.position else 0)
+    rest = len(ordered) - SHOWN_PROBLEMS
     if rest <= 0:
-        return problems
+        return ordered
     more = Problem(code="MV502", text=f"and {rest} more problem{'s' if rest > 1 else ''}", position=Position(str(path)))
-    return [*problems[:SHOWN_PROBLEMS], more]
+    return [*ordered[:SHOWN_PROBLEMS], more]
 
 
 class ManifestReader:
     """Turns rows into records and collects what is wrong with them."""
 
-    def __init__(self, spec: ManifestSpec, path: Path, table: Table, report: Report) -> None:
+    def __init__(self, spec: ManifestSpec, path: Path, table: Table, problems: list[Problem]) -> None:
         self.spec = spec
         self.path = path
         self.table = table
-        self.report = report
+        self.problems = problems
         self.image_root = Path(spec.image_root) if spec.image_root is not None else path.parent
         self.text_columns = self._text_columns()
         self.id_column = spec.id_column or self._if_there("id")
@@ -90,20 +89,28 @@ class ManifestReader:
             return []
         found: list[tuple[str, Record]] = []
         ids: dict[str, int] = {}
-        patients: dict[str, tuple[str, int]] = {}
         for row in self.table.rows:
-            split, record = self._split(row), self._record(row)
-            found.append((split, record))
+            record = self._record(row)
+            found.append((self._split(row), record))
             first = ids.setdefault(record.id, row.line)
             if first != row.line:
                 hint = "ids must be unique" if self.id_column else "images with several texts need a column `id`"
                 self._add(row, "MV502", f"id {record.id!r} is already used in line {first}", hint)
-            if record.patient_id is not None:
-                other, line = patients.setdefault(record.patient_id, (split, row.line))
-                if other != split:
-                    text = f"patient {record.patient_id!r} is in split {split!r} here and in {other!r} in line {line}"
-                    self._add(row, "MV502", text, "a patient belongs to one split: the held-out results would be too good")
+        self._check_patients(found)
         return found
+
+    def _check_patients(self, found: list[tuple[str, Record]]) -> None:
+        """Report each patient whose studies are in more than one split."""
+        seen: dict[str, tuple[str, int]] = {}
+        leaking: set[str] = set()
+        for row, (split, record) in zip(self.table.rows, found, strict=True):
+            if record.patient_id is None or record.patient_id in leaking:
+                continue
+            other, line = seen.setdefault(record.patient_id, (split, row.line))
+            if other != split:
+                leaking.add(record.patient_id)
+                text = f"patient {record.patient_id!r} is in split {split!r} here and in {other!r} in line {line}"
+                self._add(row, "MV502", text, "keep a patient in one split: held-out results would be too good otherwise")
 
     def _if_there(self, column: str) -> str | None:
         return column if column in self.table.columns else None
@@ -136,7 +143,7 @@ class ManifestReader:
             hint = did_you_mean(name, self.table.columns, what="columns")
             if field == "text_column":
                 hint += f"; nor is there {spec.findings_column!r} or {spec.impression_column!r}"
-            self.report.add("MV502", f"there is no column {name!r} ({field})", at=Position(str(self.path), 1, 1), hint=hint)
+            self.problems.append(row_problem(self.path, 1, f"there is no column {name!r} ({field})", hint))
         return not missing
 
     def _record(self, row: Row) -> Record:
@@ -150,9 +157,8 @@ class ManifestReader:
         identifier = self._string(row, self.id_column) if self.id_column else image
         if self.id_column and not identifier:
             self._add(row, "MV502", f"column {self.id_column!r} is blank", "every row needs an id of its own")
-            identifier = f"line {row.line}"
         return Record(
-            id=identifier,
+            id=identifier or f"line {row.line}",  # a blank one is already reported, and not also as a duplicate
             image_path=image_path,
             text=self._text(row),
             text_kind=self.spec.text_kind,
@@ -177,8 +183,8 @@ class ManifestReader:
 
     def _labels(self, row: Row) -> dict[str, int]:
         given = {name.removeprefix(LABEL_PREFIX): row.values.get(name) for name in self.label_columns}
-        if self.spec.label_columns is None and isinstance(row.values.get(LABEL_OBJECT), Mapping):
-            given.update(row.values[LABEL_OBJECT])
+        if self.spec.label_columns is None and self.path.suffix.lower() == ".jsonl":
+            given.update(self._label_object(row))
         labels = {}
         for name, value in given.items():
             if value is None or (isinstance(value, str) and not value.strip()):
@@ -189,6 +195,13 @@ class ManifestReader:
             else:
                 labels[name] = number
         return labels
+
+    def _label_object(self, row: Row) -> Mapping[str, Any]:
+        value = row.values.get(LABEL_OBJECT)
+        if value is None or isinstance(value, Mapping):
+            return value or {}
+        self._add(row, "MV502", f"{LABEL_OBJECT!r} is {value!r}", 'write an object: {"Pneumonia": 1, "Edema": 0}')
+        return {}
 
     def _string(self, row: Row, column: str) -> str:
         """The value of a column without white space around it; numbers as text, blank for null."""
@@ -201,7 +214,7 @@ class ManifestReader:
         return ""
 
     def _add(self, row: Row, code: str, text: str, hint: str) -> None:
-        self.report.add(code, text, at=Position(str(self.path), row.line, 1), hint=hint)
+        self.problems.append(row_problem(self.path, row.line, text, hint, code=code))
 
 
 def read_label(value: Any) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from medvlp_core.errors import DataError, Position, Problem, Report
+from medvlp_core.errors import DataError, Position, Problem
 
 
 @attrs.frozen
@@ -30,8 +31,8 @@ class Table:
     rows: tuple[Row, ...]
 
 
-def read_table(path: Path, report: Report) -> Table:
-    """Read a manifest; rows that cannot be read go to ``report`` and are left out.
+def read_table(path: Path, problems: list[Problem]) -> Table:
+    """Read a manifest; rows that cannot be read are left out, and ``problems`` says why.
 
     Raises:
         DataError: the whole file cannot be used: missing, not UTF-8, empty, without a header (MV502).
@@ -46,13 +47,18 @@ def read_table(path: Path, report: Report) -> Table:
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise _unusable(path, "the manifest is not UTF-8", "save it as 'CSV UTF-8'", line) from error
-    table = _read_jsonl(path, text, report) if path.suffix.lower() == ".jsonl" else _read_csv(path, text, report)
-    if not table.rows and not report.has_errors:
+    table = _read_jsonl(path, text, problems) if path.suffix.lower() == ".jsonl" else _read_csv(path, text, problems)
+    if not table.rows and not problems:
         raise _unusable(path, "the manifest has no rows", "one image-text pair a row")
     return table
 
 
-def _read_jsonl(path: Path, text: str, report: Report) -> Table:
+def row_problem(path: Path, line: int, text: str, hint: str, *, code: str = "MV502", column: int = 1) -> Problem:
+    """Something wrong with one row."""
+    return Problem(code=code, text=text, position=Position(str(path), line, column), hint=hint)
+
+
+def _read_jsonl(path: Path, text: str, problems: list[Problem]) -> Table:
     rows: list[Row] = []
     columns: dict[str, None] = {}
     # not splitlines(): a report may hold characters such as U+2028 that it takes for line ends
@@ -61,25 +67,25 @@ def _read_jsonl(path: Path, text: str, report: Report) -> Table:
             continue
         try:
             values = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            place = Position(str(path), number, getattr(error, "colno", 1))
-            report.add("MV502", f"this line is not JSON: {getattr(error, 'msg', error)}", at=place, hint="one object a line")
+        except json.JSONDecodeError as error:
+            found = f"this line is not JSON: {error.msg}"
+            problems.append(row_problem(path, number, found, "one object a line", column=error.colno))
             continue
         if not isinstance(values, dict):
-            text = f"expected a JSON object, found {type(values).__name__}"
-            report.add("MV502", text, at=Position(str(path), number, 1), hint='one object a line: {"image": ..., "text": ...}')
+            found = f"expected a JSON object, found {type(values).__name__}"
+            problems.append(row_problem(path, number, found, 'one object a line: {"image": ..., "text": ...}'))
             continue
         rows.append(Row(number, values))
         columns.update(dict.fromkeys(values))
     return Table(tuple(columns), tuple(rows))
 
 
-def _read_csv(path: Path, text: str, report: Report) -> Table:
-    lines = _csv_rows(path, text, report)
+def _read_csv(path: Path, text: str, problems: list[Problem]) -> Table:
+    lines = _csv_rows(path, text, problems)
     header_line, header = next(lines, (1, []))
     columns = tuple(name.strip() for name in header)
     if not columns:
-        if report.has_errors:
+        if problems:
             return Table((), ())
         raise _unusable(path, "the manifest is empty", "the first line names the columns")
     if twice := [name for name, count in Counter(columns).items() if count > 1]:
@@ -88,15 +94,15 @@ def _read_csv(path: Path, text: str, report: Report) -> Table:
     for number, fields in lines:
         if len(fields) != len(columns):
             found = f"expected {len(columns)} fields as in the header, found {len(fields)}"
-            report.add("MV502", found, at=Position(str(path), number, 1), hint="texts with commas or line breaks need quotes")
+            problems.append(row_problem(path, number, found, "texts with commas or line breaks need quotes"))
             continue
         rows.append(Row(number, dict(zip(columns, fields, strict=True))))
     return Table(columns, tuple(rows))
 
 
-def _csv_rows(path: Path, text: str, report: Report) -> Iterator[tuple[int, list[str]]]:
+def _csv_rows(path: Path, text: str, problems: list[Problem]) -> Iterator[tuple[int, list[str]]]:
     """Line number and fields of each row that is not blank; stops at the first broken quote."""
-    reader = csv.reader(text.splitlines(keepends=True), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     while True:
         first_line = reader.line_num + 1
         try:
@@ -104,8 +110,8 @@ def _csv_rows(path: Path, text: str, report: Report) -> Iterator[tuple[int, list
         except StopIteration:
             return
         except csv.Error as error:
-            text = f"this is not CSV: {error}"
-            report.add("MV502", text, at=Position(str(path), first_line, 1), hint='inside quotes a quote is written twice: ""')
+            hint = 'inside quotes a quote is written twice: ""'
+            problems.append(row_problem(path, first_line, f"this is not CSV: {error}", hint))
             return
         if fields:
             yield first_line, fields

@@ -13,7 +13,7 @@ from medvlp_core.batch import ImageTextBatch
 from medvlp_core.device import to_device
 from medvlp_core.errors import DataError, Problem
 from medvlp_core.evaluate.metrics import BoolArray, FloatArray, IndexArray, bootstrap_interval
-from medvlp_core.evaluate.protocol import EvaluationRun
+from medvlp_core.evaluate.protocol import EvaluationRun, Interval
 from medvlp_core.interfaces import Record
 from medvlp_core.ops import normalise_patches, patchify
 
@@ -48,28 +48,34 @@ def labels_of(records: Sequence[Record], label: str) -> tuple[IndexArray, BoolAr
     return known, is_positive
 
 
-def paired_gain(metric: Callable[[IndexArray], float], baseline: Callable[[IndexArray], float], count: int) -> tuple[float, float]:
-    """95 % interval of ``metric - baseline`` over the same resampled items; (-inf, inf) if it is never defined."""
-    interval = bootstrap_interval(lambda index: metric(index) - baseline(index), count)
-    return interval or (-np.inf, np.inf)
+def paired_gain(metric: Callable[[IndexArray], float], baseline: Callable[[IndexArray], float], count: int) -> Interval | None:
+    """95 % interval of ``metric - baseline`` over the same resampled items; None if it is never defined."""
+    return bootstrap_interval(lambda index: metric(index) - baseline(index), count)
 
 
-def patch_targets(run: EvaluationRun, batch: ImageTextBatch) -> tuple[Tensor, Tensor]:
-    """Pixels of every patch and the patch decoder's own target for it, both (B, N, Q).
+def mean_interval(values: FloatArray) -> Interval | None:
+    """95 % interval of the mean of independent values (n,); of differences it is the interval of the mean gain."""
+    return bootstrap_interval(lambda index: float(values[index].mean()), len(values))
 
-    The target differs from the pixels if the decoder normalises patches; a decoder says so with its parameter
-    ``normalise_patches``, and which image it restores by needing ``image_target`` or ``image``.
-    """
-    decoder = run.giver("patch_prediction")
-    ports = {spec.port for spec in decoder.contract.needs.values()}
-    image = batch.image_target if "image_target" in ports and batch.image_target is not None else batch.image
+
+def target_image(run: EvaluationRun, batch: ImageTextBatch) -> Tensor:
+    """The image that the patch decoder restores: ``image_target`` if it needs that port, else ``image``."""
+    ports = {spec.port for spec in run.giver("patch_prediction").contract.needs.values()}
+    if "image_target" not in ports:
+        return batch.image
+    assert batch.image_target is not None  # the pipeline makes it for a model that needs it
+    return batch.image_target
+
+
+def patch_targets(run: EvaluationRun, batch: ImageTextBatch) -> Tensor:
+    """The patch decoder's own target: pixels of every patch, normalised if the decoder says so, (B, N, Q)."""
     rows, columns = run.port_dims("image_grid")
-    pixels = patchify(image.float(), rows, columns)
-    return pixels, normalise_patches(pixels) if is_normalised(run) else pixels
+    pixels = patchify(target_image(run, batch).float(), rows, columns)
+    return normalise_patches(pixels) if is_normalised(run) else pixels
 
 
 def is_normalised(run: EvaluationRun) -> bool:
-    """Whether the patch decoder's target is normalised patch by patch."""
+    """Whether the patch decoder's target is normalised patch by patch; it says so with a parameter ``normalise_patches``."""
     return bool(getattr(run.giver("patch_prediction").spec, "normalise_patches", False))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from functools import partial
 
 import attrs
 import numpy as np
@@ -53,19 +54,16 @@ class LinearProbe(Evaluator):
             chosen[kind], scores[kind] = self._probe(kind, train, val, test)
         truth, count = test.is_positive, len(test.is_positive)
 
-        def area(kind: str, index: IndexArray) -> float:
+        def area(index: IndexArray, kind: str = TRAINED) -> float:
             return auroc(truth[index], scores[kind][index])
 
         row = Row(
             metric=f"linear probe AUROC: {self.spec.label}",
             value=auroc(truth, scores[TRAINED]),
             count=count,
-            interval=bootstrap_interval(lambda index: area(TRAINED, index), count),
+            interval=bootstrap_interval(area, count),
             baselines={kind: auroc(truth, scores[kind]) for kind in (PIXELS, FRESH)},
-            gain_intervals={
-                kind: paired_gain(lambda i: area(TRAINED, i), lambda i, kind=kind: area(kind, i), count)
-                for kind in (PIXELS, FRESH)
-            },
+            gain_intervals={kind: paired_gain(area, partial(area, kind=kind), count) for kind in (PIXELS, FRESH)},
         )
         strengths = ", ".join(f"{kind} {strength:g}" for kind, strength in chosen.items())
         note = f"fitted on {len(train.is_positive)} images; C chosen on {len(val.is_positive)}: {strengths}."

@@ -6,10 +6,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medvlp_core.evaluate.metrics import FloatArray, bootstrap_interval
+from medvlp_core.evaluate.metrics import FloatArray
 from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row
 from medvlp_core.interfaces import Dims, Evaluator
-from medvlp_standard.evaluators.common import batches, is_normalised, paired_gain, patch_targets, to_numpy
+from medvlp_standard.evaluators.common import batches, is_normalised, mean_interval, patch_targets, to_numpy
 from medvlp_standard.specs.evaluators import PatchRestorationSpec
 
 TRAINING_IMAGES = 512  # enough for a mean patch
@@ -38,7 +38,7 @@ class PatchRestoration(Evaluator):
                 assert output.mask_plan is not None  # without a masked view no decoder restores patches
                 is_hidden = output.mask_plan.image_is_masked
                 hidden += int(is_hidden.sum())
-                _, target = patch_targets(run, batch)
+                target = patch_targets(run, batch)
                 prediction = output.predictions[run.giver("patch_prediction").slot].float()
                 guesses = {
                     "model": prediction,
@@ -48,9 +48,7 @@ class PatchRestoration(Evaluator):
                 for name, guess in guesses.items():
                     errors[name].append(image_errors(guess, target, is_hidden))
         # Draws of one image are not independent: they are averaged before anything is resampled.
-        per_image = {
-            name: np.concatenate(parts).reshape(self.spec.draws, -1).mean(axis=0) for name, parts in errors.items()
-        }
+        per_image = {name: np.concatenate(parts).reshape(self.spec.draws, -1).mean(axis=0) for name, parts in errors.items()}
         model, count = per_image.pop("model"), len(per_image["patch mean"])
         space = "pixels normalised patch by patch" if is_normalised(run) else "normalised input pixels"
         row = Row(
@@ -58,12 +56,9 @@ class PatchRestoration(Evaluator):
             value=float(model.mean()),
             is_higher_better=False,
             count=hidden,
-            interval=bootstrap_interval(lambda index: float(model[index].mean()), count),
+            interval=mean_interval(model),
             baselines={name: float(values.mean()) for name, values in per_image.items()},
-            gain_intervals={
-                name: paired_gain(lambda i, v=values: float(v[i].mean()), lambda i: float(model[i].mean()), count)
-                for name, values in per_image.items()
-            },
+            gain_intervals={name: mean_interval(values - model) for name, values in per_image.items()},
         )
         return Card(evaluator="", rows=(row,), note=f"{hidden} hidden patches of {count} images; error in {space}.")
 
@@ -71,7 +66,7 @@ class PatchRestoration(Evaluator):
         """Mean target at every place of the grid over training images: (N, Q)."""
         total, count = torch.zeros((), device=run.device), 0
         for batch in batches(run, "train", max_pairs=TRAINING_IMAGES):
-            _, target = patch_targets(run, batch)
+            target = patch_targets(run, batch)
             total = total + target.sum(dim=0)
             count += len(target)
         return total / count

@@ -9,10 +9,10 @@ import torch
 
 from medvlp_core.batch import ImageTextBatch, TokenBatch
 from medvlp_core.errors import DataError, Problem
-from medvlp_core.evaluate.metrics import BoolArray, bootstrap_interval, chance_precision, precision_at_k
+from medvlp_core.evaluate.metrics import BoolArray, chance_precision, precision_at_k
 from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row
 from medvlp_core.interfaces import Dims, Evaluator, Record
-from medvlp_standard.evaluators.common import batches, paired_gain, to_numpy
+from medvlp_standard.evaluators.common import batches, mean_interval, to_numpy
 from medvlp_standard.specs.evaluators import RetrievalSpec
 
 
@@ -57,18 +57,13 @@ class Retrieval(Evaluator):
 
     def _row(self, name: str, k: int, scores: np.ndarray, is_hit: BoolArray) -> Row:
         precision, chance = precision_at_k(scores, is_hit, k), chance_precision(is_hit)
-        count = len(precision)
         return Row(
             metric=f"retrieval {name}: precision@{k}",
             value=float(precision.mean()),
-            count=count,
-            interval=bootstrap_interval(lambda index: float(precision[index].mean()), count),
+            count=len(precision),
+            interval=mean_interval(precision),
             baselines={"random ranking": float(chance.mean())},
-            gain_intervals={
-                "random ranking": paired_gain(
-                    lambda index: float(precision[index].mean()), lambda index: float(chance[index].mean()), count
-                )
-            },
+            gain_intervals={"random ranking": mean_interval(precision - chance)},
         )
 
 

@@ -86,11 +86,17 @@ class ZeroShotSpec(ComponentSpec):
 
     label: str = param("Pneumonia", help="label to predict; records where it is unknown are left out")
     positive: tuple[str, ...] = param(
-        ("Findings: airspace opacity suspicious for pneumonia. Impression: pneumonia.",),
+        (
+            "Findings: airspace opacity suspicious for pneumonia. Impression: pneumonia.",
+            "Findings: findings are compatible with pneumonia. Impression: pneumonia.",
+        ),
         help="prompts that say the label is present; they are averaged. Write them like the training texts",
     )
     negative: tuple[str, ...] = param(
-        ("Findings: the lungs are clear. Impression: no acute cardiopulmonary abnormality.",),
+        (
+            "Findings: the lungs are clear. Impression: no acute cardiopulmonary abnormality.",
+            "Findings: lungs are clear bilaterally. Impression: no acute disease.",
+        ),
         help="prompts that say it is absent",
     )
     alignment: str | None = param(None, help="slot of the alignment whose shared space is used; null = the first")

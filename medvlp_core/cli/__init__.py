@@ -1,0 +1,92 @@
+"""The command line ``medvlp``: one file per command, imported only when it runs. Light: no command but ``pretrain`` needs torch.
+
+Exit codes: 0 all is well, 1 problems were found, 2 the command line is wrong.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from medvlp_core import __version__
+from medvlp_core.cli.common import Command, CommandParser, print_problems
+from medvlp_core.errors import MedvlpError, did_you_mean
+
+#: Built-in commands: module below ``medvlp_core.cli`` and what they do.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "check": ("check", "check a recipe completely: names, parameters, wiring; without torch"),
+    "explain": ("explain", "show what a recipe amounts to: parts, dimensions, passes, losses, origins"),
+    "list": ("list_components", "list the components and presets that are installed"),
+    "show": ("show", "show one component or preset: parameters, ports, documentation"),
+    "fill": ("fill", "write a recipe with every default filled in"),
+    "schema": ("schema", "write a JSON Schema of recipes for editors"),
+    "pretrain": ("pretrain", "train the model of a recipe"),
+}
+
+USAGE = 2
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _run(arguments)
+    except MedvlpError as error:
+        print_problems(error.problems, sys.stderr)
+        return 1
+    except BrokenPipeError:
+        # The reader of a pipe went away (`medvlp list | head`): nothing is wrong, and nothing more can be written.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: list[str]) -> int:
+    name = arguments[0] if arguments else ""
+    if name in ("", "-h", "--help", "help"):
+        print(_overview(), file=sys.stdout if name else sys.stderr)
+        return 0 if name else USAGE
+    if name in ("-V", "--version"):
+        print(f"medvlp {__version__}")
+        return 0
+    command = _command(name)
+    if command is None:
+        known = [*COMMANDS, *_plugin_commands()]
+        print(f"medvlp: there is no command {name!r}\n    hint: {did_you_mean(name, known, what='commands')}", file=sys.stderr)
+        return USAGE
+    parser = CommandParser(prog=f"medvlp {name}", description=command.help)
+    command.configure(parser)
+    try:
+        parsed = parser.parse(arguments[1:])
+    except SystemExit as leave:  # argparse has printed its help (0) or its complaint (2)
+        return int(leave.code or 0)
+    return command.run(parsed)
+
+
+def _command(name: str) -> Command | None:
+    if name in COMMANDS:
+        module = importlib.import_module(f"medvlp_core.cli.{COMMANDS[name][0]}")
+        return Command(name=name, help=COMMANDS[name][1], configure=module.configure, run=module.run)
+    return _plugin_commands().get(name)
+
+
+def _plugin_commands() -> dict[str, Command]:
+    from medvlp_core.cli.common import PluginCommands
+    from medvlp_core.plugins import load_plugins
+
+    commands = PluginCommands(taken=frozenset(COMMANDS))
+    load_plugins().call("medvlp_add_commands", commands=commands)
+    return commands.found
+
+
+def _overview() -> str:
+    lines = ["usage: medvlp COMMAND ...", "", "Compose, check and pre-train medical vision-language models from YAML recipes.", ""]
+    lines += ["commands:"]
+    lines += [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
+    lines += [f"  {command.name:<10} {command.help}" for command in _plugin_commands().values()]
+    lines += ["", "`medvlp COMMAND --help` explains a command; `medvlp --version` prints the version."]
+    return "\n".join(lines)

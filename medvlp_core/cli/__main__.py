@@ -1,0 +1,7 @@
+"""``python -m medvlp_core.cli`` is ``medvlp``."""
+
+import sys
+
+from medvlp_core.cli import main
+
+sys.exit(main())

@@ -1,0 +1,156 @@
+"""What the commands share: the parser, the recipe arguments, printing problems. Light; rich only for a terminal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
+
+import attrs
+
+from medvlp_core.errors import PluginError, Problem, Report, nearest
+
+if TYPE_CHECKING:
+    from medvlp_core.plan import ModelPlan
+    from medvlp_core.plugins import PluginHost
+
+_STYLES = {"error": "bold red", "warning": "bold yellow", "hint": "cyan"}
+
+
+@attrs.frozen(kw_only=True)
+class Command:
+    """A subcommand: ``configure`` declares its arguments, ``run`` does the work and returns the exit code."""
+
+    name: str
+    help: str
+    configure: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
+
+
+@attrs.define
+class PluginCommands:
+    """What ``medvlp_add_commands`` gets as ``commands``."""
+
+    taken: frozenset[str]
+    found: dict[str, Command] = attrs.field(factory=dict)
+
+    def add(
+        self,
+        name: str,
+        help: str,
+        configure: Callable[[argparse.ArgumentParser], None],
+        run: Callable[[argparse.Namespace], int],
+    ) -> None:
+        """Add a subcommand.
+
+        Raises:
+            PluginError: there is one of that name.
+        """
+        if name in self.taken or name in self.found:
+            raise PluginError(Problem(code="MV302", text=f"a plugin adds the command {name!r}, and there is one of that name"))
+        self.found[name] = Command(name=name, help=help, configure=configure, run=run)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """argparse that names the nearest option instead of only complaining."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(allow_abbrev=False, **options)
+
+    def parse(self, args: Sequence[str]) -> argparse.Namespace:
+        """Parse; an unknown option is an error with a hint, exit code 2."""
+        parsed, rest = self.parse_known_args(args)
+        if rest:
+            options = [option for action in self._actions for option in action.option_strings]
+            typed = rest[0].partition("=")[0]
+            near = nearest(typed, options) if typed.startswith("-") else None
+            what = "option" if typed.startswith("-") else "argument"
+            self.error(f"unknown {what} {rest[0]!r}" + (f"\n    hint: did you mean '{near}'?" if near else ""))
+        return parsed
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage line and the complaint, and leave with 2."""
+        self.print_usage(sys.stderr)
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+class _AddOverride(argparse.Action):
+    """Collects --set, --use and --unset in one list, so that their order counts."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        kind = (option_string or "").removeprefix("--")
+        namespace.overrides = [*namespace.overrides, (kind, values)]
+
+
+def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
+    """RECIPE and the overrides."""
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a preset such as mpma:small")
+    parser.set_defaults(overrides=[])
+    options = (
+        ("set", "PATH=VALUE", "set a value, e.g. train.steps=100; the value is read as YAML"),
+        ("use", "PATH=COMPONENT", "put another component into a slot, e.g. model.fusion=standard.cross_attention"),
+        ("unset", "PATH", "remove a block or value, e.g. model.alignments.gla"),
+    )
+    for name, form, text in options:
+        parser.add_argument(f"--{name}", metavar=form, action=_AddOverride, dest="overrides", help=text)
+
+
+def read_plan(arguments: argparse.Namespace, report: Report, host: PluginHost | None = None) -> ModelPlan | None:
+    """Load and plan the recipe of the command line; problems and warnings go to ``report``."""
+    from medvlp_core.compose import compose, recipe_name
+    from medvlp_core.plugins import load_plugins
+    from medvlp_core.yamlio import load_recipe, parse_override
+
+    parsed = [parse_override(kind, text, report) for kind, text in arguments.overrides]
+    overrides = [override for override in parsed if override is not None]
+    host = host or load_plugins()
+    recipe = load_recipe(arguments.recipe, presets=host.presets, overrides=overrides, report=report)
+    return compose(recipe, host, report, name=recipe_name(arguments.recipe))
+
+
+def plan_or_complain(arguments: argparse.Namespace) -> ModelPlan | None:
+    """The plan; problems are printed to stderr, and None means that there were errors."""
+    report = Report()
+    plan = read_plan(arguments, report)
+    print_problems(report, sys.stderr)
+    return plan
+
+
+def print_problems(problems: Iterable[Problem], stream: TextIO) -> None:
+    """Print problems as they are; coloured if a person is looking."""
+    found = list(problems)
+    if not stream.isatty():
+        for problem in found:
+            print(problem, file=stream)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(file=stream, soft_wrap=True)
+    for problem in found:
+        text = Text(str(problem))
+        text.highlight_words([f"[{problem.code}]"], _STYLES["warning" if problem.is_warning else "error"])
+        text.highlight_regex(r"(?m)^    hint: .*$", _STYLES["hint"])
+        console.print(text, highlight=False)
+
+
+def columns(rows: Sequence[Sequence[str]], *, indent: str = "  ") -> list[str]:
+    """Rows as aligned lines; the last column runs free.
+
+    Example:
+        >>> columns([("a", "long", "x"), ("bcd", "s", "y")])
+        ['  a    long  x', '  bcd  s     y']
+    """
+    if not rows:
+        return []
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]) - 1)]
+    return [
+        (indent + "  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[-1]])).rstrip()
+        for row in rows
+    ]
+
+
+def number(value: int) -> str:
+    """``1234567`` as ``1,234,567``."""
+    return f"{value:,}"

@@ -1,0 +1,173 @@
+"""``medvlp explain RECIPE``: what a recipe amounts to, and where every value comes from."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+
+from medvlp_core.cli.common import add_recipe_arguments, columns, number, plan_or_complain
+from medvlp_core.cli.show import yaml_value
+from medvlp_core.components import Role, params_of
+from medvlp_core.contract import Symbol, TensorSpec
+from medvlp_core.plan import ModelPlan
+from medvlp_core.wiring import INPUTS, PortKey, Step
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """The recipe, and whether to build it."""
+    add_recipe_arguments(parser)
+    parser.add_argument("--build", action="store_true", help="also build the model (imports torch) and count its parameters")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Print the plan section by section."""
+    plan = plan_or_complain(arguments)
+    if plan is None:
+        return 1
+    print("\n".join(explanation(plan)))
+    if arguments.build:
+        print("\n".join(["", "trainable parameters", *parameter_counts(plan)]))
+    return 0
+
+
+def explanation(plan: ModelPlan) -> Iterator[str]:
+    """All sections that need no torch."""
+    yield f"recipe {plan.name}"
+    yield ""
+    yield "components"
+    yield from component_lines(plan)
+    for path, block in (("inputs", plan.inputs), ("train", plan.train)):
+        yield f"  {path}"
+        yield from columns(value_rows(plan, path, block), indent="      ")
+    yield ""
+    yield "one training step"
+    yield from step_lines(plan)
+    yield ""
+    yield "losses"
+    rows = [(term, f"weight {weight:g}", origin(plan, f"losses.{term}")) for term, weight in plan.losses.items()]
+    yield from columns(rows)
+    if plan.evaluators or plan.skipped:
+        yield ""
+        yield "evaluators"
+        rows = [(slot, one.name, "") for slot, one in plan.evaluators.items()]
+        rows += [(one.path.rpartition(".")[2], one.name, f"skipped: {one.reason}") for one in plan.skipped]
+        yield from columns(rows)
+
+
+def origin(plan: ModelPlan, path: str) -> str:
+    """Where a value was written, or ``default``."""
+    position = plan.source(path)
+    return str(position) if position is not None else "default"
+
+
+def value_rows(plan: ModelPlan, path: str, block: object) -> list[tuple[str, str, str]]:
+    """Every parameter of a block: name, value, origin."""
+    names = [param.name for param in params_of(type(block))]
+    return [(name, yaml_value(getattr(block, name)), origin(plan, f"{path}.{name}")) for name in names]
+
+
+def component_lines(plan: ModelPlan) -> Iterator[str]:
+    """Each component with its parameters and its solved dimensions."""
+    for path, component in plan.components.items():
+        if component.role is Role.EVALUATOR:
+            continue
+        distribution = plan.host.components.distribution(component.name)
+        brought = f"  (from {distribution})" if distribution else ""
+        yield f"  {path}: {component.name}{brought}"
+        yield from columns(value_rows(plan, path, component.spec), indent="      ")
+        if dims := dimension_text(plan, path):
+            yield f"      dimensions: {dims}"
+
+
+def dimension_text(plan: ModelPlan, path: str) -> str:
+    """``Di=128, Dt=128 (model.text_encoder), free: B, L``: numbers with the component they originate from."""
+    parts = []
+    for name, value in plan.dims(path).items():
+        source = plan.wiring.table.source(Symbol(path, name))
+        parts.append(f"{name}={value}" + (f" ({source})" if source and source != path else ""))
+    if free := plan.free_symbols(path):
+        parts.append(f"free: {', '.join(free)}")
+    return ", ".join(parts)
+
+
+def step_lines(plan: ModelPlan) -> Iterator[str]:
+    """The calls in the order in which they run, with the tensors that they take and give."""
+    yield f"  inputs give {shape(plan, ('image', None))}" + _target(plan)
+    for index, step in enumerate(plan.steps, start=1):
+        yield f"  {index}. {step.stage.replace('_', ' ')}: {step.path}" + (f" @{step.view}" if step.view else "")
+        yield from _taken(plan, step.takes)
+        yield from (f"       gives {shape(plan, key)}" for key in given(plan, step))
+        yield f"       for {', '.join(beneficiaries(plan, step))}"
+    for index, head in enumerate(_heads(plan), start=len(plan.steps) + 1):
+        yield f"  {index}. {plan.components[head].role}: {head}"
+        yield from _taken(plan, plan.takes(head))
+        yield f"       losses {', '.join(plan.components[head].contract.losses)}"
+    for path in (Role.IMAGE_ENCODER, Role.TEXT_ENCODER):
+        views = [step.view for step in plan.steps if step.path == f"model.{path}" and step.stage.startswith("encode")]
+        if len(views) > 1:
+            passes = ", ".join(map(str, views))
+            yield f"  model.{path} runs {len(views)} times a step ({passes}): every pass costs time and memory"
+
+
+def _target(plan: ModelPlan) -> str:
+    return f" and {shape(plan, ('image_target', None))}" if "Ht" in plan.dims(INPUTS) else ""
+
+
+def _heads(plan: ModelPlan) -> list[str]:
+    return [one.path for role in (Role.ALIGNMENT, Role.DECODER) for one in plan.of_role(role).values()]
+
+
+def _taken(plan: ModelPlan, takes: tuple[tuple[str, PortKey], ...]) -> Iterator[str]:
+    for argument, key in takes:
+        name = f"{argument} = " if argument != key[0] else ""
+        yield f"       takes {name}{shape(plan, key)} from {plan.wiring.providers[key].path}"
+
+
+def given(plan: ModelPlan, step: Step) -> list[PortKey]:
+    """The ports that a call computes."""
+    return [key for key in plan.wiring.providers if plan.wiring.step_for(key) == step]
+
+
+def beneficiaries(plan: ModelPlan, step: Step) -> list[str]:
+    """The alignments and decoders that need a call."""
+    return [head for head in _heads(plan) if step in plan.wiring.route([key for _, key in plan.takes(head)])]
+
+
+def shape(plan: ModelPlan, key: PortKey) -> str:
+    """``image_tokens (B, Nv, Di=128) @masked, masked ones dropped``."""
+    provider = plan.wiring.providers[key]
+    text = f"{key[0]} ({', '.join(_dim(plan, provider.path, dim) for dim in provider.spec.dims)})"
+    text += f" {provider.spec.dtype}" if provider.spec.dtype != "float" else ""
+    text += f" @{key[1]}" if key[1] else ""
+    return text + _layout(provider.spec)
+
+
+def _dim(plan: ModelPlan, owner: str, dim: str | int) -> str:
+    value = plan.wiring.table.value(Symbol(owner, dim)) if isinstance(dim, str) else None
+    return str(dim) if value is None else f"{dim}={value}"
+
+
+def _layout(spec: TensorSpec) -> str:
+    return f", hidden ones {spec.layout}" if spec.layout else ""
+
+
+def parameter_counts(plan: ModelPlan) -> list[str]:
+    """Build the model and count, component by component. A vocabulary that must be learned is learned from the data first."""
+    from medvlp_core.build import build_model, build_run, build_tokenizer
+
+    tokenizer = plan.one(Role.TOKENIZER)
+    if tokenizer is not None and "V" in plan.free_symbols(tokenizer.path):
+        model = build_run(plan, seed=plan.train.seed).model
+    else:
+        if tokenizer is not None:
+            build_tokenizer(plan)
+        model = build_model(plan, seed=plan.train.seed)
+    rows = []
+    for path in plan.components:
+        if path.startswith("model."):
+            part = model.get_submodule(path.removeprefix("model."))
+            rows.append((path, number(sum(one.numel() for one in part.parameters() if one.requires_grad))))
+    total = sum(one.numel() for one in model.parameters() if one.requires_grad)
+    rows.append(("together", number(total)))
+    width = max(len(count) for _, count in rows)
+    return columns([(path, count.rjust(width)) for path, count in rows])

@@ -1,0 +1,58 @@
+"""Pictures of restored radiographs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from medvlp_core.evaluate.protocol import Card, EvaluationRun
+from medvlp_core.interfaces import Dims, Evaluator
+from medvlp_core.ops import patchify, unpatchify
+from medvlp_standard.evaluators.common import batches, is_normalised, target_image
+from medvlp_standard.evaluators.drawing import new_figure, save, show_gray, to_gray
+from medvlp_standard.specs.evaluators import RestorationPicturesSpec
+
+GRAY = 0.0  # hidden patches are shown in the mean gray of the inputs
+
+
+class RestorationPictures(Evaluator):
+    """Rows of: input, what the encoder saw, restored, original in the resolution of the target.
+
+    Restored = predicted pixels at hidden patches, true ones at visible patches. A decoder of patch-normalised pixels does not
+    predict brightness and contrast of a patch; they are taken from the original, as is usual, and the caption says so.
+    """
+
+    def __init__(self, spec: RestorationPicturesSpec, dims: Dims) -> None:
+        self.spec = spec
+
+    def evaluate(self, run: EvaluationRun) -> Card:
+        """One picture."""
+        batch = next(batches(run, run.split, max_pairs=self.spec.images))
+        torch.manual_seed(run.seed)
+        output = run.model(batch)
+        assert output.mask_plan is not None  # without a masked view no decoder restores patches
+        is_hidden = output.mask_plan.image_is_masked
+        target = target_image(run, batch).float()
+        rows, columns = run.port_dims("image_grid")
+        pixels = patchify(target, rows, columns)
+        prediction = output.predictions[run.giver("patch_prediction").slot].float()
+        if is_normalised(run):
+            deviation = (pixels.var(dim=-1, keepdim=True) + 1e-6).sqrt()
+            prediction = prediction * deviation + pixels.mean(dim=-1, keepdim=True)
+        masked = self._together(run, pixels.masked_fill(is_hidden[..., None], GRAY), target)
+        restored = self._together(run, torch.where(is_hidden[..., None], prediction, pixels), target)
+        size, full = tuple(batch.image.shape[-2:]), tuple(target.shape[-2:])
+        share = 1 - float(is_hidden.float().mean())
+        titles = (f"input {size[0]} x {size[1]}", f"visible: {share:.0%}", "restored", f"original {full[0]} x {full[1]}")
+        count = len(batch.image)
+        figure, axes = new_figure(8.0, 2.05 * count, count, 4)
+        for row in range(count):
+            for column, images in enumerate((batch.image, masked, restored, target)):
+                show_gray(axes[row, column], to_gray(run, images[row]), titles[column] if row == 0 else "")
+        note = "brightness and contrast of each hidden patch are the original's" if is_normalised(run) else None
+        return Card(evaluator="", pictures=(save(figure, run, "restoration.png"),), note=note)
+
+    def _together(self, run: EvaluationRun, patches: Tensor, like: Tensor) -> Tensor:
+        rows, columns = run.port_dims("image_grid")
+        channels, height, width = like.shape[1:]
+        return unpatchify(patches, rows, columns, channels, height // rows, width // columns)

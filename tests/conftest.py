@@ -1,0 +1,73 @@
+"""Fixtures for all tests: the plug-in host with the bundles of this repository, and a small complete recipe."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+
+from medvlp_core.compose import compose
+from medvlp_core.errors import Report
+from medvlp_core.plan import ModelPlan
+from medvlp_core.plugins import PluginHost, load_plugins
+from medvlp_core.yamlio import Override, load_recipe, parse_override
+
+#: A complete MPMA-like model that trains in milliseconds a step.
+MICRO = """\
+medvlp: 1
+data: {use: open_cxr.pairs, sources: [nih]}
+tokenizer: {use: standard.wordpiece, vocab_size: 300, max_length: 32}
+model:
+  masking: {use: mpma.paired_masking}
+  image_encoder:
+    {use: standard.timm_vit, model: vit_tiny_patch16_224, image_size: 32, channels: 1, patch_size: 8, width: 32, depth: 1, heads: 2}
+  text_encoder: {use: standard.bert, width: 32, layers: 1, heads: 2}
+  fusion: {use: mpma.memory_fusion, slots: 8, topk: 2, heads: 2, layers: 1}
+  alignments:
+    gla: {use: mpma.global_local, dim: 8}
+  decoders:
+    image: {use: mpma.image_decoder, target_size: 64, width: 16, depth: 1, heads: 2}
+    report: {use: mpma.report_decoder}
+train: {steps: 4, batch_size: 4}
+"""
+
+
+@pytest.fixture(scope="session")
+def host() -> PluginHost:
+    """The installed bundles."""
+    found = load_plugins()
+    assert not found.broken
+    return found
+
+
+@pytest.fixture(scope="session")
+def micro() -> str:
+    """The text of the micro recipe."""
+    return MICRO
+
+
+PlanText = Callable[..., tuple[ModelPlan | None, Report]]
+
+
+@pytest.fixture
+def plan_text(host: PluginHost, tmp_path: Path) -> PlanText:
+    """Plan a recipe given as text, with overrides such as ``"set train.steps=2"``; returns the plan and the report."""
+
+    def plan(text: str = MICRO, *overrides: str) -> tuple[ModelPlan | None, Report]:
+        path = tmp_path / "recipe.yaml"
+        path.write_text(text, encoding="utf-8")
+        report = Report()
+        parsed: list[Override] = []
+        for override in overrides:
+            kind, _, rest = override.partition(" ")
+            found = parse_override(kind, rest, report)  # type: ignore[arg-type]
+            assert found is not None
+            parsed.append(found)
+        recipe = load_recipe(path, presets=host.presets, overrides=parsed, report=report)
+        return compose(recipe, host, report), report
+
+    return plan

@@ -1,0 +1,282 @@
+"""The command line: what it prints, what it returns, and that its order of overrides counts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import types
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from medvlp_core import plugins
+from medvlp_core.cli import COMMANDS, main
+from medvlp_core.errors import Report
+from medvlp_core.hooks import hookimpl
+from medvlp_core.plugins import PluginHost
+from medvlp_core.yamlio import parse_yaml
+
+Output = Any
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, micro: str) -> str:
+    path = tmp_path / "micro.yaml"
+    path.write_text(micro, encoding="utf-8")
+    return str(path)
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    code = main(list(arguments))
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_the_overview_lists_every_command(capsys: Output) -> None:
+    code, out, _ = run(capsys, "--help")
+    assert code == 0
+    for name in ("check", "explain", "list", "show", "fill", "schema", "pretrain"):
+        assert f"  {name} " in out
+
+
+def test_usage_errors_return_2_with_a_hint(capsys: Output, recipe: str) -> None:
+    assert run(capsys)[0] == 2
+    code, _, err = run(capsys, "chekc", recipe)
+    assert (code, "did you mean 'check'?" in err) == (2, True)
+    code, _, err = run(capsys, "check", recipe, "--sett", "a=1")
+    assert (code, "did you mean '--set'?" in err) == (2, True)
+    code, _, err = run(capsys, "check", recipe, "more")
+    assert (code, "unknown argument 'more'" in err) == (2, True)
+    assert run(capsys, "check")[0] == 2
+    assert run(capsys, "list", "--role", "encoder")[0] == 2
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(capsys: Output, command: str) -> None:
+    code, out, _ = run(capsys, command, "--help")
+    assert code == 0
+    assert f"usage: medvlp {command}" in out
+
+
+# -------------------------------------------------------------------------------------------------------------------- check
+
+
+def test_check_says_ok(capsys: Output, recipe: str) -> None:
+    code, out, err = run(capsys, "check", recipe)
+    assert (code, err) == (0, "")
+    assert out == f"{recipe}: ok, 9 components, 4 loss terms, 5 calls a step\n"
+
+
+def test_check_prints_every_problem_and_counts(capsys: Output, recipe: str) -> None:
+    code, out, _ = run(capsys, "check", recipe, "--set", "model.decoders.image.heds=2", "--set", "train.steps=ten", "--set", "x.y")
+    assert code == 1
+    lines = out.splitlines()
+    assert lines[-1] == f"{recipe}: 3 errors"
+    assert "--set model.decoders.image.heds=2 [MV102] model.decoders.image (mpma.image_decoder) has no parameter 'heds'" in lines
+    assert "--set train.steps=ten [MV103] train: steps must be int | None, found str 'ten'" in lines
+    assert "--set x.y [MV007] this override has not the right form" in lines
+
+
+def test_warnings_are_printed_and_do_no_harm(capsys: Output, recipe: str) -> None:
+    code, out, _ = run(capsys, "check", recipe, "--unset", "model.decoders.report")
+    assert code == 0
+    assert "[MV208] warning: model.fusion" in out
+    assert out.endswith("1 warning\n")
+
+
+def test_overrides_keep_their_order(capsys: Output, recipe: str) -> None:
+    swap = ("--use", "model.fusion=standard.cross_attention")
+    heads = ("--set", "model.fusion.heads=3")
+    assert run(capsys, "check", recipe, *heads, *swap, "--set", "model.fusion.heads=2")[0] == 0
+    code, out, _ = run(capsys, "check", recipe, *swap, *heads)
+    assert code == 1
+    assert "heads=3 must divide" in out
+
+
+def test_check_of_a_missing_file(capsys: Output, tmp_path: Path) -> None:
+    code, out, _ = run(capsys, "check", str(tmp_path / "gone.yaml"))
+    assert code == 1
+    assert "[MV001] there is no such file" in out
+    assert out.endswith("gone.yaml: 1 error\n")
+
+
+# ------------------------------------------------------------------------------------------------------------ explain, fill
+
+
+def test_explain_shows_parts_dimensions_calls_losses_and_origins(capsys: Output, recipe: str, micro: str) -> None:
+    text = ("--set", "losses.gla.local=0.5", "--set", "model.alignments.gla.align_text=clean")
+    code, out, err = run(capsys, "explain", recipe, *text)
+    assert (code, err) == (0, "")
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "model.fusion: mpma.memory_fusion (from medvlp-mpma 0.1.0)" in lines
+    line, column = (
+        micro[: micro.index("8, topk")].count("\n") + 1,
+        micro.index("8, topk") - micro.rindex("\n", 0, micro.index("8, topk")),
+    )
+    assert f"slots 8 {recipe}:{line}:{column}" in lines
+    assert "dropout 0.1 default" in lines
+    assert any(line.startswith("dimensions:") and "Dt=32 (model.text_encoder)" in line for line in lines)
+    assert "1. mask: model.masking" in lines
+    assert any(line.endswith("encode text: model.text_encoder @clean") for line in lines)
+    assert any(line.startswith("model.text_encoder runs 2 times a step") for line in lines)
+    assert "gla.local weight 0.5 --set losses.gla.local=0.5" in lines
+    assert "report.mlm weight 1 default" in lines
+
+
+def test_every_call_says_for_whom_it_runs(capsys: Output, recipe: str) -> None:
+    _, out, _ = run(capsys, "explain", recipe, "--set", "model.alignments.gla.align_text=clean")
+    blocks = out.split("encode text: model.text_encoder @")
+    reasons = {block.split("\n")[0]: block.split("       for ")[1].split("\n")[0] for block in blocks[1:]}
+    assert reasons == {"clean": "model.alignments.gla", "masked": "model.decoders.report"}
+
+
+def test_explain_with_build_counts_parameters(capsys: Output, recipe: str) -> None:
+    code, out, _ = run(capsys, "explain", recipe, "--build", "--unset", "data")
+    assert code == 0
+    counts = dict(line.split() for line in out.split("trainable parameters\n")[1].splitlines())
+    numbers = {path: int(count.replace(",", "")) for path, count in counts.items()}
+    together = numbers.pop("together")
+    assert together == sum(numbers.values())
+    assert numbers["model.masking"] == 0
+    # embeddings of words and positions, one layer of attention and feed-forward: at least its 12 D^2 weights
+    assert numbers["model.text_encoder"] > 300 * 32
+
+
+def test_fill_writes_every_default_and_reads_back(capsys: Output, recipe: str, tmp_path: Path) -> None:
+    code, out, _ = run(capsys, "fill", recipe)
+    assert code == 0
+    node = parse_yaml(out, file="filled", report=Report())
+    assert node is not None
+    assert node.get("model.fusion.dropout").value == 0.1  # type: ignore[union-attr]
+    assert node.get("train.batch_size").value == 4  # type: ignore[union-attr]
+    filled = tmp_path / "filled.yaml"
+    filled.write_text(out, encoding="utf-8")
+    assert run(capsys, "fill", str(filled))[1] == out
+
+
+@pytest.mark.parametrize("command", ["explain", "fill", "pretrain"])
+def test_problems_go_to_stderr_where_stdout_is_the_result(capsys: Output, recipe: str, command: str) -> None:
+    code, out, err = run(capsys, command, recipe, "--set", "train.steps=0")
+    assert (code, out) == (1, "")
+    assert "[MV104] train: steps=0 must be at least 1" in err
+
+
+def test_pretrain_hands_the_plan_on(capsys: Output, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import medvlp_core.train.run
+
+    seen: dict[str, Any] = {}
+    monkeypatch.setattr(medvlp_core.train.run, "pretrain", lambda plan, **rest: seen.update(rest, steps=plan.train.steps))
+    assert run(capsys, "pretrain", recipe, "--set", "train.steps=2", "--out", "runs/x", "--device", "cpu")[0] == 0
+    assert seen == {"steps": 2, "out": Path("runs/x"), "device": "cpu"}
+
+
+# --------------------------------------------------------------------------------------------------------- list, show, schema
+
+
+def test_list_shows_role_distribution_and_first_line(capsys: Output, host: PluginHost) -> None:
+    code, out, err = run(capsys, "list")
+    assert (code, err) == (0, "")
+    for name in host.components:
+        assert any(line.split()[0] == name for line in out.splitlines() if line.strip())
+    section = out.split("fusion:\n")[1].split("alignment:")[0]
+    assert "mpma.memory_fusion" in section
+    assert "medvlp-mpma 0.1.0" in section
+    assert "  mpma:small" in out
+
+
+def test_list_of_one_role(capsys: Output) -> None:
+    _, out, _ = run(capsys, "list", "--role", "fusion")
+    assert out.startswith("fusion:\n")
+    assert "standard.timm_vit" not in out
+
+
+def test_list_names_broken_plugins_with_their_reason(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    def medvlp_model_built(plan: Any) -> None: ...
+
+    broken = types.ModuleType("acme")
+    broken.medvlp_model_built = medvlp_model_built  # type: ignore[attr-defined]
+    monkeypatch.setattr(plugins, "load_plugins", lambda: PluginHost.from_modules({"acme": broken}))
+    code, out, err = run(capsys, "list")
+    assert (code, out) == (0, "")
+    assert "[MV302] plugin 'acme': medvlp_model_built is not marked as a hook" in err
+
+
+def test_show_prints_parameters_ports_and_about(capsys: Output) -> None:
+    code, out, _ = run(capsys, "show", "mpma.memory_fusion")
+    assert code == 0
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "slots int = 2048 at least 1" in lines
+    assert "needs text_is_valid B L:bool" in lines
+    assert "gives fused_text_tokens B L Dt" in lines
+    assert any(line.startswith("requires") and "divides Dt" in line for line in lines)
+    assert "licences:" in run(capsys, "show", "open_cxr.pairs")[1]
+
+
+def test_every_component_can_be_shown_and_its_recipe_text_reads_back(host: PluginHost) -> None:
+    from medvlp_core.cli.show import component_text, recipe_text
+    from medvlp_core.components import SLOTS
+
+    for name in host.components:
+        kind = host.components[name]
+        assert component_text(kind, "x 1")[0] == f"{name}: {kind.declaration.role}, from x 1"
+        for example in kind.examples():
+            node = parse_yaml(recipe_text(example), file="shown", report=Report())
+            assert node is not None
+            use = node.get(SLOTS[kind.declaration.role].replace("*", "my_name") + ".use")
+            assert use is not None
+            assert use.value == name
+
+
+def test_show_of_a_preset_and_of_nothing(capsys: Output, host: PluginHost) -> None:
+    assert run(capsys, "show", "mpma:base")[1] == host.presets["mpma:base"].read_text(encoding="utf-8")
+    code, _, err = run(capsys, "show", "mpma.memory_fusoin")
+    assert code == 1
+    assert "did you mean 'mpma.memory_fusion'?" in err
+
+
+def test_schema_is_json(capsys: Output, tmp_path: Path) -> None:
+    code, out, _ = run(capsys, "schema")
+    assert code == 0
+    target = tmp_path / "schema.json"
+    assert run(capsys, "schema", "--out", str(target))[:2] == (0, "")
+    assert json.loads(out) == json.loads(target.read_text(encoding="utf-8"))
+    code, _, err = run(capsys, "schema", "--out", str(tmp_path / "gone" / "schema.json"))
+    assert code == 1
+    assert "cannot be written" in err
+
+
+# ----------------------------------------------------------------------------------------------------------- plugins' commands
+
+
+def test_plugins_add_commands(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    def configure(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--count", type=int, default=1)
+
+    def greet(arguments: argparse.Namespace) -> int:
+        print("hello " * arguments.count)
+        return 0
+
+    @hookimpl
+    def medvlp_add_commands(commands: Any) -> None:
+        commands.add("greet", "say hello", configure, greet)
+
+    acme = types.ModuleType("acme")
+    acme.medvlp_add_commands = medvlp_add_commands  # type: ignore[attr-defined]
+    monkeypatch.setattr(plugins, "load_plugins", lambda: PluginHost.from_modules({"acme": acme}))
+    assert "  greet      say hello" in run(capsys, "--help")[1]
+    assert run(capsys, "greet", "--count", "2")[:2] == (0, "hello hello \n")
+    assert "did you mean 'greet'?" in run(capsys, "gret")[2]
+
+
+def test_a_plugin_cannot_take_a_command(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    @hookimpl
+    def medvlp_add_commands(commands: Any) -> None:
+        commands.add("check", "mine", lambda parser: None, lambda arguments: 0)
+
+    acme = types.ModuleType("acme")
+    acme.medvlp_add_commands = medvlp_add_commands  # type: ignore[attr-defined]
+    monkeypatch.setattr(plugins, "load_plugins", lambda: PluginHost.from_modules({"acme": acme}))
+    code, _, err = run(capsys, "--help")
+    assert code == 1
+    assert "[MV302] a plugin adds the command 'check'" in err

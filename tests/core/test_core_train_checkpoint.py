@@ -1,0 +1,61 @@
+"""Checkpoint folders: which one is taken, and what a user hears about a broken one."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from medvlp_core.errors import DataError
+from medvlp_core.train.checkpoint import find_checkpoint, load_run
+from medvlp_core.train.run import make_run_folder
+
+
+def make(folder: Path, **facts: object) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "checkpoint.json").write_text(json.dumps({"format": 1, **facts}))
+    return folder
+
+
+def test_a_run_folder_means_its_newest_checkpoint(tmp_path: Path) -> None:
+    for step in (200, 1000, 999):
+        make(tmp_path / "checkpoints" / f"step-{step:07d}")
+    make(tmp_path / "checkpoints" / ".step-0009999.partial")
+    assert find_checkpoint(tmp_path).name == "step-0001000"
+    chosen = tmp_path / "checkpoints" / "step-0000200"
+    assert find_checkpoint(chosen) == chosen
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no checkpoint"),
+        ("{", "cannot be read"),
+        ("[]", "checkpoint format 1 is supported, found None"),
+        ('{"format": 7}', "checkpoint format 1 is supported, found 7"),
+        ('{"format": 1}', "resolved.yaml: the file is missing"),
+    ],
+)
+def test_a_broken_checkpoint_is_an_error_with_a_hint(tmp_path: Path, content: str | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / "checkpoint.json").write_text(content)
+    with pytest.raises(DataError) as caught:
+        load_run(tmp_path)
+    text = str(caught.value)
+    assert "[MV507]" in text
+    assert message in text
+    assert "hint: give a run folder" in text
+
+
+def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    made = [make_run_folder(None, "mpma_small") for _ in range(3)]
+    assert len(set(made)) == 3, "two runs in the same second do not share a folder"
+    assert all(path.is_dir() and path.parent == Path("runs") for path in made)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert make_run_folder(empty, "x") == empty
+    (empty / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"MV508.*not empty"):
+        make_run_folder(empty, "x")
+    with pytest.raises(DataError, match=r"MV508.*cannot be made"):
+        make_run_folder(empty / "notes.txt" / "run", "x")

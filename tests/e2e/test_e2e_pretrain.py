@@ -1,0 +1,264 @@
+"""The main job, end to end, with a micro model on the real images and texts that medvlp ships."""
+
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+
+from medvlp_core.build import build_run
+from medvlp_core.compose import plan_recipe
+from medvlp_core.device import to_device
+from medvlp_core.errors import DataError
+from medvlp_core.train.checkpoint import load_run, save_checkpoint
+from medvlp_core.train.run import RunResult, pretrain
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "pretrain_mpma.py"
+
+EVALUATORS = """\
+inputs: {cache_images: true}
+evaluators:
+  words: {use: standard.masked_words, draws: 1, max_pairs: 32}
+  patches: {use: standard.patch_restoration, draws: 1, max_pairs: 32}
+  retrieval: {use: standard.retrieval}
+  zero_shot: {use: standard.zero_shot}
+  probe: {use: standard.linear_probe, strengths: [0.01]}
+  curves: {use: standard.loss_curves}
+  restored: {use: standard.restoration_pictures, images: 1}
+  reports: {use: standard.masked_report_pictures, reports: 1}
+  attention: {use: standard.attention_pictures, images: 1, words: 2}
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory, micro: str) -> Path:
+    path = tmp_path_factory.mktemp("recipe") / "micro.yaml"
+    path.write_text(micro.replace("batch_size: 4}", "batch_size: 8, log_every_steps: 2, checkpoint_every_steps: 2}") + EVALUATORS)
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunResult, str]:
+    """One complete run, and what it printed."""
+    console = Console(file=io.StringIO(), width=180)
+    out = tmp_path_factory.mktemp("runs") / "run"
+    result = pretrain(plan_recipe(recipe), out=out, device="cpu", console=console)
+    return result, console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_the_run_folder_is_complete(finished: tuple[RunResult, str]) -> None:
+    folder = finished[0].folder
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    checkpoint = "checkpoints/step-0000004"
+    assert {
+        "resolved.yaml",
+        "metrics.jsonl",
+        "evaluation.json",
+        f"{checkpoint}/model.safetensors",
+        f"{checkpoint}/checkpoint.json",
+        f"{checkpoint}/resolved.yaml",
+        "pictures/loss_curves.png",
+        "pictures/restoration.png",
+        "pictures/masked_reports.png",
+        "pictures/masked_reports.txt",
+        "pictures/attention.png",
+    } <= files
+    assert any(name.startswith(f"{checkpoint}/tokenizer/") for name in files)
+    assert (folder / "checkpoints/step-0000002").is_dir()
+    assert not [name for name in files if "partial" in name or "outdated" in name]
+
+
+def test_metrics_hold_every_term(finished: tuple[RunResult, str]) -> None:
+    result = finished[0]
+    lines = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 4]
+    assert set(lines[0]["losses"]) == set(result.built.plan.losses)
+    assert all(line["total"] > 0 and line["pairs_per_second"] > 0 for line in lines)
+
+
+def test_every_number_stands_beside_its_baselines(finished: tuple[RunResult, str]) -> None:
+    result, printed = finished
+    document = json.loads((result.folder / "evaluation.json").read_text())
+    assert document["split"] == "test"
+    assert not result.problems
+    cards = {card["evaluator"]: card for card in document["results"]}
+    assert list(cards) == ["words", "patches", "retrieval", "zero_shot", "probe", "curves", "restored", "reports", "attention"]
+    for name in ("words", "patches", "retrieval", "zero_shot", "probe"):
+        for row in cards[name]["rows"]:
+            assert row["value"] is not None
+            assert row["count"] > 0
+            assert row["baselines"]
+            assert set(row["verdicts"]) == set(row["baselines"])
+            assert row["interval"][0] <= row["value"] <= row["interval"][1]
+            assert row["metric"] in printed
+    assert set(cards["words"]["rows"][0]["baselines"]) == {"wrong image", "blank image", "word frequency"}
+    assert cards["patches"]["rows"][0]["baselines"]["patch mean"] == pytest.approx(1.0, abs=0.05)
+    assert set(cards["probe"]["rows"][0]["baselines"]) == {"raw pixels", "random encoder"}
+    assert "run folder:" in printed
+
+
+def test_resolved_yaml_gives_the_same_plan(finished: tuple[RunResult, str]) -> None:
+    result = finished[0]
+    again = plan_recipe(result.folder / "resolved.yaml")
+    assert again.resolved() == result.built.plan.resolved()
+
+
+def outputs(model: Any, batch: Any) -> list[torch.Tensor]:
+    torch.manual_seed(7)
+    with torch.no_grad():
+        output = model.eval()(batch)
+    return [output.loss, *output.losses.values(), *output.predictions.values(), model.embed_image(batch.image)]
+
+
+def test_train_save_reload_compare_bit_for_bit(finished: tuple[RunResult, str]) -> None:
+    result = finished[0]
+    loaded = load_run(result.folder)
+    assert loaded.facts["step"] == 4
+    ours, theirs = result.built.model.state_dict(), loaded.model.state_dict()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    texts = [record.text for record in result.built.pipeline.records("test")[:5]]
+    for one, two in zip(result.built.pipeline.tokenizer.encode(texts), loaded.tokenizer.encode(texts), strict=True):
+        assert torch.equal(one, two)
+    batch = next(iter(result.built.pipeline.loader("test", batch_size=6, is_training=False)))
+    again = next(iter(loaded.pipeline().loader("test", batch_size=6, is_training=False)))
+    assert torch.equal(batch.image, again.image)
+    for one, two in zip(outputs(result.built.model, batch), outputs(loaded.model, again), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_the_same_recipe_gives_the_same_run(recipe: Path, finished: tuple[RunResult, str], tmp_path: Path) -> None:
+    plan = plan_recipe(recipe)
+    built = build_run(plan, seed=plan.train.seed)
+    first = finished[0].folder / "checkpoints/step-0000002/model.safetensors"
+    console = Console(file=io.StringIO())
+    again = pretrain(without_evaluators(plan), out=tmp_path / "again", device="cpu", console=console)
+    second = again.folder / "checkpoints/step-0000002/model.safetensors"
+    assert first.read_bytes() == second.read_bytes()
+    fresh = built.fresh_model(plan.train.seed)
+    assert all(
+        torch.equal(one, two) for one, two in zip(fresh.state_dict().values(), built.model.state_dict().values(), strict=True)
+    )
+
+
+def without_evaluators(plan: Any) -> Any:
+    import attrs
+
+    parts = {path: part for path, part in plan.components.items() if not path.startswith("evaluators.")}
+    return attrs.evolve(plan, components=parts)
+
+
+def test_no_dead_gradients(recipe: Path) -> None:
+    """Every parameter gets a finite gradient that is not zero, in a few steps (a top-k memory leaves some slots out at first)."""
+    plan = plan_recipe(recipe)
+    built = build_run(plan, seed=0)
+    model = built.model.train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    reached: set[str] = set()
+    for batch in built.pipeline.loader("train", batch_size=16, is_training=True, seed=0):
+        optimizer.zero_grad()
+        model(to_device(batch, torch.device("cpu"))).loss.backward()
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                assert torch.isfinite(parameter.grad).all(), name
+                if parameter.grad.abs().max() > 0:
+                    reached.add(name)
+        optimizer.step()
+        if len(reached) == len(list(model.parameters())):
+            break
+    assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} - reached == set()
+
+
+# -------------------------------------------------------------------------------------------------------------- broken input
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.fixture
+def saved(finished: tuple[RunResult, str], tmp_path: Path) -> Path:
+    """A fresh copy of a checkpoint."""
+    built = finished[0].built
+    folder = tmp_path / "checkpoint"
+    for step in (1, 2):  # the second replaces the first
+        facts = {"step": step}
+        save_checkpoint(folder, plan=built.plan, model=built.model, tokenizer=built.pipeline.tokenizer, facts=facts)
+    assert json.loads((folder / "checkpoint.json").read_text())["step"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "message"),
+    [
+        ("model.safetensors", cut, r"model.safetensors: the file cannot be read"),
+        ("model.safetensors", Path.unlink, r"model.safetensors: the file is missing"),
+        ("checkpoint.json", cut, r"checkpoint.json: the file cannot be read"),
+        ("resolved.yaml", Path.unlink, r"resolved.yaml: the file is missing"),
+    ],
+)
+def test_a_damaged_checkpoint_is_an_error_with_a_hint(saved: Path, name: str, damage: Callable[[Path], None], message: str) -> None:
+    damage(saved / name)
+    with pytest.raises(DataError, match=message) as caught:
+        load_run(saved)
+    assert [problem.code for problem in caught.value.problems] == ["MV507"]
+    assert "hint:" in str(caught.value)
+
+
+def test_weights_of_another_architecture_are_refused(saved: Path) -> None:
+    recipe = saved / "resolved.yaml"
+    recipe.write_text(recipe.read_text().replace("slots: 8", "slots: 9"))
+    with pytest.raises(DataError, match="the weights do not fit the recipe") as caught:
+        load_run(saved)
+    assert "size mismatch" in str(caught.value)
+
+
+# ---------------------------------------------------------------------------------------------------------------- the script
+
+
+def example(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, str(EXAMPLE), *arguments], capture_output=True, text=True, cwd=folder, timeout=120)
+
+
+def test_the_example_says_how_it_is_used_without_torch(tmp_path: Path) -> None:
+    assert len(EXAMPLE.read_text().splitlines()) <= 40
+    code = f"import runpy, sys; sys.argv = ['x', '--config', 'none.yaml']; runpy.run_path({str(EXAMPLE)!r}, run_name='__main__')"
+    watched = f"try:\n    {code}\nexcept SystemExit as end:\n    print(end)\nprint('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", watched], capture_output=True, text=True, cwd=tmp_path, timeout=60)
+    assert done.stdout.splitlines()[-1] == "False"
+    assert "[MV001]" in done.stdout
+    shown = example("--help", folder=tmp_path).stdout
+    assert all(option in shown for option in ("--config", "--set", "--use", "--unset", "--out", "--device"))
+
+
+def test_the_example_prints_problems_without_a_traceback(recipe: Path, tmp_path: Path) -> None:
+    wrong = example("--config", str(recipe), "--set", "train.stepz=3", "--use", "model.fusion=standard.cros", folder=tmp_path)
+    assert wrong.returncode == 1
+    assert "did you mean 'steps'?" in wrong.stderr
+    assert "unknown fusion 'standard.cros'" in wrong.stderr
+    assert "Traceback" not in wrong.stderr
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("keep")
+    used = example("--config", str(recipe), "--out", "full", folder=tmp_path)
+    assert used.returncode == 1
+    assert "[MV508] full: the run folder is not empty" in used.stderr
+    assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
+
+
+def test_the_example_applies_changes_in_order_and_reports_what_is_skipped(recipe: Path, tmp_path: Path) -> None:
+    changes = ["--set", "train.steps=1", "--unset", "model.alignments.gla", "--use", "model.fusion=standard.cross_attention"]
+    changes += ["--set", "model.fusion.heads=2", "--unset", "evaluators.probe", "--set", "train.checkpoint_every_steps=null"]
+    done = example("--config", str(recipe), *changes, "--device", "cpu", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "skipped evaluators.retrieval: needs image_embedding" in done.stdout
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert folder.name.startswith("micro-")
+    document = json.loads((folder / "evaluation.json").read_text())
+    assert [one["evaluator"] for one in document["skipped"]] == ["evaluators.retrieval", "evaluators.zero_shot"]

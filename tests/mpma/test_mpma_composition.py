@@ -1,0 +1,120 @@
+"""The composed MPMA model: what reaches what, which passes run, and that every variant trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from medvlp_core.batch import ImageTextBatch
+from medvlp_core.build import build_model
+from medvlp_core.plan import ModelPlan
+
+PlanOf = Callable[[str], ModelPlan]
+
+VARIANTS = {
+    "default": "",
+    "memory_softmax": "model: {fusion: {memory: cmn_softmax}}",
+    "memory_slots": "model: {fusion: {memory: kv_slots}}",
+    "early": "model: {fusion: {position: early}}",
+    "early_pooled_and_cross": "model: {fusion: {position: early, fuse: pooled_and_cross, layers: 1}}",
+    "clean_alignment": "model: {alignments: {gla: {align_text: clean, align_image: clean, same_text: ignore}}}",
+    "gloria": "model: {alignments: {gla: {local_kind: gloria, same_word: ignore}}}",
+    "global_only": "model: {alignments: {gla: {granularity: global}}}",
+    "linear_head": "model: {decoders: {report: {head: linear, positions: nonpad}}}",
+    "no_alignment": "model: {alignments: null}",
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_trains_every_parameter(plan_of: PlanOf, batch: ImageTextBatch, name: str) -> None:
+    torch.set_default_dtype(torch.float64)  # parts that make tensors of their own must follow
+    try:
+        model = build_model(plan_of(VARIANTS[name]), seed=0)
+        out = model(batch)
+        assert out.loss.isfinite()
+        out.loss.backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    lost = [name for name, p in model.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.isfinite().all())]
+    assert lost == []
+
+
+def test_the_alignment_does_not_train_the_memory_nor_the_fusion(plan_of: PlanOf, batch: ImageTextBatch) -> None:
+    model = build_model(plan_of(""), seed=0).double()
+    losses = model(batch).losses
+    (losses["gla.global"] + losses["gla.local"]).backward(retain_graph=True)
+    assert model.fusion is not None
+    assert all(p.grad is None for p in model.fusion.parameters())
+    assert model.image_encoder is not None
+    assert model.text_encoder is not None
+    assert any(p.grad is not None for p in model.image_encoder.parameters())
+    assert any(p.grad is not None for p in model.text_encoder.parameters())
+    losses["report.mlm"].backward()
+    assert all(p.grad is not None and p.grad.any() for name, p in model.fusion.named_parameters() if "slots" in name)
+
+
+@pytest.mark.parametrize("position", ["late", "early"])
+def test_the_text_that_gla_sees_does_not_depend_on_the_image(plan_of: PlanOf, batch: ImageTextBatch, position: str) -> None:
+    model = build_model(plan_of(f"model: {{fusion: {{position: {position}}}}}"), seed=0).double().eval()
+    seen: list[torch.Tensor] = []
+    model.alignments["gla"].register_forward_pre_hook(lambda _m, _a, kwargs: seen.append(kwargs["text_tokens"]), with_kwargs=True)
+    outputs = []
+    for image in (batch.image, batch.image.flip(0)):
+        torch.manual_seed(0)
+        outputs.append(model(batch._replace(image=image)))
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.isclose(outputs[0].losses["report.mlm"], outputs[1].losses["report.mlm"], rtol=1e-9), "the fusion's text does"
+
+
+def test_one_text_pass_by_default_and_one_more_where_it_is_asked_for(plan_of: PlanOf) -> None:
+    def passes(changes: str) -> list[str]:
+        return sorted(f"{step.stage} {step.view}" for step in plan_of(changes).steps if step.stage.startswith("encode"))
+
+    assert passes("") == ["encode_image masked", "encode_text masked"]
+    assert passes(VARIANTS["early"]) == ["encode_fused masked", "encode_image masked", "encode_text masked"]
+    assert passes("model: {alignments: {gla: {align_text: clean}}}") == [
+        "encode_image masked",
+        "encode_text clean",
+        "encode_text masked",
+    ]
+
+
+def test_padding_content_changes_no_loss(plan_of: PlanOf, batch: ImageTextBatch) -> None:
+    model = build_model(plan_of(""), seed=0).double().eval()
+    torch.manual_seed(0)
+    before = model(batch).losses
+    torch.manual_seed(0)
+    changed = batch._replace(token_ids=batch.token_ids.masked_fill(~batch.text_is_valid, 17))
+    for name, value in model(changed).losses.items():
+        torch.testing.assert_close(value, before[name])
+
+
+@pytest.mark.parametrize("row", [0, 2])
+def test_a_single_pair_is_finite_even_without_words(plan_of: PlanOf, batch: ImageTextBatch, row: int) -> None:
+    model = build_model(plan_of(""), seed=0).double()
+    single = ImageTextBatch(*(value[row : row + 1] if value is not None else None for value in batch))
+    out = model(single)
+    out.loss.backward()
+    assert out.losses["gla.global"].item() == 0.0
+    assert out.losses["image.reconstruction"] > 0
+    assert (out.losses["report.mlm"].item() == 0.0) is (row == 2)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_mixed_precision_stays_close(plan_of: PlanOf, batch: ImageTextBatch, name: str) -> None:
+    model = build_model(plan_of(VARIANTS[name]), seed=0).eval()
+    assert batch.image_target is not None
+    batch = batch._replace(image=batch.image.float(), image_target=batch.image_target.float())
+    torch.manual_seed(0)
+    wanted = model(batch)
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = model(batch)
+    assert out.loss.dtype == torch.float32
+    out.loss.backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
+    for term, value in wanted.losses.items():
+        torch.testing.assert_close(out.losses[term], value, rtol=0.1, atol=0.05)

@@ -1,0 +1,347 @@
+"""Evaluators on stand-in models whose right answer is known."""
+
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from medvlp_standard.evaluators.attention_pictures import AttentionPictures, telling_words
+from medvlp_standard.evaluators.common import batches, labels_of
+from medvlp_standard.evaluators.linear_probe import LinearProbe
+from medvlp_standard.evaluators.loss_curves import LossCurves
+from medvlp_standard.evaluators.masked_report_pictures import MaskedReportPictures, Piece
+from medvlp_standard.evaluators.masked_words import MaskedWords, other_texts
+from medvlp_standard.evaluators.patch_restoration import PatchRestoration, image_errors
+from medvlp_standard.evaluators.restoration_pictures import RestorationPictures
+from medvlp_standard.evaluators.retrieval import Retrieval, same_findings, varying_labels
+from medvlp_standard.evaluators.zero_shot import ZeroShot
+from medvlp_standard.specs import evaluators as specs
+from PIL import Image
+from torch import Tensor
+
+from medvlp_core.batch import ImageFeatures, ImageTextBatch, MaskPlan, StepOutput, TokenBatch
+from medvlp_core.contract import TensorSpec
+from medvlp_core.errors import DataError
+from medvlp_core.evaluate.protocol import Card, EvaluationRun
+from medvlp_core.interfaces import Record
+from medvlp_core.ops import normalise_patches, patchify
+
+CPU = torch.device("cpu")
+GRID, SIDE = 4, 16  # 4 x 4 patches of 4 x 4 pixels
+WORDS = ["[PAD]", "[CLS]", "[MASK]", "clear", "pneumonia", "lungs"]
+
+
+class Tokenizer:
+    """One token per known word; [CLS] in front."""
+
+    def encode(self, texts: list[str]) -> TokenBatch:
+        rows = [[1, *(WORDS.index(word) for word in text.split())] for text in texts]
+        length = max(map(len, rows))
+        ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
+        is_valid = ids != 0
+        word_ids = torch.arange(-1, length - 1).expand_as(ids).masked_fill(~is_valid, -1)
+        return TokenBatch(ids, is_valid, word_ids)
+
+    def dims(self) -> dict[str, int]:
+        return {"V": len(WORDS), "Mask": 2}
+
+    def token_strings(self, token_ids: list[int]) -> list[str]:
+        return [WORDS[index] for index in token_ids]
+
+
+def make_records(count: int) -> list[Record]:
+    """Every second one has pneumonia, and its text says so."""
+    return [
+        Record(
+            id=f"study-{index}",
+            image_path=Path("none.png"),
+            text="lungs pneumonia" if index % 2 else "lungs clear",
+            labels={"Pneumonia": index % 2, "Always": 1},
+        )
+        for index in range(count)
+    ]
+
+
+class Pipeline:
+    """Images of noise whose mean gray is the label (+1, -1)."""
+
+    tokenizer = Tokenizer()
+
+    def __init__(self, count: int = 40) -> None:
+        self.count = count
+        self.source = SimpleNamespace(splits=lambda: ("train", "val", "test"))
+
+    def records(self, split: str) -> list[Record]:
+        return make_records(self.count)
+
+    def loader(self, split: str, *, batch_size: int, is_training: bool, seed: int, workers: int) -> list[ImageTextBatch]:
+        assert not is_training
+        noise = torch.Generator().manual_seed({"train": 1, "val": 2, "test": 3}[split])
+        records = self.records(split)
+        found = []
+        for start in range(0, self.count, batch_size):
+            part = records[start : start + batch_size]
+            sign = torch.tensor([2.0 * record.labels["Pneumonia"] - 1 for record in part])
+            image = 0.5 * torch.randn(len(part), 1, SIDE, SIDE, generator=noise) + sign[:, None, None, None]
+            index = torch.arange(start, start + len(part))
+            found.append(ImageTextBatch(image, None, *self.tokenizer.encode([record.text for record in part]), index))
+        return found
+
+
+class Model:
+    """Reads the label from the image's mean gray where ``looks``; else it knows nothing."""
+
+    training = False
+
+    def __init__(self, *, looks: bool = True, has_maps: bool = True) -> None:
+        self.looks = looks
+        self.has_maps = has_maps
+
+    def sign(self, image: Tensor) -> Tensor:
+        mean = image.mean(dim=(1, 2, 3))
+        return mean if self.looks else torch.zeros_like(mean)
+
+    def __call__(self, batch: ImageTextBatch) -> StepOutput:
+        image_is_masked = torch.rand(len(batch.image), GRID * GRID).argsort(dim=1) >= 4
+        text_is_masked = (torch.rand(batch.token_ids.shape) < 0.6) & (batch.word_ids >= 0)
+        # Position 1 is always "lungs", position 2 depends on the image.
+        logits = torch.zeros(*batch.token_ids.shape, len(WORDS))
+        logits[:, 1, WORDS.index("lungs")] = 5.0
+        logits[:, 2, WORDS.index("pneumonia")] = self.sign(batch.image).sign() * 2
+        logits[:, 2, WORDS.index("clear")] = -self.sign(batch.image).sign() * 2 + 0.1
+        target = normalise_patches(patchify(batch.image, GRID, GRID))
+        plan = MaskPlan(image_is_masked, text_is_masked, batch.token_ids.masked_fill(text_is_masked, 2))
+        predictions = {"report": logits[text_is_masked], "image": 0.5 * target if self.looks else torch.zeros_like(target)}
+        return StepOutput(torch.zeros(()), {}, predictions, plan)
+
+    def encode_image(self, image: Tensor) -> ImageFeatures:
+        tokens = torch.randn(len(image), GRID * GRID, 3, generator=torch.Generator().manual_seed(0))
+        if self.looks:
+            tokens[..., 0] += 9 * self.sign(image)[:, None]
+        return ImageFeatures(tokens, tokens[:, :0])
+
+    def embed_image(self, image: Tensor, *, alignment: str | None = None) -> Tensor:
+        sign = self.sign(image).sign()
+        return torch.stack([sign, torch.ones_like(sign)], dim=1) / 2**0.5
+
+    def embed_text(self, tokens: TokenBatch, *, alignment: str | None = None) -> Tensor:
+        sign = (tokens.token_ids == 4).any(dim=1).float() - (tokens.token_ids == 3).any(dim=1).float()
+        return torch.stack([sign, torch.ones_like(sign)], dim=1) / 2**0.5
+
+    def attention_maps(self, batch: ImageTextBatch) -> Tensor | None:
+        maps = torch.rand(*batch.token_ids.shape, GRID * GRID)
+        return maps / maps.sum(dim=-1, keepdim=True) if self.has_maps else None
+
+
+def make_run(folder: Path, *, model: Model | None = None, count: int = 40, normalise: bool = True) -> Any:
+    decoder = SimpleNamespace(
+        slot="image",
+        spec=SimpleNamespace(normalise_patches=normalise),
+        contract=SimpleNamespace(needs={"image": TensorSpec.parse("B C H W", port="image")}),
+    )
+    provider = SimpleNamespace
+    providers = {
+        ("patch_prediction", None): provider(path="image", spec=TensorSpec.parse("B N Q")),
+        ("word_logits", None): provider(path="report", spec=TensorSpec.parse("R V")),
+        ("image_grid", None): provider(path="encoder", spec=TensorSpec.parse(f"{GRID} {GRID}:shape")),
+    }
+    plan: Any = SimpleNamespace(
+        components={"image": decoder, "report": SimpleNamespace(slot="report")},
+        wiring=SimpleNamespace(providers=providers, table=None),
+        inputs=SimpleNamespace(mean=0.5, std=0.25),
+    )
+    folder.mkdir(exist_ok=True)
+    return EvaluationRun(
+        model=model or Model(),  # type: ignore[arg-type]
+        plan=plan,
+        pipeline=Pipeline(count),  # type: ignore[arg-type]
+        device=CPU,
+        seed=0,
+        folder=folder,
+        split="test",
+        fresh_model=lambda: Model(looks=False),  # type: ignore[arg-type, return-value]
+        history=tuple(
+            {"step": step, "losses": {"report.mlm": 1 / step, "image.reconstruction": 1.0}, "lr": 0.1} for step in (1, 2, 3)
+        ),
+    )
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Any:
+    return make_run(tmp_path / "pictures")
+
+
+def build(kind: type, spec: Any) -> Any:
+    return kind(spec, {})
+
+
+# ------------------------------------------------------------------------------------------------------------------- checks
+
+
+def test_masked_words_sees_what_the_image_adds(run: Any) -> None:
+    card: Card = build(MaskedWords, specs.MaskedWordsSpec(draws=3)).evaluate(run)
+    accuracy, nats = card.rows
+    assert accuracy.value == 1.0
+    # Without the right image the first word is still known; the second is a guess, always wrong with the other class's image.
+    assert accuracy.baselines["wrong image"] == pytest.approx(0.5, abs=0.12)
+    assert accuracy.baselines["blank image"] == pytest.approx(0.75, abs=0.12)
+    assert accuracy.baselines["word frequency"] == pytest.approx(0.5, abs=0.12), "always 'lungs'"
+    assert {accuracy.verdict(name) for name in accuracy.baselines} == {"beats"}
+    assert nats.value < min(nats.baselines.values())
+    expected = -np.log(41 / (80 + 6)), -np.log(21 / (80 + 6))  # counts plus one over 80 words and 6 ids
+    assert min(expected) < nats.baselines["word frequency"] < max(expected)
+    assert 40 * 2 * 3 * 0.45 < accuracy.count < 40 * 2 * 3 * 0.75
+
+
+def test_masked_words_does_not_invent_a_gain(tmp_path: Path) -> None:
+    blind = make_run(tmp_path / "pictures", model=Model(looks=False))
+    row = build(MaskedWords, specs.MaskedWordsSpec(draws=2)).evaluate(blind).rows[0]
+    # The same words are hidden with every image, so a model that does not look scores exactly the same.
+    assert row.value == row.baselines["wrong image"] == row.baselines["blank image"]
+    assert row.verdict("wrong image") == "does not beat"
+
+
+@pytest.mark.parametrize("count", [2, 3, 7, 10])
+def test_the_wrong_image_belongs_to_another_text(count: int) -> None:
+    texts = [f"text {index // 2}" for index in range(count + 1)]
+    assert all(texts[other] != texts[index] for index, other in enumerate(other_texts(texts)))
+    with pytest.raises(DataError, match="no two different texts"):
+        other_texts(["same"] * count)
+
+
+def test_patch_restoration_in_the_decoders_own_space(run: Any) -> None:
+    row = build(PatchRestoration, specs.PatchRestorationSpec(draws=2)).evaluate(run).rows[0]
+    # Unbiased variance over 16 pixels: the mean square of a normalised patch is 15/16; half of the target leaves a quarter.
+    assert row.baselines["patch mean"] == pytest.approx(15 / 16, rel=1e-3)
+    assert row.value == pytest.approx(15 / 64, rel=1e-3)
+    assert row.baselines["mean training patch"] == pytest.approx(15 / 16, rel=0.1), "noise has no mean patch"
+    assert row.count == 40 * 12 * 2
+    assert row.verdict("patch mean") == "beats"
+
+
+def test_patch_restoration_without_normalisation(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "pictures", normalise=False)
+    row = build(PatchRestoration, specs.PatchRestorationSpec(draws=1)).evaluate(run).rows[0]
+    assert row.baselines["patch mean"] == pytest.approx(0.25 * 15 / 16, rel=0.1), "noise of deviation 0.5"
+    assert row.baselines["mean training patch"] == pytest.approx(1.25, rel=0.1), "it does not know the brightness"
+
+
+def test_only_hidden_patches_count() -> None:
+    target = torch.zeros(2, 3, 4)
+    guess = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])[..., None]
+    is_hidden = torch.tensor([[True, False, True], [False, False, False]])
+    np.testing.assert_allclose(image_errors(guess, target, is_hidden), [5.0, 0.0])
+
+
+def test_retrieval_of_a_perfect_space_and_of_none(run: Any, tmp_path: Path) -> None:
+    card = build(Retrieval, specs.RetrievalSpec(ks=(1, 5))).evaluate(run)
+    assert [row.value for row in card.rows] == [1.0] * 4
+    assert [row.baselines["random ranking"] for row in card.rows] == [0.5] * 4
+    assert "Pneumonia" in (card.note or "")
+    assert "Always" not in (card.note or ""), "a label that never varies tells nothing"
+    blind = make_run(tmp_path / "other", model=Model(looks=False))
+    for row in build(Retrieval, specs.RetrievalSpec(ks=(1, 5))).evaluate(blind).rows[:2]:
+        assert row.value == 0.5
+        assert row.verdict("random ranking") == "does not beat"
+
+
+def test_hits_are_equal_findings_or_equal_texts() -> None:
+    def record(text: str, **labels: int) -> Record:
+        return Record(id=text, image_path=Path("x"), text=text, labels=labels)
+
+    records = [record("a", P=1, Q=0), record("b", P=1), record("b", P=0, Q=1), record("c", Q=1, P=1)]
+    assert varying_labels(records) == ("P", "Q")
+    expected = [[1, 1, 0, 0], [1, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
+    np.testing.assert_array_equal(same_findings(records, ("P", "Q")), np.array(expected, dtype=bool))
+    only_text = [[1, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 1]]
+    np.testing.assert_array_equal(same_findings(records, ()), np.array(only_text, dtype=bool))
+
+
+def test_zero_shot_and_its_random_baseline(run: Any) -> None:
+    spec = specs.ZeroShotSpec(positive=("lungs pneumonia", "pneumonia"), negative=("clear",))
+    row = build(ZeroShot, spec).evaluate(run).rows[0]
+    assert row.value == 1.0
+    assert row.baselines == {"chance": 0.5, "random weights": 0.5}
+    swapped = specs.ZeroShotSpec(positive=("clear",), negative=("pneumonia",))
+    assert build(ZeroShot, swapped).evaluate(run).rows[0].value == 0.0
+
+
+def test_linear_probe_and_its_baselines(run: Any) -> None:
+    card = build(LinearProbe, specs.LinearProbeSpec(pixel_side=4, strengths=(0.01, 0.1))).evaluate(run)
+    row = card.rows[0]
+    assert row.value > 0.99
+    assert row.baselines["raw pixels"] > 0.99, "the mean gray gives the label away, and the baseline says so"
+    assert row.baselines["random encoder"] < 0.8
+    assert row.verdict("raw pixels") != "beats"
+    assert row.count == 40
+
+
+def test_an_unknown_label_is_said_with_the_known_ones(run: Any) -> None:
+    with pytest.raises(DataError, match="labels of this split: Always, Pneumonia"):
+        build(ZeroShot, specs.ZeroShotSpec(label="Fracture", positive=("pneumonia",), negative=("clear",))).evaluate(run)
+    with pytest.raises(DataError, match="40 positive and 0 negative"):
+        labels_of(make_records(40), "Always")
+    assert labels_of(make_records(4), "Pneumonia")[1].tolist() == [False, True, False, True]
+
+
+def test_batches_stop_at_the_asked_number(run: Any) -> None:
+    for wanted in (1, 40, 39):
+        parts = list(batches(run, "test", max_pairs=wanted))
+        assert sum(len(part.image) for part in parts) == wanted
+        assert sum(len(part.token_ids) for part in parts) == wanted
+    big = make_run(run.folder, count=150)
+    assert [len(part.image) for part in batches(big, "test", max_pairs=100)] == [64, 36]
+
+
+# ----------------------------------------------------------------------------------------------------------------- pictures
+
+
+def is_drawn(path: Path) -> bool:
+    with Image.open(path) as image:
+        return bool(np.asarray(image.convert("L")).std() > 5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "spec", "files"),
+    [
+        (LossCurves, specs.LossCurvesSpec(), ["loss_curves.png"]),
+        (RestorationPictures, specs.RestorationPicturesSpec(images=2), ["restoration.png"]),
+        (MaskedReportPictures, specs.MaskedReportPicturesSpec(reports=2), ["masked_reports.png", "masked_reports.txt"]),
+        (AttentionPictures, specs.AttentionPicturesSpec(images=2, words=4), ["attention.png"]),
+    ],
+)
+def test_pictures_are_drawn(run: Any, kind: type, spec: Any, files: list[str]) -> None:
+    card = build(kind, spec).evaluate(run)
+    assert list(card.pictures) == files
+    assert is_drawn(run.folder / files[0])
+
+
+def test_the_masked_report_as_text(run: Any) -> None:
+    build(MaskedReportPictures, specs.MaskedReportPicturesSpec(reports=4)).evaluate(run)
+    text = (run.folder / "masked_reports.txt").read_text()
+    assert "study-0: " in text
+    assert "[lungs]" in text
+    assert Piece("heart", None).text == "heart"
+    assert Piece("heart", "heart").text == "[heart]"
+    assert Piece("heart", "lungs").text == "[lungs|heart]"
+
+
+def test_no_maps_no_history_no_pictures(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "pictures", model=Model(has_maps=False))
+    card = build(AttentionPictures, specs.AttentionPicturesSpec()).evaluate(run)
+    assert not card.pictures
+    assert "no attention maps" in (card.note or "")
+    loaded = EvaluationRun(**{name: getattr(run, name) for name in run.__slots__ if name not in ("__weakref__", "history")})
+    assert not build(LossCurves, specs.LossCurvesSpec()).evaluate(loaded).pictures
+
+
+def test_telling_words_differ_from_the_mean_map() -> None:
+    maps = torch.full((5, 4), 0.25)
+    maps[2] = torch.tensor([0.97, 0.01, 0.01, 0.01])
+    maps[4] = torch.tensor([0.01, 0.01, 0.01, 0.97])  # padding: sharp, and not a word
+    is_word = torch.tensor([False, True, True, True, False])
+    assert telling_words(maps, is_word, 1).tolist() == [2]
+    assert telling_words(maps, is_word, 9).tolist() == [1, 2, 3]
+    assert telling_words(maps, torch.zeros(5, dtype=torch.bool), 3).tolist() == []
