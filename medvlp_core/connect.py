@@ -34,8 +34,10 @@ def connect(
     for component in components.values():
         if component.role is Role.EVALUATOR:
             continue
-        for view in sorted(used_views.get(component.path, {"clean"})) if component.role in VIEWED_ROLES else (None,):
-            _tie(wiring, component, view, report)  # type: ignore[arg-type]
+        is_viewed = component.role in VIEWED_ROLES
+        views: list[View | None] = [*sorted(used_views.get(component.path, {"clean"}))] if is_viewed else [None]
+        missing = [need for view in views for need in _tie(wiring, component, view, report)]
+        _report_missing(wiring, component, list(dict.fromkeys(missing)), report)
     for component in components.values():
         check_constraints(wiring, component, report)
     return wiring
@@ -80,9 +82,9 @@ def _register(wiring: Wiring, component: PlannedComponent, spec: TensorSpec, vie
             report.add("MV209", text, at=component.position(), hint="remove one of the two, or give the port another name")
 
 
-def _used_views(wiring: Wiring, heads: Iterable[PlannedComponent]) -> dict[str, set[str]]:
+def _used_views(wiring: Wiring, heads: Iterable[PlannedComponent]) -> dict[str, set[View]]:
     """In which views each viewed component runs: those that the heads lead to, and clean (for later use of the encoders)."""
-    used: dict[str, set[str]] = {}
+    used: dict[str, set[View]] = {}
     for head in heads:
         try:
             steps = wiring.route(key for _, key in wiring.takes(head.path))
@@ -94,8 +96,8 @@ def _used_views(wiring: Wiring, heads: Iterable[PlannedComponent]) -> dict[str, 
     return used
 
 
-def _tie(wiring: Wiring, component: PlannedComponent, view: View | None, report: Report) -> None:
-    """Find the provider of each need and unify the dimensions."""
+def _tie(wiring: Wiring, component: PlannedComponent, view: View | None, report: Report) -> list[tuple[str, View]]:
+    """Find the provider of each need in one pass and unify the dimensions; returns the ports that nobody gives."""
     missing: list[tuple[str, View]] = []
     for argument, need in component.contract.needs.items():
         port = need.port or argument
@@ -114,17 +116,20 @@ def _tie(wiring: Wiring, component: PlannedComponent, view: View | None, report:
             continue
         left = [(component.path, dim) for dim in need.dims]
         right = [(provider.path, dim) for dim in provider.spec.dims]
+        if component.role in VIEWED_ROLES and provider.spec.layout == "dropped":
+            # The number of tokens differs between the passes of one component, so it is no dimension of the component.
+            del left[1], right[1]
         for conflict in wiring.table.unify_dims(left, right):
             numbers = sorted({conflict.first, conflict.second})
             text = (
                 f"{component.label}: {port} is ({_row(wiring, component.path, need.dims)}) here, "
                 f"and ({_row(wiring, provider.path, provider.spec.dims)}) from {giver}"
             )
-            details = (_origin(wiring, conflict.first, str(conflict.first_source)),)
-            details += (_origin(wiring, conflict.second, str(conflict.second_source)),)
+            facts = ((conflict.first, conflict.first_source), (conflict.second, conflict.second_source))
+            details = [_origin(wiring, number, str(source)) for number, source in facts]
             hint = f"make both {numbers[0]} or both {numbers[1]}"
             report.add("MV202", text, at=component.position(), details=details, hint=hint)
-    _report_missing(wiring, component, missing, report)
+    return missing
 
 
 def _clash(need: TensorSpec, give: TensorSpec) -> str | None:
@@ -181,7 +186,7 @@ def _report_missing(wiring: Wiring, component: PlannedComponent, missing: list[t
             hint = hint or did_you_mean(port, {name for name, _ in wiring.providers} | set(PORTS), what="ports")
             report.add("MV201", f"{component.label} needs {port}, and no component gives it", at=component.position(), hint=hint)
     for role, ports in absent.items():
-        text = f"{component.label} needs {', '.join(ports)}, and the recipe has no {role}"
+        text = f"{component.label} needs {', '.join(dict.fromkeys(ports))}, and the recipe has no {role}"
         report.add("MV201", text, at=component.position(), hint=f"add a {role} at {SLOTS[role]}")
 
 
@@ -213,8 +218,11 @@ def _constraint_fault(
     def number(dim: Dim | None) -> int | None:
         return wiring.table.value(Symbol(component.path, dim)) if isinstance(dim, str) else dim
 
+    def is_field(dim: Dim | None) -> bool:
+        return constraint.field is not None and getattr(component.spec, constraint.field, None) == dim
+
     def name(dim: Dim) -> str:
-        return dim if isinstance(dim, str) else f"{constraint.field}={dim}" if constraint.field else str(dim)
+        return f"{constraint.field}={dim}" if is_field(dim) else str(dim)
 
     left, right = number(constraint.dim), number(other)
     if left is None or (other is not None and right is None):
@@ -227,7 +235,8 @@ def _constraint_fault(
             return None
         near = sorted(sorted((d for d in range(1, left + 1) if left % d == 0), key=lambda d: abs(d - right))[:3])
         choices = f"{', '.join(map(str, near[:-1]))} or {near[-1]}" if len(near) > 1 else str(near[0])
-        hint = f"{choices} {constraint.field or ''}".rstrip() + f" divide{'s' if len(near) == 1 else ''} {left}"
+        what = f" {constraint.field}" if is_field(constraint.by) else ""
+        hint = f"{choices}{what} divide{'s' if len(near) == 1 else ''} {left}"
         return f"{name(constraint.by)} must divide {constraint.dim}, and {known}", symbols, hint
     if isinstance(constraint, Equal):
         return None if left == right else (f"{name(constraint.dim)} must equal {name(constraint.to)}, and {known}", symbols, None)
@@ -235,7 +244,8 @@ def _constraint_fault(
         assert right is not None
         if left >= right:
             return None
-        return f"{name(constraint.dim)} must be at least {name(constraint.least)}, and {known}", symbols, None
+        larger = f"{constraint.what} ({constraint.dim})" if constraint.what else name(constraint.dim)
+        return f"{larger} must be at least {name(constraint.least)}, and {known}", symbols, None
     if left in constraint.values:
         return None
     return f"{name(constraint.dim)} must be one of {', '.join(map(str, constraint.values))}, and {known}", symbols, None

@@ -120,11 +120,12 @@ class Equal:
 
 @attrs.frozen
 class AtLeast:
-    """``dim`` is not smaller than ``least``."""
+    """``dim`` is not smaller than ``least``. ``what``: what ``dim`` is, for the message, where it is a bare number."""
 
     dim: Dim
     least: Dim
     field: str | None = None
+    what: str | None = None
 
 
 @attrs.frozen

@@ -50,9 +50,9 @@ def read_block(kind: type[B], node: Node, *, path: str, report: Report, who: str
     if not is_good:
         return None
     block = kind(**values)
-    for field, text, hint in block.problems():
+    for field, text, advice in block.problems():
         at = given[field].position if field in given else node.position
-        report.add("MV104", f"{label}: {text}", at=at, hint=hint)
+        report.add("MV104", f"{label}: {text}", at=at, hint=advice)
         is_good = False
     return block if is_good else None
 

@@ -12,7 +12,7 @@ from medvlp_core.components import Role, SpecBlock, params_of
 from medvlp_core.contract import Symbol
 from medvlp_core.errors import Position, Problem, SpecError
 from medvlp_core.wiring import INPUTS, PlannedComponent, PortKey, Step, Wiring
-from medvlp_core.yamlio import Node, dump_yaml
+from medvlp_core.yamlio import Node, dump_yaml, escape_references
 
 if TYPE_CHECKING:
     from medvlp_core.plugins import PluginHost
@@ -131,4 +131,14 @@ def plain(block: SpecBlock) -> dict[str, Any]:
         [0.9, 0.95]
     """
     values = {param.name: getattr(block, param.name) for param in params_of(type(block))}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return {name: _plain_value(value) for name, value in values.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return escape_references(value)
+    if isinstance(value, tuple):
+        return [_plain_value(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain_value(item) for key, item in value.items()}
+    return value

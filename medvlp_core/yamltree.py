@@ -280,6 +280,12 @@ def _represent_float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
     return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
+def _represent_text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    # PyYAML writes Unicode line ends as they are and reads them back as spaces; only double quotes escape them.
+    style = '"' if set(value) & set("\r\x85\u2028\u2029\ufeff") else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=style)
+
+
 def _represent_list(dumper: yaml.SafeDumper, value: list[Any] | tuple[Any, ...]) -> yaml.SequenceNode:
     is_flat = not any(isinstance(item, (dict, list, tuple)) for item in value)
     return dumper.represent_sequence("tag:yaml.org,2002:seq", value, flow_style=is_flat)
@@ -291,6 +297,7 @@ def _represent_mapping(dumper: yaml.SafeDumper, value: dict[Any, Any]) -> yaml.M
 
 
 _Dumper.add_representer(float, _represent_float)
+_Dumper.add_representer(str, _represent_text)
 _Dumper.add_representer(list, _represent_list)
 _Dumper.add_representer(tuple, _represent_list)
 _Dumper.add_representer(dict, _represent_mapping)

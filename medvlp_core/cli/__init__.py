@@ -11,8 +11,8 @@ import sys
 from collections.abc import Sequence
 
 from medvlp_core import __version__
-from medvlp_core.cli.common import Command, CommandParser, print_problems
-from medvlp_core.errors import MedvlpError, did_you_mean
+from medvlp_core.cli.common import Command, CommandParser, PluginCommands, print_problems
+from medvlp_core.errors import MedvlpError, Problem, did_you_mean
 
 #: Built-in commands: module below ``medvlp_core.cli`` and what they do.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -75,11 +75,19 @@ def _command(name: str) -> Command | None:
 
 
 def _plugin_commands() -> dict[str, Command]:
-    from medvlp_core.cli.common import PluginCommands
+    """The commands that plugins add. One that fails is named on stderr and keeps no other from working."""
     from medvlp_core.plugins import load_plugins
 
     commands = PluginCommands(taken=frozenset(COMMANDS))
-    load_plugins().call("medvlp_add_commands", commands=commands)
+    manager = load_plugins().manager
+    for name, plugin in manager.list_name_plugin():
+        others = [other for other in manager.get_plugins() if other is not plugin]
+        try:
+            manager.subset_hook_caller("medvlp_add_commands", others)(commands=commands)
+        except Exception as error:
+            reason = error.problems[0].text if isinstance(error, MedvlpError) else f"{type(error).__name__}: {error}"
+            problem = Problem(code="MV302", text=f"plugin {name!r}: its commands are left out: {reason}")
+            print_problems([problem], sys.stderr)
     return commands.found
 
 

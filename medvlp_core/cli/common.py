@@ -48,7 +48,7 @@ class PluginCommands:
             PluginError: there is one of that name.
         """
         if name in self.taken or name in self.found:
-            raise PluginError(Problem(code="MV302", text=f"a plugin adds the command {name!r}, and there is one of that name"))
+            raise PluginError(Problem(code="MV302", text=f"there is already a command {name!r}"))
         self.found[name] = Command(name=name, help=help, configure=configure, run=run)
 
 

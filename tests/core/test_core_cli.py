@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import re
 import types
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,8 @@ import pytest
 
 from medvlp_core import plugins
 from medvlp_core.cli import COMMANDS, main
-from medvlp_core.errors import Report
+from medvlp_core.cli.common import print_problems
+from medvlp_core.errors import Problem, Report
 from medvlp_core.hooks import hookimpl
 from medvlp_core.plugins import PluginHost
 from medvlp_core.yamlio import parse_yaml
@@ -269,14 +272,38 @@ def test_plugins_add_commands(capsys: Output, monkeypatch: pytest.MonkeyPatch) -
     assert "did you mean 'greet'?" in run(capsys, "gret")[2]
 
 
-def test_a_plugin_cannot_take_a_command(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
-    @hookimpl
-    def medvlp_add_commands(commands: Any) -> None:
-        commands.add("check", "mine", lambda parser: None, lambda arguments: 0)
+def test_a_plugin_whose_commands_fail_harms_nobody(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
+    def adding(name: str) -> types.ModuleType:
+        @hookimpl
+        def medvlp_add_commands(commands: Any) -> None:
+            commands.add(name, "mine", lambda parser: None, lambda arguments: 0)
 
-    acme = types.ModuleType("acme")
-    acme.medvlp_add_commands = medvlp_add_commands  # type: ignore[attr-defined]
-    monkeypatch.setattr(plugins, "load_plugins", lambda: PluginHost.from_modules({"acme": acme}))
-    code, _, err = run(capsys, "--help")
+        found = types.ModuleType(name)
+        found.medvlp_add_commands = medvlp_add_commands  # type: ignore[attr-defined]
+        return found
+
+    host = PluginHost.from_modules({"good": adding("greet"), "bad": adding("check"), "late": adding("wave")})
+    monkeypatch.setattr(plugins, "load_plugins", lambda: host)
+    code, out, err = run(capsys, "--help")
+    assert code == 0
+    assert err == "[MV302] plugin 'bad': its commands are left out: there is already a command 'check'\n"
+    assert "  greet " in out
+    assert "  wave " in out
+
+
+def test_a_terminal_gets_the_same_words_in_colour() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    problem = Problem(code="MV102", text="no [bold]markup[/bold] " + "x" * 200, hint="did you mean 'heads'?")
+    stream = Terminal()
+    print_problems([problem], stream)
+    assert re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()) == f"{problem}\n"
+
+
+def test_a_recipe_without_its_bundles_says_why(capsys: Output, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:
+    monkeypatch.setenv("MEDVLP_PLUGINS", "")
+    code, out, _ = run(capsys, "check", recipe)
     assert code == 1
-    assert "[MV302] a plugin adds the command 'check'" in err
+    assert "MEDVLP_PLUGINS= leaves the plugin 'mpma' out" in out

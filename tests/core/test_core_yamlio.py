@@ -165,6 +165,14 @@ def test_written_data_reads_back_the_same(tree: Any) -> None:
     assert repr(found) == repr({"key": tree})  # 1, 1.0 and True differ here
 
 
+ODD = ("\x85", "a\u2028b", "\ufeff", "a\r\nb", "a\n\n b\n", " ", "\t", "\x07", "'", '"', "\\", "a #b")
+
+
+@pytest.mark.parametrize("text", ODD)
+def test_texts_with_odd_characters_survive(text: str) -> None:
+    assert read(dump_yaml({"key": text, text: 1}))[0] == {"key": text, text: 1}
+
+
 def test_numbers_that_yaml_1_1_misreads_survive() -> None:
     text = dump_yaml({"rate": 1e-4, "steps": 30000, "big": 1e22, "word": "1e5", "flag": "on", "code": "010"})
     assert "'1e5'" in text

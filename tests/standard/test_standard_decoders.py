@@ -80,14 +80,18 @@ def test_predictions_follow_the_places_of_visible_patches() -> None:
     assert not torch.allclose(decoder(**given).prediction, decoder(**moved).prediction)
 
 
-def test_a_full_sequence_is_used_as_it_is_and_needs_no_mask_token() -> None:
-    replaced = PatchDecoder(PatchDecoderSpec(width=8, depth=1, heads=2), IMAGE_DIMS | {"S": 6, "N": 6})
-    assert replaced.mask_token is None
-    dropped = PatchDecoder(PatchDecoderSpec(width=8, depth=1, heads=2), IMAGE_DIMS | {"N": 6})
-    assert dropped.mask_token is not None
-    given = image_inputs(visible=6) | {"image_is_masked": torch.tensor([[True, False] * 3] * 2)}
-    dropped.load_state_dict(replaced.state_dict(), strict=False)
-    torch.testing.assert_close(replaced(**given).prediction, dropped(**given).prediction)
+def test_a_full_sequence_is_kept_and_its_hidden_places_are_marked() -> None:
+    decoder = patch_decoder()
+    is_masked = torch.tensor([[True, False] * 3] * 2)
+    given = image_inputs(visible=6) | {"image_is_masked": is_masked}
+    joint: list[Tensor] = []
+    handle = decoder.blocks[0].register_forward_pre_hook(lambda _, args: joint.append(args[0]))
+    decoder(**given).losses["reconstruction"].backward()
+    handle.remove()
+    marked = joint[0][:, 1:] - decoder.positions - decoder.embed(given["image_tokens"])
+    torch.testing.assert_close(marked, is_masked.unsqueeze(-1) * decoder.mask_token, atol=1e-6, rtol=0)
+    assert decoder.mask_token.grad is not None
+    assert decoder.mask_token.grad.any()
 
 
 def test_prefix_tokens_take_part_and_may_be_absent() -> None:

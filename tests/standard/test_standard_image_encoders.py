@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -243,6 +244,15 @@ def test_wrapped_gray_and_resized_checkpoints_are_adapted(tmp_path: Path) -> Non
     assert encoder(gray).image_tokens.shape == (2, 4, 192)
 
 
+def test_gray_checkpoints_fill_colour_models(tmp_path: Path) -> None:
+    gray = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, in_chans=1, num_classes=0).eval()
+    save_file(gray.state_dict(), tmp_path / "gray.safetensors")
+    encoder = vit(image_size=32, depth=1, pretrained=str(tmp_path / "gray.safetensors"))
+    image = images(encoder, channels=1, size=32)
+    wanted = gray.forward_features(image)[:, 1:]
+    torch.testing.assert_close(encoder(image.expand(-1, 3, -1, -1)).image_tokens, wanted)
+
+
 @pytest.mark.parametrize("name", ["resnet10t", "convnext_atto"])
 def test_a_full_models_checkpoint_fills_a_feature_model(name: str, tmp_path: Path) -> None:
     plain = timm.create_model(name, num_classes=7).eval()
@@ -281,6 +291,17 @@ def test_checkpoints_with_arbitrary_objects_are_not_unpickled(tmp_path: Path) ->
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(SpecError, match="holds no named tensors"):
         read_weights(tmp_path / "list.pt")
+
+
+@pytest.mark.parametrize("build", [vit, cnn])
+def test_hub_weights_without_network_say_what_to_do(
+    build: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("timm.models._hub.get_cache_dir", lambda *parts: str(tmp_path), raising=False)
+    with pytest.raises(SpecError, match=r"MV507.*with its weights[\s\S]*download them beforehand"):
+        build(image_size=224, pretrained="hub")
 
 
 def test_real_imagenet_weights_load_and_see(tmp_path: Path) -> None:

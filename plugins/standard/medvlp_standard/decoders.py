@@ -27,7 +27,7 @@ class PatchDecoder(Decoder):
     """Linear to the decoder's width, mask tokens at hidden places, fixed positions, transformer blocks, LN, linear to pixels.
 
     Prefix tokens take part without a position and are dropped at the end. Where the encoder replaced hidden patches instead of
-    dropping them, its tokens are used as they are.
+    dropping them, its tokens are kept and the mask token is added to the hidden ones: the decoder knows which they are.
 
     Shape:
         image_tokens (B, S, Di), S = N or the number of visible patches; image_prefix (B, P, Di); image_is_masked (B, N);
@@ -43,9 +43,7 @@ class PatchDecoder(Decoder):
         self.grid_h, self.grid_w = dims["GH"], dims["GW"]
         pixels = (dims["H"] // self.grid_h) * (dims["W"] // self.grid_w) * dims["C"]
         self.embed = nn.Linear(dims["Di"], spec.width)
-        # An encoder that replaces hidden patches gives N tokens: then there is no place for a mask token, and no parameter.
-        gives_all = "N" in dims and dims.get("S") == dims["N"]
-        self.mask_token = None if gives_all else nn.Parameter(torch.randn(spec.width) * 0.02)
+        self.mask_token = nn.Parameter(torch.randn(spec.width) * 0.02)
         self.register_buffer("positions", sincos_positions_2d(spec.width, self.grid_h, self.grid_w), persistent=False)
         self.blocks = nn.ModuleList(
             SelfAttentionBlock(spec.width, spec.heads, round(spec.width * spec.ffn_ratio)) for _ in range(spec.depth)
@@ -58,8 +56,10 @@ class PatchDecoder(Decoder):
     ) -> DecoderOutput:
         """Restore every patch; score the hidden ones."""
         tokens = self.embed(image_tokens)
-        if self.mask_token is not None and tokens.shape[1] < image_is_masked.shape[1]:
+        if tokens.shape[1] < image_is_masked.shape[1]:
             tokens = restore_masked(tokens, image_is_masked, self.mask_token)
+        else:
+            tokens = tokens + image_is_masked.unsqueeze(-1) * self.mask_token
         prefix = self.embed(image_prefix)
         joint = torch.cat([prefix, tokens + self.positions], dim=1)
         for block in self.blocks:

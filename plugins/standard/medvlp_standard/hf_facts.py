@@ -56,6 +56,11 @@ def local_folder(model: str) -> Path | None:
     return snapshot if revision and snapshot.is_dir() else None
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an exception's text; transformers writes paragraphs."""
+    return str(error).strip().partition("\n")[0]
+
+
 def _cache_folder() -> Path:
     """Where huggingface_hub keeps its files, by its documented environment variables."""
     for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"):

@@ -20,7 +20,7 @@ from medvlp_core.errors import DataError, Problem, SpecError
 from medvlp_core.interfaces import Dims, ImageEncoder
 from medvlp_core.ops import sincos_positions_2d
 from medvlp_standard.specs.image_encoders import TimmCNNSpec, TimmViTSpec
-from medvlp_standard.timm_facts import base_name
+from medvlp_standard.timm_facts import base_name, cnn_facts
 from medvlp_standard.weights import LoadedWeights, load_weights
 
 _VIT_HINT = "standard.timm_vit takes VisionTransformers, timm.list_models('vit_*'); for feature maps use standard.timm_cnn"
@@ -216,9 +216,10 @@ def _stage(spec: TimmCNNSpec) -> int:
     """The stage counted from 0, as every timm version takes it."""
     if spec.stage >= 0:
         return spec.stage
-    with torch.device("meta"):
-        info = _create(spec.model, None, hint=_CNN_HINT, features_only=True).feature_info
-    return len(info.channels()) + spec.stage
+    facts = cnn_facts(spec.model)
+    if facts is not None:
+        return len(facts.channels) + spec.stage
+    return len(_create(spec.model, None, hint=_CNN_HINT, features_only=True).feature_info.channels()) + spec.stage
 
 
 def _create(model: str, pretrained: str | None, *, hint: str, **options: Any) -> Any:

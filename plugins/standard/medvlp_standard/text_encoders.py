@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 
 from medvlp_core.errors import Problem, SpecError
 from medvlp_core.interfaces import Dims, TextEncoder
-from medvlp_standard.hf_facts import config_facts, is_path, local_folder
+from medvlp_standard.hf_facts import config_facts, first_line, is_path, local_folder
 from medvlp_standard.specs.text_encoders import BertSpec, HfTextSpec
 
 _GET_HINT = (
@@ -134,14 +134,14 @@ def _load(spec: HfTextSpec, dims: Dims) -> Any:
         _check_tables(spec, dims, config)
         if spec.pretrained:
             model, info = AutoModel.from_pretrained(source, output_loading_info=True, **options)
-            missing = sorted(key for key in info["missing_keys"] if not key.startswith("pooler."))
+            missing = sorted(key for key in info["missing_keys"] if "pooler" not in key.split("."))
         else:
             config.vocab_size = dims["V"]
             model = AutoModel.from_config(config, trust_remote_code=False)
     except SpecError:
         raise
     except Exception as error:
-        text = f"the text model {spec.model!r} cannot be loaded: {type(error).__name__}: {str(error).strip()}"
+        text = f"the text model {spec.model!r} cannot be loaded: {type(error).__name__}: {first_line(error)}"
         raise SpecError(Problem(code="MV507", text=text, hint=_GET_HINT)) from error
     if missing:
         text = f"the weights in {spec.model!r} leave {len(missing)} tensors of a {type(model).__name__} without a value"

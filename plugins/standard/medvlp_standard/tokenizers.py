@@ -17,7 +17,7 @@ from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 from medvlp_core.batch import TokenBatch
 from medvlp_core.errors import DataError, Problem
 from medvlp_core.interfaces import Dims, Tokenizer
-from medvlp_standard.hf_facts import is_path, local_folder
+from medvlp_standard.hf_facts import first_line, is_path, local_folder
 from medvlp_standard.specs.tokenizers import SPECIALS, HfTokenizerSpec, WordPieceSpec
 
 _FILE = "tokenizer.json"
@@ -218,7 +218,7 @@ class HfTokenizer(Tokenizer):
         try:
             loaded = AutoTokenizer.from_pretrained(source, use_fast=True, local_files_only=is_local, trust_remote_code=False)
         except Exception as error:
-            text = f"the tokenizer {self.spec.model!r} cannot be loaded: {type(error).__name__}: {str(error).strip()}"
+            text = f"the tokenizer {self.spec.model!r} cannot be loaded: {type(error).__name__}: {first_line(error)}"
             raise _error(text, hint) from error
         needed = {"mask": loaded.mask_token_id, "class": loaded.cls_token_id, "padding": loaded.pad_token_id}
         missing = [name for name, number in needed.items() if number is None]

@@ -77,9 +77,9 @@ class HfTextSpec(ComponentSpec):
         facts = text_facts(self.model)
         require: list[Constraint] = []
         if facts.positions is not None:
-            require.append(AtLeast(facts.positions, "L"))
+            require.append(AtLeast(facts.positions, "L", field="model", what="the longest text of the model"))
         if facts.vocabulary is not None and self.pretrained:
-            require.append(AtLeast(facts.vocabulary, "V"))
+            require.append(AtLeast(facts.vocabulary, "V", field="model", what="the vocabulary of the model"))
         return _text_contract(facts.width if facts.width is not None else "Dt", tuple(require))
 
     @classmethod
