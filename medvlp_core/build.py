@@ -82,7 +82,7 @@ def build_component(plan: ModelPlan, component: PlannedComponent) -> Any:
         )
         raise SpecError(problem) from error
     if not isinstance(built, INTERFACES[component.role]):
-        text = f"{component.label}: {declaration.build} is not a {INTERFACES[component.role].__name__}"
+        text = f"{component.label}: {declaration.build} does not implement {INTERFACES[component.role].__name__}"
         hint = f"derive it from medvlp_core.interfaces.{INTERFACES[component.role].__name__}"
         raise PluginError(Problem(code="MV302", text=text, position=component.position(), hint=hint))
     if component.role is not Role.TOKENIZER:

@@ -100,14 +100,17 @@ class Problem:
 
 
 class MedvlpError(Exception):
-    """Base of every error that medvlp raises on purpose. Carries one or more problems."""
+    """Base of every error that medvlp raises on purpose. Carries one or more problems.
 
-    def __init__(self, *problems: Problem) -> None:
+    An error that comes out of a data loader process was rebuilt by torch from its text: it has the text, and no ``problems``.
+    """
+
+    def __init__(self, *problems: Problem | str) -> None:
         super().__init__(*problems)
-        self.problems = problems
+        self.problems = tuple(problem for problem in problems if isinstance(problem, Problem))
 
     def __str__(self) -> str:
-        return "\n".join(str(problem) for problem in self.problems)
+        return "\n".join(str(problem) for problem in self.args)
 
 
 class SpecError(MedvlpError):

@@ -157,10 +157,10 @@ class Fusion(nn.Module, ABC):
 
 @runtime_checkable
 class HasAttentionMaps(Protocol):
-    """A fusion or alignment that can show which patches a word looked at."""
+    """A fusion or alignment that can show which patches a word looked at, at least with some of its parameters."""
 
-    def attention_maps(self, **needs: Tensor) -> Tensor:
-        """(B, L, N) weights, rows of valid tokens sum to 1. Takes the same arguments as ``forward``."""
+    def attention_maps(self, **needs: Tensor) -> Tensor | None:
+        """(B, L, N) weights, rows of valid tokens sum to 1; None where it has nothing to tell. Same arguments as ``forward``."""
         ...
 
 

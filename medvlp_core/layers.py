@@ -9,11 +9,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def _linear(inputs: int, outputs: int) -> nn.Linear:
+def xavier_linear(inputs: int, outputs: int) -> nn.Linear:
+    """A linear layer with Xavier weights and zero biases."""
     layer = nn.Linear(inputs, outputs)
     nn.init.xavier_uniform_(layer.weight)
     nn.init.zeros_(layer.bias)
     return layer
+
+
+def projection_head(width: int, dim: int) -> nn.Sequential:
+    """A map to a shared space, ``Linear-GELU-LN-Linear``: (..., width) to (..., dim)."""
+    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width), nn.Linear(width, dim))
 
 
 class MultiHeadAttention(nn.Module):
@@ -29,10 +35,10 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.dropout = dropout
-        self.query = _linear(width, width)
-        self.key = _linear(key_width or width, width)
-        self.value = _linear(key_width or width, width)
-        self.output = _linear(width, width)
+        self.query = xavier_linear(width, width)
+        self.key = xavier_linear(key_width or width, width)
+        self.value = xavier_linear(key_width or width, width)
+        self.output = xavier_linear(width, width)
 
     def _split(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, L, D) to (B, K, L, D/K)
@@ -77,7 +83,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int, hidden: int, dropout: float = 0.0) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            _linear(width, hidden), nn.GELU(), nn.Dropout(dropout), _linear(hidden, width), nn.Dropout(dropout)
+            xavier_linear(width, hidden), nn.GELU(), nn.Dropout(dropout), xavier_linear(hidden, width), nn.Dropout(dropout)
         )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -129,7 +129,7 @@ class ComposedModel(nn.Module):
         return self._alignment(alignment).embed_text(self.encode_text(tokens), tokens.text_is_valid, tokens.word_ids)
 
     def attention_maps(self, batch: ImageTextBatch) -> Tensor | None:
-        """Which patches each word looks at, on clean inputs: (B, L, N), from the fusion or else an alignment that can tell."""
+        """Which patches each word looks at, on clean inputs: (B, L, N), from the fusion or else the first alignment that can tell."""
         parts: dict[str, nn.Module | None] = {"model.fusion": self.fusion}
         parts |= {f"model.alignments.{slot}": module for slot, module in self.alignments.items()}
         for path, module in parts.items():
@@ -137,7 +137,9 @@ class ComposedModel(nn.Module):
                 takes = tuple((argument, self._clean(key)) for argument, key in self.plan.wiring.takes(path, "clean"))
                 takes = tuple((argument, key) for argument, key in takes if key in self.plan.wiring.providers)
                 ports = self._run(self.plan.wiring.route(key for _, key in takes), batch)
-                return module.attention_maps(**_arguments(takes, ports))
+                maps = module.attention_maps(**_arguments(takes, ports))
+                if maps is not None:
+                    return maps
         return None
 
     def _clean(self, key: PortKey) -> PortKey:

@@ -92,10 +92,15 @@ def normalise_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
 def restore_masked(visible: Tensor, image_is_masked: Tensor, mask_token: Tensor) -> Tensor:
     """Put visible tokens back to their places in the grid and the mask token everywhere else.
 
+    Where an encoder replaced hidden patches instead of dropping them, all N tokens are there: they stay, and the mask token is
+    added to the hidden ones, so that a decoder knows which they are.
+
     Shape:
-        visible (B, Nv, D) in raster order with Nv >= 1, image_is_masked (B, N) bool with Nv visible patches in every row,
-        mask_token (D,), result (B, N, D).
+        visible (B, Nv, D) in raster order with Nv >= 1, image_is_masked (B, N) bool with Nv visible patches in every row, or
+        Nv = N; mask_token (D,), result (B, N, D).
     """
+    if visible.shape[1] == image_is_masked.shape[1]:
+        return visible + image_is_masked.unsqueeze(-1) * mask_token.to(visible.dtype)
     is_visible = ~image_is_masked
     rank = (is_visible.cumsum(dim=1) - 1).clamp(min=0)
     placed = visible.gather(1, rank.unsqueeze(-1).expand(-1, -1, visible.shape[-1]))
@@ -196,24 +201,34 @@ def sum_word_pieces(tokens: Tensor, word_ids: Tensor, is_scored: Tensor) -> tupl
     return words, pieces > 0
 
 
-# --------------------------------------------------------------------------------------------------------------- contrastive
+# ---------------------------------------------------------------------------------------------------------------- restoration
 
 
-def symmetric_info_nce(image: Tensor, text: Tensor, scale: Tensor | float, is_ignored: Tensor | None = None) -> Tensor:
-    """Contrast matching pairs with the rest: ``1/2 [CE(s) + CE(s^T)]``, ``s = scale * image text^T``, targets on the diagonal.
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision becomes float32, float64 stays: losses need more than half precision."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
-    One pair alone gives 0. ``is_ignored`` marks pairs that are no negatives (equal texts); the diagonal is never ignored.
+
+def hidden_patch_loss(prediction: Tensor, target: Tensor, image_is_masked: Tensor) -> Tensor:
+    """``sum over hidden n of mean_q (prediction_nq - target_nq)^2, divided by the number of hidden patches``; 0 if none is.
 
     Shape:
-        image, text (B, E), normally L2-normalised; scale a number or scalar tensor; is_ignored (B, B) bool, image by text;
-        result a scalar.
-
-    Reference:
-        Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021.
+        prediction, target (B, N, Q), image_is_masked (B, N) bool, result a scalar.
     """
-    logits = scale * (image @ text.t())
-    target = torch.arange(len(logits), device=logits.device)
-    if is_ignored is not None:
-        is_pair = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
-        logits = logits.masked_fill(is_ignored & ~is_pair, float("-inf"))
-    return 0.5 * (F.cross_entropy(logits, target) + F.cross_entropy(logits.t(), target))
+    error = (at_least_float32(prediction) - at_least_float32(target)).square().mean(dim=-1)
+    return error.masked_fill(~image_is_masked, 0.0).sum() / image_is_masked.sum().clamp(min=1)
+
+
+def scored_tokens(positions: str, text_is_masked: Tensor, text_is_valid: Tensor) -> Tensor:
+    """Where a word loss is taken: ``masked`` = hidden tokens, ``nonpad`` = all real ones, ``all`` = padding too; (B, L) bool."""
+    choices = {"masked": text_is_masked, "nonpad": text_is_valid, "all": torch.ones_like(text_is_valid)}
+    return choices[positions]
+
+
+def word_loss(logits: Tensor, token_ids: Tensor) -> Tensor:
+    """Mean cross-entropy with the true ids, 0 (with gradient 0) if there are none.
+
+    Shape:
+        logits (R, V), token_ids (R,) int, result a scalar.
+    """
+    return F.cross_entropy(at_least_float32(logits), token_ids, reduction="sum") / max(1, len(token_ids))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -33,22 +34,21 @@ def print_cards(console: Console, cards: Sequence[Card], skipped: Iterable[tuple
 
 def results_table(rows: Sequence[tuple[Card, Row]], *, split: str) -> Table:
     """One line for each comparison; the measured value stands once, on the row's first line."""
-    table = Table(title=f"Held-out check on the {split} split", title_justify="left")
-    table.add_column("metric")
-    table.add_column("n", justify="right")
-    table.add_column("value [95 % interval]")
-    table.add_column("baseline")
-    table.add_column("gain [95 % interval]")
-    table.add_column("verdict")
+    table = Table(title=f"Held-out check on the {split} split", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("metric (n)", ratio=5)
+    table.add_column("value", ratio=3)
+    table.add_column("baseline", ratio=4)
+    table.add_column("gain", ratio=4)
+    table.add_column("verdict", ratio=3)
     for _, row in rows:
         arrow = "" if row.is_higher_better else " (lower is better)"
-        first = (f"{row.metric}{arrow}", str(row.count), _number(row.value, row.interval))
+        first = (f"{row.metric}{arrow} ({row.count})", _number(row.value, row.interval))
         if not row.baselines:
-            table.add_row(*first, "", "", "", end_section=True)
+            table.add_row(*first, end_section=True)
         for index, (name, value) in enumerate(row.baselines.items()):
             verdict = row.verdict(name)
             table.add_row(
-                *(first if index == 0 else ("", "", "")),
+                *(first if index == 0 else ("", "")),
                 f"{name} {value:.3f}",
                 _number(row.gain(name), row.gain_intervals.get(name), sign="+"),
                 f"[{STYLES[verdict]}]{verdict}[/]",

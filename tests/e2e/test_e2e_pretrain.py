@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from medvlp_standard.evaluators.common import batches, restore
 from rich.console import Console
 
 from medvlp_core.build import build_run
@@ -17,7 +18,7 @@ from medvlp_core.compose import plan_recipe
 from medvlp_core.device import to_device
 from medvlp_core.errors import DataError
 from medvlp_core.train.checkpoint import load_run, save_checkpoint
-from medvlp_core.train.run import RunResult, pretrain
+from medvlp_core.train.run import RunResult, evaluation_run, pretrain
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pretrain_mpma.py"
 
@@ -145,6 +146,23 @@ def test_the_same_recipe_gives_the_same_run(recipe: Path, finished: tuple[RunRes
     assert all(
         torch.equal(one, two) for one, two in zip(fresh.state_dict().values(), built.model.state_dict().values(), strict=True)
     )
+
+
+@pytest.mark.parametrize(("port", "slot"), [("word_logits", "report"), ("patch_prediction", "image")])
+def test_evaluators_see_what_the_training_pass_sees(finished: tuple[RunResult, str], port: str, slot: str) -> None:
+    """The short way that evaluators take to a prediction gives the same as the whole training pass."""
+    result = finished[0]
+    run = evaluation_run(result.built, folder=result.folder, device=torch.device("cpu"))
+    batch = next(batches(run, "test", max_pairs=5))
+    result.built.model.eval()
+    with torch.no_grad():
+        prediction, is_hidden = restore(run, port, batch, seed=3)
+        torch.manual_seed(3)
+        output = result.built.model(batch)
+    assert output.mask_plan is not None
+    assert torch.equal(prediction, output.predictions[slot])
+    expected = output.mask_plan.text_is_masked if slot == "report" else output.mask_plan.image_is_masked
+    assert torch.equal(is_hidden, expected)
 
 
 def without_evaluators(plan: Any) -> Any:

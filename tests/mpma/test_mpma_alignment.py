@@ -8,10 +8,10 @@ import attrs
 import pytest
 import torch
 from medvlp_mpma.alignment import GlobalLocal
-from medvlp_mpma.contrast import equal_texts, gloria_loss, tokenwise_loss
 from medvlp_mpma.specs import GlobalLocalSpec
 from torch import Tensor
 
+from medvlp_core.contrast import equal_texts, gloria_loss, tokenwise_loss
 from medvlp_core.interfaces import HasAttentionMaps
 
 SPEC = GlobalLocalSpec(dim=6)
@@ -131,7 +131,15 @@ def test_gloria_equals_loops(ignores_equal_texts: bool) -> None:
     is_word = torch.tensor([[0, 1, 1], [0, 1, 0], [0, 0, 0], [1, 1, 1]]).bool()
     same = torch.eye(4).bool()
     same[0, 3] = same[3, 0] = True
-    found = gloria_loss(patches, words, is_word, (4.0, 5.0, 10.0), same if ignores_equal_texts else None)
+    found = gloria_loss(
+        patches,
+        words,
+        is_word,
+        attention_scale=4.0,
+        word_scale=5.0,
+        logit_scale=10.0,
+        is_same_text=same if ignores_equal_texts else None,
+    )
     wanted = gloria_by_loops(patches, words, is_word, same if ignores_equal_texts else None)
     assert found.item() == pytest.approx(wanted, rel=1e-10)
 

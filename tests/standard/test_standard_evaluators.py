@@ -1,5 +1,6 @@
 """Evaluators on stand-in models whose right answer is known."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -21,8 +22,9 @@ from medvlp_standard.specs import evaluators as specs
 from PIL import Image
 from torch import Tensor
 
-from medvlp_core.batch import ImageFeatures, ImageTextBatch, MaskPlan, StepOutput, TokenBatch
+from medvlp_core.batch import DecoderOutput, ImageFeatures, ImageTextBatch, TokenBatch
 from medvlp_core.contract import TensorSpec
+from medvlp_core.data.pipeline import ImageTextItem
 from medvlp_core.errors import DataError
 from medvlp_core.evaluate.protocol import Card, EvaluationRun
 from medvlp_core.interfaces import Record
@@ -76,18 +78,14 @@ class Pipeline:
     def records(self, split: str) -> list[Record]:
         return make_records(self.count)
 
-    def loader(self, split: str, *, batch_size: int, is_training: bool, seed: int, workers: int) -> list[ImageTextBatch]:
+    def dataset(self, split: str, *, is_training: bool) -> list[ImageTextItem]:
         assert not is_training
         noise = torch.Generator().manual_seed({"train": 1, "val": 2, "test": 3}[split])
-        records = self.records(split)
-        found = []
-        for start in range(0, self.count, batch_size):
-            part = records[start : start + batch_size]
-            sign = torch.tensor([2.0 * record.labels["Pneumonia"] - 1 for record in part])
-            image = 0.5 * torch.randn(len(part), 1, SIDE, SIDE, generator=noise) + sign[:, None, None, None]
-            index = torch.arange(start, start + len(part))
-            found.append(ImageTextBatch(image, None, *self.tokenizer.encode([record.text for record in part]), index))
-        return found
+        items = []
+        for index, record in enumerate(self.records(split)):
+            image = 0.5 * torch.randn(1, SIDE, SIDE, generator=noise) + (2.0 * record.labels["Pneumonia"] - 1)
+            items.append(ImageTextItem(image, None, record.text, index))
+        return items
 
 
 class Model:
@@ -103,18 +101,33 @@ class Model:
         mean = image.mean(dim=(1, 2, 3))
         return mean if self.looks else torch.zeros_like(mean)
 
-    def __call__(self, batch: ImageTextBatch) -> StepOutput:
+    @property
+    def decoders(self) -> dict[str, Callable[..., DecoderOutput]]:
+        return {"report": self.words, "image": self.patches}
+
+    def ports(self, batch: ImageTextBatch, *wanted: Any) -> dict[Any, Tensor]:
         image_is_masked = torch.rand(len(batch.image), GRID * GRID).argsort(dim=1) >= 4
         text_is_masked = (torch.rand(batch.token_ids.shape) < 0.6) & (batch.word_ids >= 0)
-        # Position 1 is always "lungs", position 2 depends on the image.
-        logits = torch.zeros(*batch.token_ids.shape, len(WORDS))
+        found = {
+            ("image", None): batch.image,
+            ("token_ids", "clean"): batch.token_ids,
+            ("image_is_masked", "masked"): image_is_masked,
+            ("text_is_masked", "masked"): text_is_masked,
+        }
+        return {key: found[key] for key in wanted}
+
+    def words(self, image: Tensor, token_ids: Tensor, text_is_masked: Tensor) -> DecoderOutput:
+        """Position 1 is always "lungs", position 2 depends on the image."""
+        logits = torch.zeros(*token_ids.shape, len(WORDS))
         logits[:, 1, WORDS.index("lungs")] = 5.0
-        logits[:, 2, WORDS.index("pneumonia")] = self.sign(batch.image).sign() * 2
-        logits[:, 2, WORDS.index("clear")] = -self.sign(batch.image).sign() * 2 + 0.1
-        target = normalise_patches(patchify(batch.image, GRID, GRID))
-        plan = MaskPlan(image_is_masked, text_is_masked, batch.token_ids.masked_fill(text_is_masked, 2))
-        predictions = {"report": logits[text_is_masked], "image": 0.5 * target if self.looks else torch.zeros_like(target)}
-        return StepOutput(torch.zeros(()), {}, predictions, plan)
+        logits[:, 2, WORDS.index("pneumonia")] = self.sign(image).sign() * 2
+        logits[:, 2, WORDS.index("clear")] = -self.sign(image).sign() * 2 + 0.1
+        return DecoderOutput({}, logits[text_is_masked])
+
+    def patches(self, image: Tensor) -> DecoderOutput:
+        """Half of the truth, or nothing."""
+        target = normalise_patches(patchify(image, GRID, GRID))
+        return DecoderOutput({}, 0.5 * target if self.looks else torch.zeros_like(target))
 
     def encode_image(self, image: Tensor) -> ImageFeatures:
         tokens = torch.randn(len(image), GRID * GRID, 3, generator=torch.Generator().manual_seed(0))
@@ -138,6 +151,7 @@ class Model:
 def make_run(folder: Path, *, model: Model | None = None, count: int = 40, normalise: bool = True) -> Any:
     decoder = SimpleNamespace(
         slot="image",
+        path="image",
         spec=SimpleNamespace(normalise_patches=normalise),
         contract=SimpleNamespace(needs={"image": TensorSpec.parse("B C H W", port="image")}),
     )
@@ -147,10 +161,14 @@ def make_run(folder: Path, *, model: Model | None = None, count: int = 40, norma
         ("word_logits", None): provider(path="report", spec=TensorSpec.parse("R V")),
         ("image_grid", None): provider(path="encoder", spec=TensorSpec.parse(f"{GRID} {GRID}:shape")),
     }
+    image = ("image", ("image", None))
+    hidden = ("text_is_masked", ("text_is_masked", "masked"))
+    takes = {"image": (image,), "report": (image, ("token_ids", ("token_ids", "clean")), hidden)}
     plan: Any = SimpleNamespace(
-        components={"image": decoder, "report": SimpleNamespace(slot="report")},
+        components={"image": decoder, "report": SimpleNamespace(slot="report", path="report")},
         wiring=SimpleNamespace(providers=providers, table=None),
         inputs=SimpleNamespace(mean=0.5, std=0.25),
+        takes=takes.__getitem__,
     )
     folder.mkdir(exist_ok=True)
     return EvaluationRun(
@@ -286,13 +304,18 @@ def test_an_unknown_label_is_said_with_the_known_ones(run: Any) -> None:
     assert labels_of(make_records(4), "Pneumonia")[1].tolist() == [False, True, False, True]
 
 
-def test_batches_stop_at_the_asked_number(run: Any) -> None:
-    for wanted in (1, 40, 39):
-        parts = list(batches(run, "test", max_pairs=wanted))
-        assert sum(len(part.image) for part in parts) == wanted
-        assert sum(len(part.token_ids) for part in parts) == wanted
-    big = make_run(run.folder, count=150)
-    assert [len(part.image) for part in batches(big, "test", max_pairs=100)] == [64, 36]
+@pytest.mark.parametrize(("wanted", "sizes"), [(1, [1]), (40, [40]), (39, [39]), (None, [40]), (99, [40])])
+def test_batches_stop_at_the_asked_number(run: Any, wanted: int | None, sizes: list[int]) -> None:
+    parts = list(batches(run, "test", max_pairs=wanted))
+    assert [len(part.image) for part in parts] == [len(part.token_ids) for part in parts] == sizes
+
+
+def test_few_pairs_are_spread_over_the_split(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "pictures", count=150)
+    index = torch.cat([part.record_index for part in batches(run, "test", max_pairs=100)])
+    assert [len(part.image) for part in batches(run, "test", max_pairs=100)] == [64, 36]
+    assert index.tolist() == [number * 150 // 100 for number in range(100)]
+    assert len(set(index.tolist())) == 100
 
 
 # ----------------------------------------------------------------------------------------------------------------- pictures
@@ -307,7 +330,7 @@ def is_drawn(path: Path) -> bool:
     ("kind", "spec", "files"),
     [
         (LossCurves, specs.LossCurvesSpec(), ["loss_curves.png"]),
-        (RestorationPictures, specs.RestorationPicturesSpec(images=2), ["restoration.png"]),
+        (RestorationPictures, specs.RestorationPicturesSpec(images=3), ["restoration.png"]),
         (MaskedReportPictures, specs.MaskedReportPicturesSpec(reports=2), ["masked_reports.png", "masked_reports.txt"]),
         (AttentionPictures, specs.AttentionPicturesSpec(images=2, words=4), ["attention.png"]),
     ],

@@ -6,10 +6,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from medvlp_core.contrast import (
+    equal_texts,
+    gloria_attention,
+    gloria_loss,
+    scored_words,
+    symmetric_info_nce,
+    tokenwise_attention,
+    tokenwise_loss,
+)
 from medvlp_core.interfaces import Alignment, Dims
-from medvlp_core.layers import LearnedScale
-from medvlp_core.ops import masked_mean, symmetric_info_nce
-from medvlp_mpma.contrast import equal_texts, gloria_attention, gloria_loss, tokenwise_loss, word_to_patch
+from medvlp_core.layers import LearnedScale, projection_head
+from medvlp_core.ops import at_least_float32, masked_mean
 from medvlp_mpma.specs import GlobalLocalSpec
 
 
@@ -18,8 +26,8 @@ class GlobalLocal(Alignment):
 
     Global: ``L_g = 1/2 [CE(s) + CE(s^T)]``, ``s_bc = scale * g_v^b . g_t^c``; g_v comes from the mean of the patch tokens, g_t from
     the report's [CLS], each through ``Linear-GELU-LN-Linear`` and L2-normalised; the scale is learned from 1 / 0.07, at most 100.
-    Local: :func:`~medvlp_mpma.contrast.tokenwise_loss` or :func:`~medvlp_mpma.contrast.gloria_loss` on heads of their own; words
-    are tokens that are neither special nor padding nor [MASK].
+    Local: :func:`~medvlp_core.contrast.tokenwise_loss` or :func:`~medvlp_core.contrast.gloria_loss` on heads of their own, both
+    the mean of their two directions; words are tokens (not whole words) that are neither special nor padding nor [MASK].
 
     Fused tokens are not aligned: they have seen the image, which would give the answer away.
 
@@ -54,7 +62,7 @@ class GlobalLocal(Alignment):
             is_same_text = equal_texts(token_ids, text_is_valid)
         if token_ids is not None and self.spec.same_word == "ignore":
             is_same_word = token_ids.unsqueeze(1) == token_ids.unsqueeze(2)
-        is_word = _words(text_is_valid, word_ids, text_is_masked)
+        is_word = scored_words(text_is_valid, word_ids, text_is_masked)
         losses = {}
         if self.global_heads is not None and self.scale is not None:
             image, text = self._global_vectors(image_tokens, text_tokens)
@@ -64,9 +72,16 @@ class GlobalLocal(Alignment):
             patches, words = self.local_heads(image_tokens, text_tokens.masked_fill(~is_word.unsqueeze(-1), 0.0))
             with torch.autocast(patches.device.type, enabled=False):
                 if self.spec.local_kind == "gloria":
-                    losses["local"] = gloria_loss(patches, words, is_word, self._gloria_scales(), is_same_text)
+                    losses["local"] = gloria_loss(
+                        patches,
+                        words,
+                        is_word,
+                        attention_scale=self.spec.gloria_attention_scale,
+                        word_scale=self.spec.gloria_word_scale,
+                        logit_scale=self.spec.gloria_logit_scale,
+                        is_same_text=is_same_text,
+                    )
                 else:
-                    patches, words = F.normalize(patches, dim=-1), F.normalize(words, dim=-1)
                     losses["local"] = tokenwise_loss(patches, words, is_word, self.spec.tau_local, is_same_word)
         return losses
 
@@ -83,7 +98,7 @@ class GlobalLocal(Alignment):
             return F.normalize(self.global_heads.text(text_tokens[:, 0]), dim=-1)
         assert self.local_heads is not None
         words = F.normalize(self.local_heads.text(text_tokens), dim=-1)
-        return F.normalize(masked_mean(words, _words(text_is_valid, word_ids, None)), dim=-1)
+        return F.normalize(masked_mean(words, scored_words(text_is_valid, word_ids, None)), dim=-1)
 
     def attention_maps(
         self,
@@ -93,24 +108,20 @@ class GlobalLocal(Alignment):
         word_ids: Tensor,
         text_is_masked: Tensor | None = None,
         token_ids: Tensor | None = None,
-    ) -> Tensor:
-        """The local loss's weights from each token to the patches, (B, L, S), rows sum to 1; without a local loss 1 / S."""
+    ) -> Tensor | None:
+        """The local loss's weights from each token to the patches, (B, L, S), rows sum to 1; None without a local loss."""
         if self.local_heads is None:
-            batch, patches = image_tokens.shape[:2]
-            return image_tokens.new_full((batch, text_tokens.shape[1], patches), 1.0 / patches)
+            return None
         image, words = self.local_heads(image_tokens, text_tokens)
         if self.spec.local_kind == "gloria":
-            is_word = _words(text_is_valid, word_ids, text_is_masked)
+            is_word = scored_words(text_is_valid, word_ids, text_is_masked)
             return gloria_attention(image, words, is_word, self.spec.gloria_attention_scale)
-        return word_to_patch(F.normalize(image, dim=-1), F.normalize(words, dim=-1), self.spec.tau_local)
+        return tokenwise_attention(image, words, self.spec.tau_local)
 
     def _global_vectors(self, image_tokens: Tensor, text_tokens: Tensor) -> tuple[Tensor, Tensor]:
         assert self.global_heads is not None
         image, text = self.global_heads(image_tokens.mean(dim=1), text_tokens[:, 0])
         return F.normalize(image, dim=-1), F.normalize(text, dim=-1)
-
-    def _gloria_scales(self) -> tuple[float, float, float]:
-        return self.spec.gloria_attention_scale, self.spec.gloria_word_scale, self.spec.gloria_logit_scale
 
 
 class PairHeads(nn.Module):
@@ -122,19 +133,8 @@ class PairHeads(nn.Module):
 
     def __init__(self, image_width: int, text_width: int, dim: int) -> None:
         super().__init__()
-        self.image, self.text = _head(image_width, dim), _head(text_width, dim)
+        self.image, self.text = projection_head(image_width, dim), projection_head(text_width, dim)
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         """Both projections; similarities divided by a small temperature need more than half precision."""
-        mapped = self.image(image), self.text(text)
-        dtype = torch.promote_types(mapped[0].dtype, torch.float32)
-        return mapped[0].to(dtype), mapped[1].to(dtype)
-
-
-def _head(width: int, dim: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width), nn.Linear(width, dim))
-
-
-def _words(text_is_valid: Tensor, word_ids: Tensor, text_is_masked: Tensor | None) -> Tensor:
-    is_word = text_is_valid & (word_ids >= 0)
-    return is_word if text_is_masked is None else is_word & ~text_is_masked
+        return at_least_float32(self.image(image)), at_least_float32(self.text(text))

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp_core.batch import DecoderOutput
 from medvlp_core.interfaces import Decoder, Dims
 from medvlp_core.layers import SelfAttentionBlock
-from medvlp_core.ops import normalise_patches, patchify, restore_masked, sincos_positions_2d
+from medvlp_core.ops import (
+    at_least_float32,
+    hidden_patch_loss,
+    normalise_patches,
+    patchify,
+    restore_masked,
+    scored_tokens,
+    sincos_positions_2d,
+    word_loss,
+)
 from medvlp_mpma.specs import ImageDecoderSpec, ReportDecoderSpec
 
 
@@ -20,7 +28,7 @@ class ImageDecoder(Decoder):
     ``L = sum over hidden n of mean_q (prediction_nq - target_nq)^2, divided by the number of hidden patches``.
 
     Prefix tokens go through the blocks without a position and are dropped at the end. Where the encoder replaced hidden patches
-    instead of dropping them, its tokens are used as they are.
+    instead of dropping them, its tokens are kept and the mask token is added to the hidden ones.
 
     Shape:
         image_tokens (B, S, Di), S = N or the number of visible patches; image_prefix (B, P, Di); image_is_masked (B, N) bool;
@@ -47,20 +55,16 @@ class ImageDecoder(Decoder):
         self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, image_target: Tensor
     ) -> DecoderOutput:
         """Restore every patch; score the hidden ones, 0 if none is."""
-        tokens = self.embed(image_tokens)
-        if tokens.shape[1] < image_is_masked.shape[1]:
-            tokens = restore_masked(tokens, image_is_masked, self.mask_token)
+        tokens = restore_masked(self.embed(image_tokens), image_is_masked, self.mask_token)
         prefix = self.embed(image_prefix)
         joint = torch.cat([prefix, tokens + self.positions], dim=1)
         for block in self.blocks:
             joint = block(joint)
         prediction = self.to_pixels(self.norm(joint[:, prefix.shape[1] :]))
-        target = patchify(image_target, *self.grid)
+        target = patchify(at_least_float32(image_target), *self.grid)
         if self.normalises:
             target = normalise_patches(target)
-        error = (prediction.to(torch.promote_types(prediction.dtype, target.dtype)) - target).square().mean(dim=-1)
-        loss = error.masked_fill(~image_is_masked, 0.0).sum() / image_is_masked.sum().clamp(min=1)
-        return DecoderOutput({"reconstruction": loss}, prediction)
+        return DecoderOutput({"reconstruction": hidden_patch_loss(prediction, target, image_is_masked)}, prediction)
 
 
 class ReportDecoder(Decoder):
@@ -90,10 +94,6 @@ class ReportDecoder(Decoder):
         self, fused_text_tokens: Tensor, token_ids: Tensor, text_is_masked: Tensor, text_is_valid: Tensor
     ) -> DecoderOutput:
         """Predict the words at the scored positions; the loss is 0 if none is scored."""
-        is_scored = text_is_masked
-        if self.positions != "masked":
-            is_scored = text_is_valid if self.positions == "nonpad" else torch.ones_like(text_is_valid)
+        is_scored = scored_tokens(self.positions, text_is_masked, text_is_valid)
         logits = self.to_words(self.transform(fused_text_tokens[is_scored]))
-        scores = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = F.cross_entropy(scores, token_ids[is_scored], reduction="sum") / is_scored.sum().clamp(min=1)
-        return DecoderOutput({"mlm": loss}, logits[text_is_masked[is_scored]])
+        return DecoderOutput({"mlm": word_loss(logits, token_ids[is_scored])}, logits[text_is_masked[is_scored]])

@@ -78,16 +78,15 @@ class MemoryFusion(Fusion):
         image_tokens: Tensor,
         text_tokens: Tensor | None = None,
         text_embeddings: Tensor | None = None,
-    ) -> Tensor:
+    ) -> Tensor | None:
         """Weights from report tokens to patches in the last layer, mean over heads: (B, L, S), rows sum to 1.
 
-        Weights of memory slots and of the pooled token are left out and the rest is scaled up to 1. ``pooled_add`` gives every
-        report token the mean of all patches, so its weights are 1 / S.
+        Weights of memory slots and of the pooled token are left out and the rest is scaled up to 1. None with ``pooled_add``: it
+        attends to nothing.
         """
-        text, image = self._enrich(_given(text_tokens, text_embeddings), image_tokens)
-        batch, patches = image.shape[:2]
         if not self.layers:
-            return image.new_full((batch, text.shape[1], patches), 1.0 / patches)
+            return None
+        text, image = self._enrich(_given(text_tokens, text_embeddings), image_tokens)
         keys = self._keys(image)
         for layer in self.layers[:-1]:
             text = layer(text, text_is_valid, keys)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from medvlp_core.layers import MultiHeadAttention
+from medvlp_core.layers import MultiHeadAttention, xavier_linear
 from medvlp_mpma.kernels.memory_attention.reference import memory_attention
 from medvlp_mpma.kernels.memory_topk.reference import memory_topk
 
@@ -33,7 +33,7 @@ class SharedMemory(nn.Module):
         super().__init__()
         self.heads, self.topk, self.dropout = heads, topk, dropout
         self.slots = nn.Parameter(torch.randn(slots, width) / width)
-        self.query, self.key, self.value, self.output = (_linear(width) for _ in range(4))
+        self.query, self.key, self.value, self.output = (xavier_linear(width, width) for _ in range(4))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The memory's answer to each token."""
@@ -84,10 +84,3 @@ class SlotCrossAttention(nn.Module):
     def weights(self, queries: Tensor, keys_values: Tensor) -> Tensor:
         """The weights of the sample's keys among themselves, without the slots: (B, K, L, S), rows sum to 1."""
         return self.attention.weights(queries, keys_values)
-
-
-def _linear(width: int) -> nn.Linear:
-    layer = nn.Linear(width, width)
-    nn.init.xavier_uniform_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    return layer

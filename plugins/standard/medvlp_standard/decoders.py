@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp_core.batch import DecoderOutput
 from medvlp_core.interfaces import Decoder, Dims
 from medvlp_core.layers import SelfAttentionBlock
-from medvlp_core.ops import normalise_patches, patchify, restore_masked, sincos_positions_2d
+from medvlp_core.ops import (
+    at_least_float32,
+    hidden_patch_loss,
+    normalise_patches,
+    patchify,
+    restore_masked,
+    scored_tokens,
+    sincos_positions_2d,
+    word_loss,
+)
 from medvlp_standard.specs.decoders import MlmHeadSpec, PatchDecoderSpec
-
-
-def hidden_patch_loss(prediction: Tensor, target: Tensor, image_is_masked: Tensor) -> Tensor:
-    """``sum over hidden n of mean_q (prediction_nq - target_nq)^2, divided by the number of hidden patches``; 0 if none is.
-
-    Shape:
-        prediction, target (B, N, Q), image_is_masked (B, N) bool, result a scalar.
-    """
-    error = (prediction - target).square().mean(dim=-1)
-    return error.masked_fill(~image_is_masked, 0.0).sum() / image_is_masked.sum().clamp(min=1)
 
 
 class PatchDecoder(Decoder):
@@ -55,21 +53,17 @@ class PatchDecoder(Decoder):
         self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, image: Tensor
     ) -> DecoderOutput:
         """Restore every patch; score the hidden ones."""
-        tokens = self.embed(image_tokens)
-        if tokens.shape[1] < image_is_masked.shape[1]:
-            tokens = restore_masked(tokens, image_is_masked, self.mask_token)
-        else:
-            tokens = tokens + image_is_masked.unsqueeze(-1) * self.mask_token
+        tokens = restore_masked(self.embed(image_tokens), image_is_masked, self.mask_token)
         prefix = self.embed(image_prefix)
         joint = torch.cat([prefix, tokens + self.positions], dim=1)
         for block in self.blocks:
             joint = block(joint)
         prediction = self.to_pixels(self.norm(joint[:, prefix.shape[1] :]))
 
-        target = patchify(image.float(), self.grid_h, self.grid_w)
+        target = patchify(at_least_float32(image), self.grid_h, self.grid_w)
         if self.normalises:
             target = normalise_patches(target)
-        return DecoderOutput({"reconstruction": hidden_patch_loss(prediction.float(), target, image_is_masked)}, prediction)
+        return DecoderOutput({"reconstruction": hidden_patch_loss(prediction, target, image_is_masked)}, prediction)
 
 
 class MlmHead(Decoder):
@@ -88,7 +82,7 @@ class MlmHead(Decoder):
 
     def __init__(self, spec: MlmHeadSpec, dims: Dims) -> None:
         super().__init__(spec, dims)
-        self.scored = spec.positions
+        self.positions = spec.positions
         width = dims["Df"]
         self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.to_vocabulary = nn.Linear(width, dims["V"])
@@ -97,12 +91,6 @@ class MlmHead(Decoder):
         self, fused_text_tokens: Tensor, token_ids: Tensor, text_is_masked: Tensor, text_is_valid: Tensor
     ) -> DecoderOutput:
         """Predict the words at the scored positions; 0 if none is scored."""
-        is_scored = {
-            "masked": text_is_masked,
-            "nonpad": text_is_valid,
-            "all": torch.ones_like(text_is_valid),
-        }[self.scored]
+        is_scored = scored_tokens(self.positions, text_is_masked, text_is_valid)
         logits = self.to_vocabulary(self.transform(fused_text_tokens[is_scored]))
-        total = F.cross_entropy(logits.float(), token_ids[is_scored], reduction="sum")
-        loss = total / is_scored.sum().clamp(min=1)
-        return DecoderOutput({"mlm": loss}, logits[text_is_masked[is_scored]])
+        return DecoderOutput({"mlm": word_loss(logits, token_ids[is_scored])}, logits[text_is_masked[is_scored]])

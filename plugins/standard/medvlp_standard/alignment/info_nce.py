@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from medvlp_core.interfaces import Alignment, Dims
+from medvlp_core.contrast import equal_texts, symmetric_info_nce
+from medvlp_core.interfaces import Dims
 from medvlp_core.layers import LearnedScale
-from medvlp_core.ops import symmetric_info_nce
-from medvlp_standard.alignment.shared import GlobalHeads, equal_texts
+from medvlp_standard.alignment.shared import PooledAlignment
 from medvlp_standard.specs.alignment import InfoNceSpec
 
 
-class InfoNce(Alignment):
+class InfoNce(PooledAlignment):
     """``L = 1/2 [CE(s) + CE(s^T)]``, ``s_bc = scale * cos(g_v^b, g_t^c)``, scale learned from 1 / 0.07 and at most 100.
 
     Shape:
@@ -25,7 +25,6 @@ class InfoNce(Alignment):
 
     def __init__(self, spec: InfoNceSpec, dims: Dims) -> None:
         super().__init__(spec, dims)
-        self.heads = GlobalHeads(spec, dims)
         self.scale = LearnedScale(spec.temperature)
 
     def forward(  # type: ignore[override]
@@ -41,11 +40,3 @@ class InfoNce(Alignment):
         text = self.heads.text(text_tokens, text_is_valid)
         is_ignored = None if token_ids is None else equal_texts(token_ids, text_is_valid)
         return {"global": symmetric_info_nce(image, text, self.scale(), is_ignored)}
-
-    def embed_image(self, image_tokens: Tensor, image_prefix: Tensor) -> Tensor:
-        """L2-normalised image vectors, (B, E)."""
-        return self.heads.image(image_tokens, image_prefix)
-
-    def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> Tensor:
-        """L2-normalised text vectors, (B, E)."""
-        return self.heads.text(text_tokens, text_is_valid)

@@ -1,20 +1,24 @@
-"""What the standard alignments have in common: projections, pooled vectors, words as units, equal texts."""
+"""What the standard alignments have in common: projections, pooled vectors, words as units, and the shape of GLoRIA and MGCA."""
 
 from __future__ import annotations
+
+from abc import abstractmethod
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medvlp_core.interfaces import Dims
+from medvlp_core.contrast import scored_words, symmetric_info_nce
+from medvlp_core.interfaces import Alignment, Dims
+from medvlp_core.layers import projection_head
 from medvlp_core.ops import masked_mean, sum_word_pieces, unit_index
-from medvlp_standard.specs.alignment import AlignmentSpec
+from medvlp_standard.specs.alignment import AlignmentSpec, GloriaSpec, MgcaSpec
 
 
 def projection(width: int, dim: int, kind: str) -> nn.Module:
     """A map to the shared space: ``linear`` without bias, or ``mlp`` = Linear-GELU-LN-Linear."""
     if kind == "linear":
         return nn.Linear(width, dim, bias=False)
-    return nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width), nn.Linear(width, dim))
+    return projection_head(width, dim)
 
 
 class GlobalHeads(nn.Module):
@@ -41,20 +45,81 @@ class GlobalHeads(nn.Module):
         return F.normalize(self.text_projection(pooled), dim=-1)
 
 
-def equal_texts(token_ids: Tensor, text_is_valid: Tensor) -> Tensor:
-    """Which texts of a batch are the same, token by token; padding does not count.
+class PooledAlignment(Alignment):
+    """An alignment that embeds with :class:`GlobalHeads`. Abstract: the losses are left open."""
+
+    def __init__(self, spec: AlignmentSpec, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        self.heads = GlobalHeads(spec, dims)
+
+    def embed_image(self, image_tokens: Tensor, image_prefix: Tensor) -> Tensor:
+        """L2-normalised image vectors, (B, E)."""
+        return self.heads.image(image_tokens, image_prefix)
+
+    def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> Tensor:
+        """L2-normalised text vectors, (B, E)."""
+        return self.heads.text(text_tokens, text_is_valid)
+
+
+class WordPatchAlignment(PooledAlignment):
+    """Global ``CE(s) + CE(s^T)``, ``s = scale * cos(g_v, g_t)``, and a local loss of words and patches. Abstract: the latter.
+
+    A report without words takes no part in the local loss. Special and hidden tokens are no words.
 
     Shape:
-        token_ids (B, L) int, text_is_valid (B, L) bool, result (B, B) bool, the diagonal True.
+        image_tokens (B, S, Di), image_prefix (B, P, Di), text_tokens (B, L, Dt), text_is_valid, word_ids, text_is_masked (B, L);
+        result {"global": scalar, "local": scalar}.
     """
-    ids = token_ids.masked_fill(~text_is_valid, -1)
-    return (ids.unsqueeze(0) == ids.unsqueeze(1)).all(dim=-1)
 
+    def __init__(self, spec: GloriaSpec | MgcaSpec, dims: Dims, *, scale: float) -> None:
+        super().__init__(spec, dims)
+        self.scale = scale
+        self.aggregates = spec.aggregate_words
+        self.patch_projection = projection(dims["Di"], spec.dim, spec.projection)
+        self.word_projection = projection(dims["Dt"], spec.dim, spec.projection)
 
-def scored_positions(text_is_valid: Tensor, word_ids: Tensor, text_is_masked: Tensor | None) -> Tensor:
-    """Positions that a local loss looks at: real tokens of words that are not hidden, (B, L) bool."""
-    is_scored = text_is_valid & (word_ids >= 0)
-    return is_scored if text_is_masked is None else is_scored & ~text_is_masked
+    @abstractmethod
+    def local_loss(self, patches: Tensor, words: Tensor, is_word: Tensor) -> Tensor:
+        """The local loss: (B, N, E), (B, L, E), (B, L) bool to a scalar."""
+
+    @abstractmethod
+    def word_maps(self, patches: Tensor, words: Tensor, is_word: Tensor) -> Tensor:
+        """What each word attends to in its own image, (B, L, N); rows of words sum to 1."""
+
+    def forward(  # type: ignore[override]
+        self,
+        image_tokens: Tensor,
+        image_prefix: Tensor,
+        text_tokens: Tensor,
+        text_is_valid: Tensor,
+        word_ids: Tensor,
+        text_is_masked: Tensor | None = None,
+    ) -> dict[str, Tensor]:
+        """Both losses of a batch."""
+        image, text = self.heads.image(image_tokens, image_prefix), self.heads.text(text_tokens, text_is_valid)
+        words, is_word = self._words(text_tokens, word_ids, scored_words(text_is_valid, word_ids, text_is_masked))
+        return {
+            "global": 2.0 * symmetric_info_nce(image, text, self.scale),
+            "local": self.local_loss(self.patch_projection(image_tokens), words, is_word),
+        }
+
+    def attention_maps(
+        self,
+        image_tokens: Tensor,
+        image_prefix: Tensor,
+        text_tokens: Tensor,
+        text_is_valid: Tensor,
+        word_ids: Tensor,
+        text_is_masked: Tensor | None = None,
+    ) -> Tensor:
+        """What each token's word attends to, (B, L, S), rows sum to 1; special tokens: equal weights."""
+        words, is_word = self._words(text_tokens, word_ids, scored_words(text_is_valid, word_ids, None))
+        maps = self.word_maps(self.patch_projection(image_tokens), words, is_word)
+        return maps_of_tokens(maps, is_word, word_ids, aggregate=self.aggregates)
+
+    def _words(self, text_tokens: Tensor, word_ids: Tensor, is_scored: Tensor) -> tuple[Tensor, Tensor]:
+        units, is_unit = word_units(text_tokens, word_ids, is_scored, aggregate=self.aggregates)
+        return self.word_projection(units), is_unit
 
 
 def word_units(tokens: Tensor, word_ids: Tensor, is_scored: Tensor, *, aggregate: bool) -> tuple[Tensor, Tensor]:
@@ -76,8 +141,3 @@ def maps_of_tokens(maps: Tensor, is_unit: Tensor, word_ids: Tensor, *, aggregate
         index = unit_index(word_ids)
         maps, is_unit = maps.gather(1, index.unsqueeze(-1).expand_as(maps)), is_unit.gather(1, index)
     return maps.masked_fill(~is_unit.unsqueeze(-1), 1.0 / maps.shape[-1])
-
-
-def mean_over(values: Tensor, is_counted: Tensor) -> Tensor:
-    """Mean of the counted entries, 0 if there are none; (B,), (B,) bool to a scalar."""
-    return values.masked_fill(~is_counted, 0.0).sum() / is_counted.sum().clamp(min=1)

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medvlp_core.interfaces import Alignment, Dims
-from medvlp_standard.alignment.shared import GlobalHeads, equal_texts
+from medvlp_core.contrast import equal_texts
+from medvlp_core.interfaces import Dims
+from medvlp_standard.alignment.shared import PooledAlignment
 from medvlp_standard.specs.alignment import SigLipSpec
 
 
@@ -29,7 +30,7 @@ def sigmoid_pair_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, 
     return terms.sum() / len(logits)
 
 
-class SigLip(Alignment):
+class SigLip(PooledAlignment):
     """The sigmoid loss of :func:`sigmoid_pair_loss` with learned scale (init 10) and bias (init -10).
 
     A single pair keeps its positive term, so its loss is finite but not 0.
@@ -44,7 +45,6 @@ class SigLip(Alignment):
 
     def __init__(self, spec: SigLipSpec, dims: Dims) -> None:
         super().__init__(spec, dims)
-        self.heads = GlobalHeads(spec, dims)
         self.log_scale = nn.Parameter(torch.tensor(math.log(spec.initial_scale)))
         self.bias = nn.Parameter(torch.tensor(float(spec.initial_bias)))
 
@@ -61,11 +61,3 @@ class SigLip(Alignment):
         text = self.heads.text(text_tokens, text_is_valid)
         is_ignored = None if token_ids is None else equal_texts(token_ids, text_is_valid)
         return {"global": sigmoid_pair_loss(image, text, self.log_scale.exp(), self.bias, is_ignored)}
-
-    def embed_image(self, image_tokens: Tensor, image_prefix: Tensor) -> Tensor:
-        """L2-normalised image vectors, (B, E)."""
-        return self.heads.image(image_tokens, image_prefix)
-
-    def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> Tensor:
-        """L2-normalised text vectors, (B, E)."""
-        return self.heads.text(text_tokens, text_is_valid)

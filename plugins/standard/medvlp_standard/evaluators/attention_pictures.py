@@ -41,15 +41,16 @@ class AttentionPictures(Evaluator):
         for row in range(count):
             gray = to_gray(run, batch.image[row])
             show_gray(axes[row, 0], gray, run.pipeline.records(run.split)[int(batch.record_index[row])].id)
+            words = run.pipeline.tokenizer.token_strings(batch.token_ids[row].tolist())
             is_word = (batch.word_ids[row] >= 0) & batch.text_is_valid[row]
-            chosen = telling_words(maps[row], is_word, self.spec.words)
-            words = run.pipeline.tokenizer.token_strings(batch.token_ids[row][chosen].tolist())
+            is_word &= torch.tensor([any(map(str.isalnum, word)) for word in words], device=is_word.device)
+            chosen = telling_words(maps[row], is_word, self.spec.words).tolist()
             for axis in axes[row, 1 + len(chosen) :]:
                 axis.set_axis_off()
-            for axis, word, position in zip(axes[row, 1:], words, chosen.tolist(), strict=False):
+            for axis, position in zip(axes[row, 1:], chosen, strict=False):
                 grid = maps[row, position].reshape(1, 1, rows, columns)
                 heat = F.interpolate(grid, (height, width), mode="bilinear", align_corners=False)[0, 0]
-                show_gray(axis, gray, f"{word}  ({float(grid.max()) * rows * columns:.1f}x)")
+                show_gray(axis, gray, f"{words[position]}  ({float(grid.max()) * rows * columns:.1f}x)")
                 axis.imshow(heat.cpu().numpy(), cmap="inferno", alpha=0.5)
         return Card(evaluator="", pictures=(save(figure, run, "attention.png"),))
 

@@ -3,33 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from medvlp_core.batch import ImageTextBatch
+from medvlp_core.data.pipeline import Collate
 from medvlp_core.device import to_device
 from medvlp_core.errors import DataError, Problem
 from medvlp_core.evaluate.metrics import BoolArray, FloatArray, IndexArray, bootstrap_interval
 from medvlp_core.evaluate.protocol import EvaluationRun, Interval
 from medvlp_core.interfaces import Record
 from medvlp_core.ops import normalise_patches, patchify
+from medvlp_core.wiring import PortKey
 
 BATCH_SIZE = 64
 
 
 def batches(run: EvaluationRun, split: str, *, max_pairs: int | None = None) -> Iterator[ImageTextBatch]:
-    """The split in its own order and without random changes, on the run's device; at most ``max_pairs`` pairs of it."""
-    size = min(BATCH_SIZE, max_pairs or BATCH_SIZE)
-    loader = run.pipeline.loader(split, batch_size=size, is_training=False, seed=run.seed, workers=0)
-    left = max_pairs
-    for batch in loader if left is None else islice(loader, -(-left // size)):
-        if left is not None and len(batch.image) > left:
-            batch = batch._make(item if item is None else item[:left] for item in batch)
-        left = None if left is None else left - len(batch.image)
-        yield to_device(batch, run.device)
+    """The split in its own order and without random changes, on the run's device; at most ``max_pairs``, evenly spread over it.
+
+    Splits are often sorted by source or class: the first pairs alone would all be alike.
+    """
+    dataset = run.pipeline.dataset(split, is_training=False)
+    collate = Collate(run.pipeline.tokenizer)
+    chosen = evenly_spread(len(dataset), max_pairs or len(dataset))
+    for start in range(0, len(chosen), BATCH_SIZE):
+        yield to_device(collate([dataset[index] for index in chosen[start : start + BATCH_SIZE]]), run.device)
+
+
+def evenly_spread(count: int, wanted: int) -> list[int]:
+    """``wanted`` positions out of ``count``, or all of them if there are fewer, in order.
+
+    Example:
+        >>> evenly_spread(10, 4)
+        [0, 2, 5, 7]
+    """
+    wanted = min(count, wanted)
+    return [index * count // wanted for index in range(wanted)]
+
+
+def restore(run: EvaluationRun, port: str, batch: ImageTextBatch, *, seed: int) -> tuple[Tensor, Tensor]:
+    """The prediction of the decoder that gives ``port``, and what was hidden from it: (B, N) or (B, L), True = hidden.
+
+    Only what that decoder needs is computed. Masks depend on ``seed`` and the texts alone, so two batches that differ in their
+    images have the same things hidden.
+    """
+    decoder = run.giver(port)
+    hidden: PortKey = ("text_is_masked" if port == "word_logits" else "image_is_masked", "masked")
+    takes = run.plan.takes(decoder.path)
+    torch.manual_seed(seed)
+    ports = run.model.ports(batch, hidden, *(key for _, key in takes))
+    output = run.model.decoders[decoder.slot](**{argument: ports[key] for argument, key in takes})
+    return output.prediction.float(), ports[hidden]
 
 
 def labels_of(records: Sequence[Record], label: str) -> tuple[IndexArray, BoolArray]:

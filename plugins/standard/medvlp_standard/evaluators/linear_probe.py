@@ -87,9 +87,12 @@ class LinearProbe(Evaluator):
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
+        # liblinear runs on one core without BLAS threads; its dual form is the fast one for few images and wide features.
+        images, width = train.kinds[kind].shape
+        settings = {"solver": "liblinear", "dual": images < width, "max_iter": 1000, "random_state": 0}
         best: tuple[float, float, FloatArray] | None = None
         for strength in self.spec.strengths:
-            probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=300))
+            probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, **settings))
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # weak regularisation may not converge; its val score then decides against it
                 probe.fit(train.kinds[kind], train.is_positive)

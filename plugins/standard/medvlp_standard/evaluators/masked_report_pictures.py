@@ -10,11 +10,11 @@ import torch
 
 from medvlp_core.evaluate.protocol import Card, EvaluationRun
 from medvlp_core.interfaces import Dims, Evaluator
-from medvlp_standard.evaluators.common import batches
+from medvlp_standard.evaluators.common import batches, restore
 from medvlp_standard.evaluators.drawing import RIGHT_COLOUR, WRONG_COLOUR, new_figure, save, show_gray, to_gray
 from medvlp_standard.specs.evaluators import MaskedReportPicturesSpec
 
-LINE = 78  # characters of a drawn line
+LINE = 118  # characters of a drawn line: a monospaced 8-point font in the picture's 8.5 inches of text
 
 
 @attrs.frozen
@@ -46,12 +46,9 @@ class MaskedReportPictures(Evaluator):
     def evaluate(self, run: EvaluationRun) -> Card:
         """A picture, and the same as ``masked_reports.txt``."""
         batch = next(batches(run, run.split, max_pairs=self.spec.reports))
-        torch.manual_seed(run.seed)
-        output = run.model(batch)
-        assert output.mask_plan is not None  # the contract needs text_is_masked
-        is_hidden = output.mask_plan.text_is_masked
+        logits, is_hidden = restore(run, "word_logits", batch, seed=run.seed)
         predicted = torch.zeros_like(batch.token_ids)
-        predicted[is_hidden] = output.predictions[run.giver("word_logits").slot].argmax(dim=-1)
+        predicted[is_hidden] = logits.argmax(dim=-1)
         reports = []
         for row in range(len(batch.image)):
             shown = (batch.word_ids[row] >= 0) & batch.text_is_valid[row]

@@ -10,15 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medvlp_core.batch import ImageTextBatch
 from medvlp_core.errors import DataError, Problem
 from medvlp_core.evaluate.metrics import FloatArray, IndexArray, bootstrap_interval
 from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row
 from medvlp_core.interfaces import Dims, Evaluator
-from medvlp_standard.evaluators.common import batches, paired_gain
+from medvlp_standard.evaluators.common import batches, paired_gain, restore
 from medvlp_standard.specs.evaluators import MaskedWordsSpec
 
-RIGHT, WRONG, BLANK = "right image", "wrong image", "blank image"
+RIGHT, WRONG, BLANK, FREQUENCY = "right image", "wrong image", "blank image", "word frequency"
 
 
 @attrs.define
@@ -69,41 +68,27 @@ class MaskedWords(Evaluator):
             DataError: no word is ever hidden, or all texts of the split are equal (MV503).
         """
         parts = list(batches(run, run.split, max_pairs=self.spec.max_pairs))
-        pairs = sum(len(part.image) for part in parts)
-        texts = [record.text for record in run.pipeline.records(run.split)[:pairs]]
+        records = run.pipeline.records(run.split)
+        texts = [records[index].text for part in parts for index in part.record_index.tolist()]
         wrong = torch.tensor(other_texts(texts), device=run.device)
         images = torch.cat([part.image for part in parts])
-        tallies = {name: Tally.empty(pairs) for name in (RIGHT, WRONG, BLANK, "word frequency")}
+        tallies = {name: Tally.empty(len(texts)) for name in (RIGHT, WRONG, BLANK, FREQUENCY)}
         frequencies = word_frequencies(run)
         for draw in range(self.spec.draws):
             start = 0
-            for number, part in enumerate(parts):
+            for part in parts:
                 rows = torch.arange(start, start + len(part.image), device=run.device)
+                seed = run.seed + 100_000 * draw + start
                 start += len(part.image)
                 shown = {RIGHT: part.image, WRONG: images[wrong[rows]], BLANK: torch.zeros_like(part.image)}
                 for name, image in shown.items():
-                    torch.manual_seed(run.seed + 10_000 * draw + number)
-                    self._score(run, part._replace(image=image), rows, tallies[name], tallies if name == RIGHT else {}, frequencies)
-        return self._card(tallies, pairs)
-
-    def _score(
-        self,
-        run: EvaluationRun,
-        batch: ImageTextBatch,
-        rows: Tensor,
-        tally: Tally,
-        also: dict[str, Tally],
-        frequencies: Tensor,
-    ) -> None:
-        output = run.model(batch)
-        assert output.mask_plan is not None  # the contract needs text_is_masked
-        is_hidden = output.mask_plan.text_is_masked
-        logits = output.predictions[run.giver("word_logits").slot].float()
-        truth = batch.token_ids[is_hidden]
-        owners = rows[:, None].expand_as(is_hidden)[is_hidden]
-        tally.add(owners, logits.argmax(dim=-1) == truth, F.cross_entropy(logits, truth, reduction="none"))
-        if also:
-            also["word frequency"].add(owners, truth == frequencies.argmax(), -frequencies[truth].log())
+                    logits, is_hidden = restore(run, "word_logits", part._replace(image=image), seed=seed)
+                    truth, owners = part.token_ids[is_hidden], rows[:, None].expand_as(is_hidden)[is_hidden]
+                    nats = F.cross_entropy(logits, truth, reduction="none")
+                    tallies[name].add(owners, logits.argmax(dim=-1) == truth, nats)
+                # The words hidden last are those hidden with the right image: the masks are the same.
+                tallies[FREQUENCY].add(owners, truth == frequencies.argmax(), -frequencies[truth].log())
+        return self._card(tallies, len(texts))
 
     def _card(self, tallies: dict[str, Tally], pairs: int) -> Card:
         right, words = tallies[RIGHT], int(tallies[RIGHT].words.sum())
@@ -120,7 +105,7 @@ class MaskedWords(Evaluator):
                 gains[name] = paired_gain(getattr(better, metric), getattr(worse, metric), pairs)
             rows.append(
                 Row(
-                    metric=f"masked words: {metric.replace('_', '-')}, {RIGHT}",
+                    metric=f"masked words: {metric.replace('_', '-')}",
                     value=value(everything),
                     is_higher_better=is_higher_better,
                     count=words,

@@ -9,7 +9,7 @@ from torch import Tensor
 from medvlp_core.evaluate.metrics import FloatArray
 from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row
 from medvlp_core.interfaces import Dims, Evaluator
-from medvlp_standard.evaluators.common import batches, is_normalised, mean_interval, patch_targets, to_numpy
+from medvlp_standard.evaluators.common import batches, is_normalised, mean_interval, patch_targets, restore, to_numpy
 from medvlp_standard.specs.evaluators import PatchRestorationSpec
 
 TRAINING_IMAGES = 512  # enough for a mean patch
@@ -33,13 +33,9 @@ class PatchRestoration(Evaluator):
         hidden = 0
         for draw in range(self.spec.draws):
             for number, batch in enumerate(batches(run, run.split, max_pairs=self.spec.max_pairs)):
-                torch.manual_seed(run.seed + 10_000 * draw + number)
-                output = run.model(batch)
-                assert output.mask_plan is not None  # without a masked view no decoder restores patches
-                is_hidden = output.mask_plan.image_is_masked
-                hidden += int(is_hidden.sum())
+                prediction, is_hidden = restore(run, "patch_prediction", batch, seed=run.seed + 100_000 * draw + number)
                 target = patch_targets(run, batch)
-                prediction = output.predictions[run.giver("patch_prediction").slot].float()
+                hidden += int(is_hidden.sum())
                 guesses = {
                     "model": prediction,
                     "patch mean": target.mean(dim=-1, keepdim=True),
@@ -52,7 +48,7 @@ class PatchRestoration(Evaluator):
         model, count = per_image.pop("model"), len(per_image["patch mean"])
         space = "pixels normalised patch by patch" if is_normalised(run) else "normalised input pixels"
         row = Row(
-            metric="patch restoration: MSE on hidden patches",
+            metric="hidden patches: MSE",
             value=float(model.mean()),
             is_higher_better=False,
             count=hidden,

@@ -8,7 +8,7 @@ from torch import Tensor
 from medvlp_core.evaluate.protocol import Card, EvaluationRun
 from medvlp_core.interfaces import Dims, Evaluator
 from medvlp_core.ops import patchify, unpatchify
-from medvlp_standard.evaluators.common import batches, is_normalised, target_image
+from medvlp_standard.evaluators.common import batches, is_normalised, restore, target_image
 from medvlp_standard.evaluators.drawing import new_figure, save, show_gray, to_gray
 from medvlp_standard.specs.evaluators import RestorationPicturesSpec
 
@@ -28,14 +28,10 @@ class RestorationPictures(Evaluator):
     def evaluate(self, run: EvaluationRun) -> Card:
         """One picture."""
         batch = next(batches(run, run.split, max_pairs=self.spec.images))
-        torch.manual_seed(run.seed)
-        output = run.model(batch)
-        assert output.mask_plan is not None  # without a masked view no decoder restores patches
-        is_hidden = output.mask_plan.image_is_masked
+        prediction, is_hidden = restore(run, "patch_prediction", batch, seed=run.seed)
         target = target_image(run, batch).float()
         rows, columns = run.port_dims("image_grid")
         pixels = patchify(target, rows, columns)
-        prediction = output.predictions[run.giver("patch_prediction").slot].float()
         if is_normalised(run):
             deviation = (pixels.var(dim=-1, keepdim=True) + 1e-6).sqrt()
             prediction = prediction * deviation + pixels.mean(dim=-1, keepdim=True)

@@ -58,7 +58,7 @@ class Retrieval(Evaluator):
     def _row(self, name: str, k: int, scores: np.ndarray, is_hit: BoolArray) -> Row:
         precision, chance = precision_at_k(scores, is_hit, k), chance_precision(is_hit)
         return Row(
-            metric=f"retrieval {name}: precision@{k}",
+            metric=f"{name}: precision@{k}",
             value=float(precision.mean()),
             count=len(precision),
             interval=mean_interval(precision),

@@ -18,8 +18,8 @@ _WORD_NEEDS = {"word_logits": "R V", "text_is_masked": "B L:bool @masked"}
 class MaskedWordsSpec(ComponentSpec):
     """Accuracy on hidden words with the right image, a wrong image and none: the gain shows that the image is used."""
 
-    draws: int = param(4, help="random masks per report; all three images are tried with each", at_least=1)
-    max_pairs: int = param(512, help="pairs to look at, from the start of the split", at_least=2)
+    draws: int = param(3, help="random masks per report; all three images are tried with each", at_least=1)
+    max_pairs: int = param(512, help="pairs to look at, evenly spread over the split", at_least=2)
 
     def contract(self) -> Contract:
         """Logits of hidden words."""
@@ -41,7 +41,7 @@ class PatchRestorationSpec(ComponentSpec):
     """Error on hidden patches, in the decoder's own target space, against predicting a mean patch."""
 
     draws: int = param(2, help="random masks per image", at_least=1)
-    max_pairs: int = param(512, help="pairs to look at, from the start of the split", at_least=1)
+    max_pairs: int = param(512, help="pairs to look at, evenly spread over the split", at_least=1)
 
     def contract(self) -> Contract:
         """Restored patches and the images that they are restored from."""
