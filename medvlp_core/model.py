@@ -129,7 +129,7 @@ class ComposedModel(nn.Module):
         return self._alignment(alignment).embed_text(self.encode_text(tokens), tokens.text_is_valid, tokens.word_ids)
 
     def attention_maps(self, batch: ImageTextBatch) -> Tensor | None:
-        """Which patches each word looks at, on clean inputs: (B, L, N), from the fusion or else the first alignment that can tell."""
+        """Which patches each word looks at, on clean inputs: (B, L, N), from the fusion or the first alignment that can tell."""
         parts: dict[str, nn.Module | None] = {"model.fusion": self.fusion}
         parts |= {f"model.alignments.{slot}": module for slot, module in self.alignments.items()}
         for path, module in parts.items():

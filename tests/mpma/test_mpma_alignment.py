@@ -1,4 +1,4 @@
-"""GLA: both granularities against slow loops, and what it must not see."""
+"""GLA: its losses, and what it must not see. The local losses themselves: tests/core/test_core_contrast.py."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medvlp_mpma.alignment import GlobalLocal
 from medvlp_mpma.specs import GlobalLocalSpec
 from torch import Tensor
 
-from medvlp_core.contrast import equal_texts, gloria_loss, tokenwise_loss
+from medvlp_core.contrast import gloria_loss, tokenwise_loss
 from medvlp_core.interfaces import HasAttentionMaps
 
 SPEC = GlobalLocalSpec(dim=6)
@@ -23,11 +23,6 @@ VARIANTS = [
 
 def label(spec: GlobalLocalSpec) -> str:
     return f"{spec.granularity}-{spec.local_kind}"
-
-
-def unit(*shape: int, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed + sum(shape))
-    return torch.nn.functional.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
 
 
 def build(spec: GlobalLocalSpec) -> GlobalLocal:
@@ -52,98 +47,6 @@ def needs(batch: int = 3, requires_grad: bool = False) -> dict[str, Tensor]:
     }
 
 
-# ------------------------------------------------------------------------------------------------------------- token-wise
-
-
-def softmax(values: list[float]) -> list[float]:
-    total = sum(math.exp(value) for value in values)
-    return [math.exp(value) / total for value in values]
-
-
-def one_side_by_loops(units: Tensor, others: Tensor, tau: float, ids: list[int] | None = None) -> float:
-    counterparts = []
-    for x in units:
-        weights = softmax([float(x @ y) / tau for y in others])
-        mixed = sum(weight * y for weight, y in zip(weights, others, strict=True))
-        assert isinstance(mixed, Tensor)
-        counterparts.append(mixed / mixed.norm())
-    total, count = 0.0, len(units)
-    for j in range(count):
-        allowed = [k for k in range(count) if k == j or ids is None or ids[k] != ids[j]]
-        own = float(units[j] @ counterparts[j]) / tau
-        row = sum(math.exp(float(units[j] @ counterparts[k]) / tau) for k in allowed)
-        column = sum(math.exp(float(units[k] @ counterparts[j]) / tau) for k in allowed)
-        total += 0.5 * (math.log(row) - own + math.log(column) - own)
-    return total / count
-
-
-def test_tokenwise_equals_loops() -> None:
-    patches, words = unit(3, 4, 6), unit(3, 5, 6)
-    is_word = torch.tensor([[0, 1, 1, 0, 1], [0, 1, 0, 0, 0], [0, 0, 0, 0, 0]]).bool()
-    wanted = [
-        0.5 * (one_side_by_loops(words[b][is_word[b]], patches[b], 0.1) + one_side_by_loops(patches[b], words[b][is_word[b]], 0.1))
-        for b in (0, 1)
-    ]
-    found = tokenwise_loss(patches, words, is_word, 0.1)
-    assert found.item() == pytest.approx(sum(wanted) / 2, rel=1e-10), "the report without words does not count"
-
-
-def test_tokenwise_without_the_same_word_as_a_negative_equals_loops() -> None:
-    patches, words = unit(1, 4, 6), unit(1, 4, 6, seed=3)
-    ids = torch.tensor([[7, 9, 7, 7]])
-    is_word = torch.ones(1, 4, dtype=torch.bool)
-    found = tokenwise_loss(patches, words, is_word, 0.2, ids.unsqueeze(1) == ids.unsqueeze(2))
-    wanted = 0.5 * (one_side_by_loops(words[0], patches[0], 0.2, [7, 9, 7, 7]) + one_side_by_loops(patches[0], words[0], 0.2))
-    assert found.item() == pytest.approx(wanted, rel=1e-10)
-    assert found < tokenwise_loss(patches, words, is_word, 0.2)
-
-
-# ------------------------------------------------------------------------------------------------------------------ gloria
-
-
-def gloria_by_loops(patches: Tensor, words: Tensor, is_word: Tensor, same: Tensor | None = None) -> float:
-    kept = [b for b in range(len(words)) if is_word[b].any()]
-    scores = {}
-    for b in kept:
-        for c in kept:
-            report, image = words[c][is_word[c]], patches[b]
-            over_words = [softmax([float(v @ t) for t in report]) for v in image]
-            fits = []
-            for j, t in enumerate(report):
-                weights = softmax([4.0 * over_words[n][j] for n in range(len(image))])
-                context = sum(weight * v for weight, v in zip(weights, image, strict=True))
-                assert isinstance(context, Tensor)
-                fits.append(5.0 * float(t @ context / (t.norm() * context.norm())))
-            scores[b, c] = 10.0 * math.log(sum(math.exp(fit) for fit in fits))
-    total = 0.0
-    for b in kept:
-        allowed = [c for c in kept if c == b or same is None or not same[b, c]]
-        for row in ([scores[b, c] for c in allowed], [scores[c, b] for c in allowed]):
-            highest = max(row)
-            total += 0.5 * (highest + math.log(sum(math.exp(value - highest) for value in row)) - scores[b, b])
-    return total / len(kept)
-
-
-@pytest.mark.parametrize("ignores_equal_texts", [False, True])
-def test_gloria_equals_loops(ignores_equal_texts: bool) -> None:
-    torch.manual_seed(0)
-    patches, words = torch.randn(4, 5, 6).double(), torch.randn(4, 3, 6).double()
-    is_word = torch.tensor([[0, 1, 1], [0, 1, 0], [0, 0, 0], [1, 1, 1]]).bool()
-    same = torch.eye(4).bool()
-    same[0, 3] = same[3, 0] = True
-    found = gloria_loss(
-        patches,
-        words,
-        is_word,
-        attention_scale=4.0,
-        word_scale=5.0,
-        logit_scale=10.0,
-        is_same_text=same if ignores_equal_texts else None,
-    )
-    wanted = gloria_by_loops(patches, words, is_word, same if ignores_equal_texts else None)
-    assert found.item() == pytest.approx(wanted, rel=1e-10)
-
-
 # ------------------------------------------------------------------------------------------------------------------ module
 
 
@@ -157,7 +60,7 @@ def test_the_global_loss_is_the_symmetric_cross_entropy() -> None:
     wanted = 0.0
     for b in range(3):
         row, column = logits[b], [logits[c][b] for c in range(3)]
-        wanted -= (math.log(softmax(row)[b]) + math.log(softmax(column)[b])) / 6
+        wanted += sum(math.log(sum(math.exp(value) for value in values)) - values[b] for values in (row, column)) / 6
     assert module(**arguments)["global"].item() == pytest.approx(wanted, rel=1e-6)
 
 
@@ -183,6 +86,20 @@ def test_one_pair_and_empty_reports_stay_finite(spec: GlobalLocalSpec, batch: in
     for name in ("image_tokens", "text_tokens"):
         grad = arguments[name].grad
         assert grad is None or grad.isfinite().all()
+
+
+def test_the_local_loss_is_the_chosen_one_on_heads_of_its_own() -> None:
+    arguments = needs()
+    is_word = arguments["text_is_valid"] & (arguments["word_ids"] >= 0) & ~arguments["text_is_masked"]
+    module = build(attrs.evolve(SPEC, tau_local=0.3))
+    assert module.local_heads is not None
+    patches, words = module.local_heads(arguments["image_tokens"], arguments["text_tokens"])
+    torch.testing.assert_close(module(**arguments)["local"], tokenwise_loss(patches, words, is_word, 0.3))
+    module = build(
+        attrs.evolve(SPEC, local_kind="gloria", gloria_attention_scale=2.0, gloria_word_scale=3.0, gloria_logit_scale=7.0)
+    )
+    wanted = gloria_loss(patches, words, is_word, attention_scale=2.0, word_scale=3.0, logit_scale=7.0)
+    torch.testing.assert_close(module(**arguments)["local"], wanted)
 
 
 def test_a_single_pair_with_words_has_a_local_loss() -> None:
@@ -215,7 +132,6 @@ def test_equal_texts_and_words_can_be_ignored() -> None:
     assert torch.equal(module(**arguments, token_ids=ids)["global"], build(SPEC)(**arguments)["global"])
 
     arguments["text_is_valid"] = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 0, 0]]).bool()
-    assert equal_texts(ids, arguments["text_is_valid"]).all(), "padding does not count"
     losses = build(attrs.evolve(SPEC, same_text="ignore"))(**arguments, token_ids=ids)
     assert losses["global"].item() == 0.0
 
@@ -233,15 +149,19 @@ def test_views_follow_the_parameters() -> None:
     assert SPEC.contract().needs["text_tokens"].view == "masked"
 
 
-@pytest.mark.parametrize("spec", VARIANTS, ids=label)
+@pytest.mark.parametrize("spec", [spec for spec in VARIANTS if spec.has_local], ids=label)
 def test_attention_maps_sum_to_one(spec: GlobalLocalSpec) -> None:
     module, arguments = build(spec), needs()
     assert isinstance(module, HasAttentionMaps)
     maps = module.attention_maps(**arguments)
+    assert maps is not None
     assert maps.shape == (3, 5, 7)
     torch.testing.assert_close(maps.sum(dim=-1), torch.ones(3, 5).double())
-    of_words = maps[0, [1, 3, 4]]
-    assert (of_words.std(dim=-1) > 1e-6).all().item() is spec.has_local
+    assert (maps[0, [1, 3, 4]].std(dim=-1) > 1e-6).all()
+
+
+def test_without_a_local_loss_there_are_no_maps() -> None:
+    assert build(attrs.evolve(SPEC, granularity="global")).attention_maps(**needs()) is None
 
 
 def test_the_temperature_is_learned_and_bounded() -> None:
@@ -252,11 +172,13 @@ def test_the_temperature_is_learned_and_bounded() -> None:
     assert module.scale().item() == pytest.approx(100.0)
 
 
-def test_losses_are_computed_in_full_precision_under_autocast() -> None:
-    module, arguments = build(SPEC).float(), needs()
+@pytest.mark.parametrize("spec", VARIANTS, ids=label)
+def test_losses_are_computed_in_full_precision_under_autocast(spec: GlobalLocalSpec) -> None:
+    module, arguments = build(spec).float(), needs()
     arguments = {name: value.float() if value.is_floating_point() else value for name, value in arguments.items()}
     with torch.autocast("cpu", torch.bfloat16):
         losses = module(**arguments)
+        module.attention_maps(**arguments)
     assert {value.dtype for value in losses.values()} == {torch.float32}
     for name, value in module(**arguments).items():
         torch.testing.assert_close(losses[name], value, rtol=0.05, atol=0.05)

@@ -118,3 +118,17 @@ def test_mixed_precision_stays_close(plan_of: PlanOf, batch: ImageTextBatch, nam
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
     for term, value in wanted.losses.items():
         torch.testing.assert_close(out.losses[term], value, rtol=0.1, atol=0.05)
+
+
+@pytest.mark.parametrize("granularity", ["both", "global"])
+def test_a_fusion_without_attention_leaves_the_maps_to_the_alignment(
+    plan_of: PlanOf, batch: ImageTextBatch, granularity: str
+) -> None:
+    pooled = f"model: {{fusion: {{fuse: pooled_add}}, alignments: {{gla: {{granularity: {granularity}}}}}}}"
+    model = build_model(plan_of(pooled), seed=0).double().eval()
+    maps = model.attention_maps(batch)
+    if granularity == "global":
+        assert maps is None, "no part has anything to tell"
+        return
+    assert maps is not None
+    assert (maps[batch.text_is_valid].std(dim=-1) > 1e-6).all(), "gla's own, not a uniform map of the fusion"

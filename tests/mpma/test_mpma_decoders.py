@@ -80,11 +80,23 @@ def test_the_prefix_takes_part_and_may_be_missing() -> None:
     assert decoder(**image_needs(prefix=0)).prediction.shape == before.shape
 
 
-def test_tokens_of_a_replacing_encoder_are_used_as_they_are() -> None:
+def test_tokens_of_a_replacing_encoder_are_kept_and_the_hidden_ones_marked() -> None:
     decoder, arguments = image_decoder(), image_needs()
     arguments["image_tokens"] = torch.randn(2, 16, 12)
+    joint: list[Tensor] = []
+    handle = decoder.blocks[0].register_forward_pre_hook(lambda _, args: joint.append(args[0]))
     decoder(**arguments).losses["reconstruction"].backward()
-    assert decoder.mask_token.grad is None
+    handle.remove()
+    marked = joint[0][:, 1:] - decoder.positions - decoder.embed(arguments["image_tokens"])
+    wanted = arguments["image_is_masked"].unsqueeze(-1) * decoder.mask_token
+    torch.testing.assert_close(marked, wanted, atol=1e-6, rtol=0)
+    dead = [name for name, p in decoder.named_parameters() if p.grad is None or not p.grad.any()]
+    assert [name for name in dead if not name.endswith("key.bias")] == []  # softmax does not see a shift of all keys
+
+
+def test_losses_of_float64_parts_stay_float64() -> None:
+    arguments = {name: value.double() if value.is_floating_point() else value for name, value in image_needs().items()}
+    assert image_decoder().double()(**arguments).losses["reconstruction"].dtype is torch.float64
 
 
 def test_nothing_hidden_gives_zero_and_finite_gradients() -> None:

@@ -39,6 +39,8 @@ class ImageDecoder(Decoder):
         images in this way is a reconstruction.
     """
 
+    positions: Tensor
+
     def __init__(self, spec: ImageDecoderSpec, dims: Dims) -> None:
         super().__init__(spec, dims)
         self.normalises = spec.normalise_patches

@@ -35,6 +35,8 @@ class PatchDecoder(Decoder):
         He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022.
     """
 
+    positions: Tensor
+
     def __init__(self, spec: PatchDecoderSpec, dims: Dims) -> None:
         super().__init__(spec, dims)
         self.normalises = spec.normalise_patches

@@ -14,7 +14,7 @@ from medvlp_standard.evaluators.common import batches, restore
 from medvlp_standard.evaluators.drawing import RIGHT_COLOUR, WRONG_COLOUR, new_figure, save, show_gray, to_gray
 from medvlp_standard.specs.evaluators import MaskedReportPicturesSpec
 
-LINE = 118  # characters of a drawn line: a monospaced 8-point font in the picture's 8.5 inches of text
+LINE = 96  # characters of a drawn line: a monospaced 10-point font in the picture's 8.5 inches of text
 
 
 @attrs.frozen
@@ -75,7 +75,7 @@ class MaskedReportPictures(Evaluator):
         (run.folder / "masked_reports.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
-def draw_report(axis: Any, pieces: list[Piece], *, lines: int = 13) -> None:
+def draw_report(axis: Any, pieces: list[Piece], *, lines: int = 11) -> None:
     """Write the pieces as flowing text in a fixed-width font; what does not fit into ``lines`` is left out."""
     axis.set_axis_off()
     axis.set_xlim(0, LINE)
@@ -89,5 +89,5 @@ def draw_report(axis: Any, pieces: list[Piece], *, lines: int = 13) -> None:
             break
         colour = "0.25" if piece.predicted is None else RIGHT_COLOUR if piece.is_right else WRONG_COLOUR
         weight = "normal" if piece.predicted is None else "bold"
-        axis.text(column, row, text, family="monospace", fontsize=8, color=colour, weight=weight, va="top", parse_math=False)
+        axis.text(column, row, text, family="monospace", fontsize=10, color=colour, weight=weight, va="top", parse_math=False)
         column += len(text) + 1

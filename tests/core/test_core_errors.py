@@ -1,0 +1,70 @@
+"""How problems are collected and shown."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+
+from medvlp_core.errors import DataError, Position, Problem, Report, SpecError, did_you_mean
+
+
+def test_anatomy_of_a_message() -> None:
+    problem = Problem(
+        code="MV203",
+        text="model.fusion (mpma.memory_fusion): heads=8 must divide Dt, and Dt is 500",
+        position=Position("configs/mixed.yaml", 14, 12),
+        details=("Dt=500 comes from standard.hf_text (configs/mixed.yaml:9:19)",),
+        hint="4, 5 or 10 heads divide 500",
+    )
+    assert str(problem) == (
+        "configs/mixed.yaml:14:12 [MV203] model.fusion (mpma.memory_fusion): heads=8 must divide Dt, and Dt is 500\n"
+        "    Dt=500 comes from standard.hf_text (configs/mixed.yaml:9:19)\n"
+        "    hint: 4, 5 or 10 heads divide 500"
+    )
+
+
+def test_codes_are_a_closed_list() -> None:
+    with pytest.raises(ValueError, match="unknown message code 'MV999'"):
+        Problem(code="MV999", text="?")
+
+
+def test_a_report_raises_all_errors_in_file_order_and_keeps_warnings_apart() -> None:
+    report = Report()
+    report.add("MV102", "second", at=Position("b.yaml", 7, 1))
+    report.add("MV101", "first", at=Position("b.yaml", 2, 1))
+    report.add("MV102", "second", at=Position("b.yaml", 7, 1))  # the same again is kept once
+    report.add("MV208", "unused", is_warning=True)
+    with pytest.raises(SpecError) as caught:
+        report.raise_errors()
+    assert [problem.text for problem in caught.value.problems] == ["first", "second"]
+    assert [problem.text for problem in report.warnings] == ["unused"]
+    assert str(report.warnings[0]) == "[MV208] warning: unused"
+
+
+def test_warnings_alone_do_not_raise() -> None:
+    report = Report()
+    report.add("MV208", "unused", is_warning=True)
+    report.raise_errors()
+    assert not report.has_errors
+
+
+def test_errors_survive_pickling_and_torchs_rebuilding_from_text() -> None:
+    error = DataError(Problem(code="MV501", text="a.png: cut off"))
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.problems) == (str(error), error.problems)
+    rebuilt = DataError("Caught DataError in DataLoader worker process 0.\n[MV501] a.png: cut off")
+    assert "[MV501] a.png: cut off" in str(rebuilt)
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "hint"),
+    [
+        ("heds", ("heads", "slots"), "did you mean 'heads'? other parameters: slots"),
+        ("heads", ("heads",), "did you mean 'heads'?"),
+        ("zzz", ("heads", "slots"), "parameters: heads, slots"),
+        ("zzz", (), "there are no parameters"),
+    ],
+)
+def test_hints(name: str, known: tuple[str, ...], hint: str) -> None:
+    assert did_you_mean(name, known, what="parameters") == hint
