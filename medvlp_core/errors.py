@@ -56,6 +56,7 @@ CODES: dict[str, str] = {
     "MV506": "a tokenizer cannot be loaded or trained",
     "MV507": "a checkpoint cannot be read",
     "MV508": "a run folder cannot be used",
+    "MV601": "training cannot go on",
 }
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from medvlp_core.batch import ImageFeatures, ImageTextBatch, MaskPlan, StepOutput, TokenBatch
 from medvlp_core.components import Role
-from medvlp_core.errors import Problem, SpecError
+from medvlp_core.errors import DataError, Problem, SpecError
 from medvlp_core.interfaces import Alignment, Fusion, HasAttentionMaps, ImageEncoder, Masking, TextEncoder
 from medvlp_core.plan import ModelPlan
-from medvlp_core.wiring import PortKey, Step
+from medvlp_core.wiring import INPUTS, PortKey, Step
 
 Ports = dict[PortKey, Tensor]
 
@@ -23,6 +24,8 @@ class ComposedModel(nn.Module):
     def __init__(self, plan: ModelPlan, parts: dict[str, nn.Module]) -> None:
         super().__init__()
         self.plan = plan
+        dims = plan.dims(INPUTS)
+        self.image_shape = (dims.get("C"), dims.get("H"), dims.get("W"))
         self.masking: Masking | None = parts.get("model.masking")  # type: ignore[assignment]
         self.image_encoder: ImageEncoder | None = parts.get("model.image_encoder")  # type: ignore[assignment]
         self.text_encoder: TextEncoder | None = parts.get("model.text_encoder")  # type: ignore[assignment]
@@ -35,7 +38,10 @@ class ComposedModel(nn.Module):
 
         Raises:
             SpecError: a component returned a loss that its contract does not declare, or left one out (MV206).
+            DataError: a tensor of the batch has another dtype or shape than the model takes (MV505).
         """
+        self._check_image(batch.image)
+        _check_tokens(batch.token_ids, batch.text_is_valid, batch.word_ids)
         ports = self._run(self.plan.steps, batch)
         losses: dict[str, Tensor] = {}
         predictions: dict[str, Tensor] = {}
@@ -112,11 +118,21 @@ class ComposedModel(nn.Module):
         return key
 
     def encode_image(self, image: Tensor) -> ImageFeatures:
-        """Patch and prefix tokens of whole images: (B, C, H, W) to (B, N, Di), (B, P, Di)."""
+        """Patch and prefix tokens of whole images: (B, C, H, W) to (B, N, Di), (B, P, Di).
+
+        Raises:
+            DataError: not normalised float images of the model's size (MV505).
+        """
+        self._check_image(image)
         return self._part("image_encoder")(image)
 
     def encode_text(self, tokens: TokenBatch) -> Tensor:
-        """Contextual tokens of whole texts, without any image: (B, L) to (B, L, Dt)."""
+        """Contextual tokens of whole texts, without any image: (B, L) to (B, L, Dt).
+
+        Raises:
+            DataError: the tensors are not a tokenizer's (MV505).
+        """
+        _check_tokens(*tokens)
         return self._part("text_encoder")(tokens.token_ids, tokens.text_is_valid)
 
     def embed_image(self, image: Tensor, *, alignment: str | None = None) -> Tensor:
@@ -142,6 +158,15 @@ class ComposedModel(nn.Module):
                     return maps
         return None
 
+    def _check_image(self, image: Tensor) -> None:
+        shape = ", ".join("?" if size is None else str(size) for size in self.image_shape)
+        sizes = zip(image.shape[1:], self.image_shape, strict=False)
+        if image.is_floating_point() and image.ndim == 4 and all(b in (None, a) for a, b in sizes):
+            return
+        hint = "medvlp_core.data.pipeline makes such images from files: one channel of gray, cropped, resized, normalised"
+        text = f"image must be float of shape (B, {shape}), found {_described(image)}"
+        raise DataError(Problem(code="MV505", text=text, hint=hint))
+
     def _clean(self, key: PortKey) -> PortKey:
         return (key[0], "clean") if key[1] == "masked" else key
 
@@ -160,6 +185,22 @@ class ComposedModel(nn.Module):
         found = self.alignments[slot or next(iter(self.alignments))]
         assert isinstance(found, Alignment)
         return found
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
+
+
+def _check_tokens(token_ids: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> None:
+    for name, tensor, dtype in (
+        ("token_ids", token_ids, torch.int64),
+        ("text_is_valid", text_is_valid, torch.bool),
+        ("word_ids", word_ids, torch.int64),
+    ):
+        if tensor.dtype != dtype or tensor.ndim != 2 or tensor.shape != token_ids.shape:
+            wanted = f"{str(dtype).removeprefix('torch.')} of shape (B, L)"
+            text = f"{name} must be {wanted} like token_ids, found {_described(tensor)}"
+            raise DataError(Problem(code="MV505", text=text, hint="use what Tokenizer.encode returns"))
 
 
 def _arguments(takes: Iterable[tuple[str, PortKey]], ports: Ports) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ Letters: B batch, C channels, H W pixels, N patches, Nv visible patches, L text 
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from medvlp_core.errors import DataError, Problem, SpecError
@@ -201,34 +200,9 @@ def sum_word_pieces(tokens: Tensor, word_ids: Tensor, is_scored: Tensor) -> tupl
     return words, pieces > 0
 
 
-# ---------------------------------------------------------------------------------------------------------------- restoration
+# ------------------------------------------------------------------------------------------------------------------ precision
 
 
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision becomes float32, float64 stays: losses need more than half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def hidden_patch_loss(prediction: Tensor, target: Tensor, image_is_masked: Tensor) -> Tensor:
-    """``sum over hidden n of mean_q (prediction_nq - target_nq)^2, divided by the number of hidden patches``; 0 if none is.
-
-    Shape:
-        prediction, target (B, N, Q), image_is_masked (B, N) bool, result a scalar.
-    """
-    error = (at_least_float32(prediction) - at_least_float32(target)).square().mean(dim=-1)
-    return error.masked_fill(~image_is_masked, 0.0).sum() / image_is_masked.sum().clamp(min=1)
-
-
-def scored_tokens(positions: str, text_is_masked: Tensor, text_is_valid: Tensor) -> Tensor:
-    """Where a word loss is taken: ``masked`` = hidden tokens, ``nonpad`` = all real ones, ``all`` = padding too; (B, L) bool."""
-    choices = {"masked": text_is_masked, "nonpad": text_is_valid, "all": torch.ones_like(text_is_valid)}
-    return choices[positions]
-
-
-def word_loss(logits: Tensor, token_ids: Tensor) -> Tensor:
-    """Mean cross-entropy with the true ids, 0 (with gradient 0) if there are none.
-
-    Shape:
-        logits (R, V), token_ids (R,) int, result a scalar.
-    """
-    return F.cross_entropy(at_least_float32(logits), token_ids, reduction="sum") / max(1, len(token_ids))

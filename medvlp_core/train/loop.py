@@ -19,7 +19,7 @@ from medvlp_core.train.events import Observer, StepDone
 from medvlp_core.train.optim import learning_rate_at, make_optimizer
 
 #: Code of the error for a loss or gradient that is not finite.
-NOT_FINITE = "MV505"
+NOT_FINITE = "MV601"
 
 
 def train(

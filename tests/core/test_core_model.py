@@ -12,7 +12,7 @@ from medvlp_core.batch import ImageTextBatch, TokenBatch
 from medvlp_core.build import BuiltRun, build_component, build_run, build_source
 from medvlp_core.components import ComponentSpec, component, param
 from medvlp_core.contract import Contract
-from medvlp_core.errors import MedvlpError, PluginError, SpecError
+from medvlp_core.errors import DataError, MedvlpError, PluginError, SpecError
 from medvlp_core.interfaces import Dims
 
 
@@ -85,6 +85,19 @@ def test_unknown_ports_and_alignments_are_named(built: BuiltRun, batch: ImageTex
     plan, _ = plan_text(micro, "unset model.alignments")
     with pytest.raises(SpecError, match="no alignment, so there is no shared space"):
         build_run(plan, seed=0).model.embed_image(batch.image)
+
+
+def test_wrong_dtypes_and_shapes_are_refused(built: BuiltRun, batch: ImageTextBatch) -> None:
+    raw = (batch.image * 255).to(torch.uint8)
+    with pytest.raises(DataError) as caught:
+        built.model.encode_image(raw)
+    assert "[MV505] image must be float of shape (B, 1, 32, 32), found uint8 of shape (5, 1, 32, 32)" in str(caught.value)
+    with pytest.raises(DataError, match=r"found float32 of shape \(5, 32, 32\)"):
+        built.model(batch._replace(image=batch.image[:, 0]))
+    with pytest.raises(DataError, match=r"token_ids must be int64 of shape \(B, L\) like token_ids, found float32"):
+        built.model(batch._replace(token_ids=batch.token_ids.float()))
+    with pytest.raises(DataError, match="text_is_valid must be bool"):
+        built.model.encode_text(TokenBatch(batch.token_ids, batch.text_is_valid.long(), batch.word_ids))
 
 
 def test_data_and_tokenizer_may_be_absent_until_they_are_needed(plan_text, micro) -> None:

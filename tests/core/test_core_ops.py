@@ -126,52 +126,7 @@ def test_word_pieces_are_summed_and_dropped_pieces_left_out() -> None:
     assert is_word[0].tolist() == [False, True, False, True, False, False]
 
 
-def test_hidden_patch_loss_equals_a_loop_and_is_zero_for_a_perfect_prediction() -> None:
-    prediction, target = torch.randn(2, 6, 5).double(), torch.randn(2, 6, 5).double()
-    is_masked = torch.tensor([[1, 0, 1, 1, 0, 0], [0, 1, 0, 1, 1, 0]]).bool()
-    total, count = 0.0, 0
-    for b in range(2):
-        for n in range(6):
-            if is_masked[b, n]:
-                total += sum((float(p) - float(t)) ** 2 for p, t in zip(prediction[b, n], target[b, n], strict=True)) / 5
-                count += 1
-    assert float(ops.hidden_patch_loss(prediction, target, is_masked)) == pytest.approx(total / count, rel=1e-12)
-    perfect = torch.where(is_masked.unsqueeze(-1), target, prediction)
-    assert float(ops.hidden_patch_loss(perfect, target, is_masked)) == 0.0
-    assert float(ops.hidden_patch_loss(prediction, target, torch.zeros_like(is_masked))) == 0.0
-
-
 def test_a_full_sequence_keeps_its_tokens_and_hidden_ones_are_marked() -> None:
     tokens, mask_token = torch.randn(1, 3, 2), torch.randn(2)
     restored = ops.restore_masked(tokens, torch.tensor([[True, False, True]]), mask_token)
     assert torch.equal(restored, torch.stack([tokens[0, 0] + mask_token, tokens[0, 1], tokens[0, 2] + mask_token])[None])
-
-
-@pytest.mark.parametrize(
-    ("given_dtype", "wanted"),
-    [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64, torch.float64)],
-)
-def test_losses_keep_float64_and_widen_half_precision(given_dtype: torch.dtype, wanted: torch.dtype) -> None:
-    x = torch.randn(2, 3, 4).to(given_dtype)
-    assert ops.at_least_float32(x).dtype is wanted
-    assert ops.hidden_patch_loss(x, x, torch.ones(2, 3, dtype=torch.bool)).dtype is wanted
-    assert ops.word_loss(x[0], torch.tensor([0, 3, 1])).dtype is wanted
-
-
-def test_word_loss_is_the_mean_cross_entropy_and_zero_without_words() -> None:
-    logits = torch.tensor([[0.0, 1.0, 2.0], [3.0, 0.0, -1.0]], dtype=torch.float64, requires_grad=True)
-    rows = [[math.exp(x) for x in row] for row in logits.tolist()]
-    wanted = -(math.log(rows[0][2] / sum(rows[0])) + math.log(rows[1][1] / sum(rows[1]))) / 2
-    assert float(ops.word_loss(logits, torch.tensor([2, 1])).detach()) == pytest.approx(wanted, rel=1e-12)
-    nothing = ops.word_loss(logits[:0], torch.tensor([], dtype=torch.int64))
-    nothing.backward()
-    assert float(nothing.detach()) == 0.0
-    assert logits.grad is not None
-    assert not logits.grad.any()
-
-
-def test_scored_tokens_by_name() -> None:
-    is_masked, is_valid = torch.tensor([[False, True, False]]), torch.tensor([[True, True, False]])
-    assert torch.equal(ops.scored_tokens("masked", is_masked, is_valid), is_masked)
-    assert torch.equal(ops.scored_tokens("nonpad", is_masked, is_valid), is_valid)
-    assert ops.scored_tokens("all", is_masked, is_valid).all()

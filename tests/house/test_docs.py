@@ -9,14 +9,17 @@ from pathlib import Path
 import pytest
 from doc_examples import Section, matches, run_section, sections
 
-from medvlp_core.contract import PORTS
+from medvlp_core.blocks import InputSpec, TrainSpec
+from medvlp_core.cli.show import yaml_value
+from medvlp_core.components import SLOTS, Role, params_of
+from medvlp_core.contract import PORTS, TensorSpec
 from medvlp_core.errors import CODES
 from medvlp_core.plugins import PluginHost
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-RUNNABLE = ("errors.md", "yaml.md", "concepts.md", "training.md")
+RUNNABLE = ("concepts.md", "errors.md", "ports.md", "training.md", "yaml.md")
 EXAMPLES = [(page, section) for page in RUNNABLE for section in sections(DOCS / page) if section.blocks]
 
 #: Codes whose room is being built: nothing raises them yet.
@@ -32,11 +35,10 @@ def steady(text: str) -> str:
 
 
 @pytest.mark.parametrize(("page", "section"), EXAMPLES, ids=[f"{page}-{section.title[:30]}" for page, section in EXAMPLES])
-def test_examples_do_what_the_page_shows(
-    page: str, section: Section, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_examples_do_what_the_page_shows(page: str, section: Section, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("COLUMNS", "200")
-    wrong = [(block, found) for block, found in run_section(section, monkeypatch, tmp_path) if not matches(steady(block.text), steady(found))]
+    shown = run_section(section, monkeypatch, tmp_path)
+    wrong = [(block, found) for block, found in shown if not matches(steady(block.text), steady(found))]
     if wrong and os.environ.get("MEDVLP_WRITE_DOCS"):
         path = DOCS / page
         whole = path.read_text(encoding="utf-8")
@@ -51,7 +53,8 @@ def test_examples_do_what_the_page_shows(
 
 @pytest.mark.parametrize("page", RUNNABLE)
 def test_no_recipe_on_a_page_escapes_the_test(page: str) -> None:
-    nameless = [block.text for section in sections(DOCS / page) for block in section.blocks if block.language == "yaml" and not block.name]
+    blocks = [block for section in sections(DOCS / page) for block in section.blocks]
+    nameless = [block.text for block in blocks if block.language == "yaml" and not block.name]
     assert nameless == []
     assert sum(page == name for name, _ in EXAMPLES) > 0
 
@@ -84,7 +87,7 @@ def test_every_code_is_raised_somewhere() -> None:
     files = [path for folder in ("medvlp_core", "plugins") for path in (ROOT / folder).rglob("*.py") if path.name != "errors.py"]
     text = "\n".join(path.read_text(encoding="utf-8") for path in files)
     assert {code for code in CODES if f'"{code}"' not in text} == NOT_RAISED_YET & set(CODES)
-    assert {found for found in re.findall(r"MV\d{3}", text)} <= set(CODES)
+    assert set(re.findall(r"MV\d{3}", text)) <= set(CODES)
 
 
 def test_pages_name_no_unknown_code() -> None:
@@ -100,37 +103,45 @@ def test_golden_messages_are_quoted_exactly() -> None:
         assert block.text == case.read_text(encoding="utf-8")
 
 
+def declared_tensors(host: PluginHost) -> list[TensorSpec]:
+    """What the components here need and give, with the parameters of their examples."""
+    contracts = [example.contract() for name in host.components for example in host.components[name].examples()]
+    return [spec for one in contracts for spec in (*one.needs.values(), *one.gives.values())]
+
+
 def test_every_standard_port_is_in_the_table(host: PluginHost) -> None:
     rows = re.findall(r"^\| `(\w+)` \| `([^`]*)` \| ([^|]*?) \|", (DOCS / "ports.md").read_text(encoding="utf-8"), re.MULTILINE)
     assert [port for port, _, _ in rows] == list(PORTS)
     given: dict[str, set[int]] = {}
-    for name in host.components:
-        for example in host.components[name].examples():
-            contract = example.contract()
-            for spec in (*contract.needs.values(), *contract.gives.values()):
-                assert spec.port is not None
-                given.setdefault(spec.port, set()).add(len(spec.dims))
+    for spec in declared_tensors(host):
+        assert spec.port is not None
+        given.setdefault(spec.port, set()).add(len(spec.dims))
     for port, dims, _ in rows:
         written = dims.partition(":")[0].split()
         assert given.get(port, {len(written)}) == {len(written)}, port
-        if match := re.search(r"\(([A-Z][^)]*)\)", PORTS[port]):
+        if match := re.search(r"\((B, [^)]*)\)", PORTS[port]):
             assert match.group(1).replace(",", "").split() == written, port
 
 
 def test_every_evaluator_is_explained(host: PluginHost) -> None:
-    from medvlp_core.components import Role
-
     text = (DOCS / "evaluation.md").read_text(encoding="utf-8")
     assert [name for name in host.components.of_role(Role.EVALUATOR) if f"`{name}`" not in text] == []
 
 
-def test_every_parameter_of_training_and_inputs_is_explained() -> None:
-    from medvlp_core.blocks import InputSpec, TrainSpec
-    from medvlp_core.components import params_of
+def test_tables_of_inputs_and_training_are_complete() -> None:
+    text = (DOCS / "yaml.md").read_text(encoding="utf-8")
+    for kind in (InputSpec, TrainSpec):
+        rows = [f"| `{one.name}` | `{yaml_value(one.default)}` | {one.rules.help} |" for one in params_of(kind)]
+        assert [row for row in rows if row not in text] == []
 
-    text = (DOCS / "training.md").read_text(encoding="utf-8") + (DOCS / "yaml.md").read_text(encoding="utf-8")
-    names = [param.name for kind in (InputSpec, TrainSpec) for param in params_of(kind)]
-    assert [name for name in names if f"`{name}`" not in text] == []
+
+def test_tables_of_roles_and_symbols_are_complete(host: PluginHost) -> None:
+    concepts, glossary = ((DOCS / name).read_text(encoding="utf-8") for name in ("concepts.md", "glossary.md"))
+    assert [role for role, slot in SLOTS.items() if f"| `{role}` | `{slot}` |" not in concepts] == []
+    rows = re.findall(r"^\| ([A-Z][\w, ]*) \|", glossary.partition("## Names")[0], re.MULTILINE)
+    explained = {symbol for row in rows for symbol in row.split(", ")}
+    used = {symbol for spec in declared_tensors(host) for symbol in spec.dims if isinstance(symbol, str)}
+    assert used <= explained
 
 
 # ------------------------------------------------------------------------------------------------------------------- links
@@ -147,14 +158,24 @@ def test_links_lead_somewhere(page: Path) -> None:
     assert [link for link in targets if link and not (page.parent / link).exists()] == []
 
 
-def test_every_page_can_be_reached_from_the_readme() -> None:
-    seen, waiting = set(), [ROOT / "README.md"]
+def test_every_page_can_be_reached_from_the_index() -> None:
+    seen, waiting = set(), [DOCS / "README.md"]
     while waiting:
         page = waiting.pop()
         seen.add(page)
         found = {(page.parent / link.partition("#")[0]).resolve() for link in links(page) if not re.match(r"https?:", link)}
         waiting += [one for one in found if one.suffix == ".md" and one.exists() and one not in seen]
     assert [str(page.relative_to(ROOT)) for page in PAGES if page.resolve() not in seen] == []
+
+
+def test_files_that_pages_name_exist() -> None:
+    named = {
+        path
+        for page in PAGES
+        for path in re.findall(r"`((?:medvlp_core|plugins|examples|tests)/[\w/.]+)`", page.read_text("utf-8"))
+    }
+    assert len(named) > 5
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
 
 
 def test_no_page_knows_this_machine() -> None:

@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from medvlp_core.batch import DecoderOutput
 from medvlp_core.interfaces import Decoder, Dims
-from medvlp_core.layers import SelfAttentionBlock
-from medvlp_core.ops import (
-    at_least_float32,
-    hidden_patch_loss,
-    normalise_patches,
-    patchify,
-    restore_masked,
-    scored_tokens,
-    sincos_positions_2d,
-    word_loss,
-)
+from medvlp_core.restoration import PatchRestorer, scored_tokens, word_loss
 from medvlp_mpma.specs import ImageDecoderSpec, ReportDecoderSpec
 
 
-class ImageDecoder(Decoder):
+class ImageDecoder(PatchRestorer):
     """Super-resolution restoration: each hidden patch of the input is predicted with more pixels than the encoder was shown.
 
     The target is cut into the encoder's grid, so 448 pixels on a grid of 14 x 14 give cells of 32 x 32 for patches of 16 x 16.
     ``L = sum over hidden n of mean_q (prediction_nq - target_nq)^2, divided by the number of hidden patches``.
 
-    Prefix tokens go through the blocks without a position and are dropped at the end. Where the encoder replaced hidden patches
-    instead of dropping them, its tokens are kept and the mask token is added to the hidden ones.
+    The layers, prefix tokens and encoders that replace hidden patches: :class:`~medvlp_core.restoration.PatchRestorer`.
 
     Shape:
         image_tokens (B, S, Di), S = N or the number of visible patches; image_prefix (B, P, Di); image_is_masked (B, N) bool;
@@ -39,34 +27,23 @@ class ImageDecoder(Decoder):
         images in this way is a reconstruction.
     """
 
-    positions: Tensor
-
     def __init__(self, spec: ImageDecoderSpec, dims: Dims) -> None:
-        super().__init__(spec, dims)
-        self.normalises = spec.normalise_patches
-        self.grid = grid_h, grid_w = dims["GH"], dims["GW"]
-        pixels = (spec.target_size // grid_h) * (spec.target_size // grid_w) * dims["C"]
-        self.embed = nn.Linear(dims["Di"], spec.width)
-        self.mask_token = nn.Parameter(torch.randn(spec.width) * 0.02)
-        self.register_buffer("positions", sincos_positions_2d(spec.width, grid_h, grid_w), persistent=False)
-        self.blocks = nn.ModuleList(SelfAttentionBlock(spec.width, spec.heads, 4 * spec.width) for _ in range(spec.depth))
-        self.norm = nn.LayerNorm(spec.width, eps=1e-6)
-        self.to_pixels = nn.Linear(spec.width, pixels)
+        super().__init__(
+            spec,
+            dims,
+            width=spec.width,
+            depth=spec.depth,
+            heads=spec.heads,
+            hidden=4 * spec.width,
+            target_size=(spec.target_size, spec.target_size),
+            normalises=spec.normalise_patches,
+        )
 
     def forward(  # type: ignore[override]
         self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, image_target: Tensor
     ) -> DecoderOutput:
-        """Restore every patch; score the hidden ones, 0 if none is."""
-        tokens = restore_masked(self.embed(image_tokens), image_is_masked, self.mask_token)
-        prefix = self.embed(image_prefix)
-        joint = torch.cat([prefix, tokens + self.positions], dim=1)
-        for block in self.blocks:
-            joint = block(joint)
-        prediction = self.to_pixels(self.norm(joint[:, prefix.shape[1] :]))
-        target = patchify(at_least_float32(image_target), *self.grid)
-        if self.normalises:
-            target = normalise_patches(target)
-        return DecoderOutput({"reconstruction": hidden_patch_loss(prediction, target, image_is_masked)}, prediction)
+        """Restore every patch of the larger image; score the hidden ones, 0 if none is."""
+        return self.restore(image_tokens, image_prefix, image_is_masked, image_target)
 
 
 class ReportDecoder(Decoder):

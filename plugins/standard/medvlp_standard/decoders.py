@@ -2,30 +2,16 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from medvlp_core.batch import DecoderOutput
 from medvlp_core.interfaces import Decoder, Dims
-from medvlp_core.layers import SelfAttentionBlock
-from medvlp_core.ops import (
-    at_least_float32,
-    hidden_patch_loss,
-    normalise_patches,
-    patchify,
-    restore_masked,
-    scored_tokens,
-    sincos_positions_2d,
-    word_loss,
-)
+from medvlp_core.restoration import PatchRestorer, scored_tokens, word_loss
 from medvlp_standard.specs.decoders import MlmHeadSpec, PatchDecoderSpec
 
 
-class PatchDecoder(Decoder):
-    """Linear to the decoder's width, mask tokens at hidden places, fixed positions, transformer blocks, LN, linear to pixels.
-
-    Prefix tokens take part without a position and are dropped at the end. Where the encoder replaced hidden patches instead of
-    dropping them, its tokens are kept and the mask token is added to the hidden ones: the decoder knows which they are.
+class PatchDecoder(PatchRestorer):
+    """Restores the pixels of hidden patches of the input itself (layers: :class:`~medvlp_core.restoration.PatchRestorer`).
 
     Shape:
         image_tokens (B, S, Di), S = N or the number of visible patches; image_prefix (B, P, Di); image_is_masked (B, N);
@@ -35,37 +21,23 @@ class PatchDecoder(Decoder):
         He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022.
     """
 
-    positions: Tensor
-
     def __init__(self, spec: PatchDecoderSpec, dims: Dims) -> None:
-        super().__init__(spec, dims)
-        self.normalises = spec.normalise_patches
-        self.grid_h, self.grid_w = dims["GH"], dims["GW"]
-        pixels = (dims["H"] // self.grid_h) * (dims["W"] // self.grid_w) * dims["C"]
-        self.embed = nn.Linear(dims["Di"], spec.width)
-        self.mask_token = nn.Parameter(torch.randn(spec.width) * 0.02)
-        self.register_buffer("positions", sincos_positions_2d(spec.width, self.grid_h, self.grid_w), persistent=False)
-        self.blocks = nn.ModuleList(
-            SelfAttentionBlock(spec.width, spec.heads, round(spec.width * spec.ffn_ratio)) for _ in range(spec.depth)
+        super().__init__(
+            spec,
+            dims,
+            width=spec.width,
+            depth=spec.depth,
+            heads=spec.heads,
+            hidden=round(spec.width * spec.ffn_ratio),
+            target_size=(dims["H"], dims["W"]),
+            normalises=spec.normalise_patches,
         )
-        self.norm = nn.LayerNorm(spec.width, eps=1e-6)
-        self.to_pixels = nn.Linear(spec.width, pixels)
 
     def forward(  # type: ignore[override]
         self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, image: Tensor
     ) -> DecoderOutput:
-        """Restore every patch; score the hidden ones."""
-        tokens = restore_masked(self.embed(image_tokens), image_is_masked, self.mask_token)
-        prefix = self.embed(image_prefix)
-        joint = torch.cat([prefix, tokens + self.positions], dim=1)
-        for block in self.blocks:
-            joint = block(joint)
-        prediction = self.to_pixels(self.norm(joint[:, prefix.shape[1] :]))
-
-        target = patchify(at_least_float32(image), self.grid_h, self.grid_w)
-        if self.normalises:
-            target = normalise_patches(target)
-        return DecoderOutput({"reconstruction": hidden_patch_loss(prediction, target, image_is_masked)}, prediction)
+        """Restore every patch; score the hidden ones, 0 if none is."""
+        return self.restore(image_tokens, image_prefix, image_is_masked, image)
 
 
 class MlmHead(Decoder):

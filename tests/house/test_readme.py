@@ -1,0 +1,44 @@
+"""The README's two commands are what CI runs, and they install everything that is here."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
+BUNDLES = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml"))
+
+
+def test_there_are_two_commands_of_one_line() -> None:
+    assert len(COMMANDS) == 2
+    assert [command.count("\n") for command in COMMANDS] == [1, 1]
+    assert README.count("```sh") == 2
+
+
+def test_ci_runs_exactly_these() -> None:
+    script = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    [awk] = re.findall(r"awk '([^']*)' README\.md", script)
+    done = subprocess.run(["awk", awk, "README.md"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [command.removesuffix("\n") for command in COMMANDS]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_both_install_the_core_and_every_bundle(command: str) -> None:
+    assert len(BUNDLES) >= 3
+    assert sorted(re.findall(r"-e plugins/(\w+)", command)) == BUNDLES
+    assert re.search(r"-e (\.|\"\.\[tests\]\") ", command)
+    assert command.startswith("python3 -m venv .venv && ")
+
+
+def test_the_commands_name_files_and_extras_that_exist() -> None:
+    first, second = COMMANDS
+    assert (ROOT / first.split()[-1]).is_file()
+    extras = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]\n")[2]
+    [wanted] = re.findall(r"\.\[(\w+)\]", second)
+    assert re.search(rf"^{wanted} = \[", extras, re.MULTILINE)
+    assert second.rstrip().endswith("-m pytest")
