@@ -31,7 +31,10 @@ KNOWN_BUNDLES = {"standard": "medvlp-standard", "mpma": "medvlp-mpma", "open_cxr
 
 
 def install_hint(namespace: str) -> str | None:
-    """How to get a bundle that is known but not installed; None for an unknown namespace."""
+    """How to get a bundle that is known but not loaded; None for an unknown namespace."""
+    allowed = os.environ.get(ALLOW_VARIABLE)
+    if allowed is not None and namespace in KNOWN_BUNDLES and namespace not in allowed.split(","):
+        return f"{ALLOW_VARIABLE}={allowed} leaves the plugin {namespace!r} out"
     return f"pip install {KNOWN_BUNDLES[namespace]}" if namespace in KNOWN_BUNDLES else None
 
 

@@ -165,7 +165,8 @@ class _Loader:
         except OSError:
             return f"there is no folder {path.parent.name!r}; presets: {', '.join(sorted(self.presets))}"
         near = nearest(path.name, files)
-        return f"did you mean '{near}'?" if near else "paths are relative to the file that names them"
+        presets = ", ".join(sorted(self.presets))
+        return f"did you mean '{near}'?" if near else f"a path in `extends` is relative to its file; presets: {presets}"
 
 
 def _is_preset_name(name: str) -> bool:

@@ -104,8 +104,8 @@ def count_steps(spec: TrainSpec, steps_per_epoch: int) -> int:
 
 
 def endless(loader: Iterable[ImageTextBatch]) -> Iterator[tuple[int, ImageTextBatch]]:
-    """Epoch (from 0) and batch, epoch after epoch."""
-    epoch = 0
+    """Epoch (from 1) and batch, epoch after epoch."""
+    epoch = 1
     while True:
         for batch in loader:
             yield epoch, batch

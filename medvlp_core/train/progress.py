@@ -74,4 +74,4 @@ def summary(recent: tuple[StepDone, ...]) -> str:
     left = timedelta(seconds=round((last.steps - last.step) * seconds / len(timed)))
     losses = "  ".join(f"{name} {sum(event.losses[name] for event in recent) / len(recent):.3f}" for name in last.losses)
     pace = sum(event.pairs for event in timed) / max(seconds, 1e-9)
-    return f"epoch {last.epoch + 1}  {losses}  {pace:.0f} pairs/s  ETA {left}"
+    return f"epoch {last.epoch}  {losses}  {pace:.0f} pairs/s  ETA {left}"
