@@ -21,7 +21,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="run folder, new or empty (default: runs/NAME-DATE-TIME)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
     arguments = parser.parse_args()
-
     from medvlp_core import compose, errors, yamlio
 
     try:
@@ -29,6 +28,8 @@ def main() -> None:
         overrides = [yamlio.parse_override(kind, text, report) for kind, text in arguments.changes]
         report.raise_errors()
         plan = compose.plan_recipe(arguments.config, [override for override in overrides if override])
+        for warning in plan.warnings:
+            print(warning, file=sys.stderr)
         from medvlp_core.train.run import pretrain  # imports torch: only once the recipe is known to be good
 
         sys.exit(1 if pretrain(plan, out=arguments.out, device=arguments.device).problems else 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import attrs
 from packaging.requirements import InvalidRequirement, Requirement
 
 from medvlp_core.blocks import InputSpec, TrainSpec
@@ -74,12 +75,13 @@ def compose(recipe: Node, host: PluginHost, report: Report, *, name: str = "reci
         losses=losses,
         steps=steps,
         skipped=skipped,
+        warnings=report.warnings,
         wiring=wiring,
         recipe=recipe,
         host=host,
     )
     host.call("medvlp_check_plan", plan=plan, report=report)
-    return None if report.has_errors else plan
+    return None if report.has_errors else attrs.evolve(plan, warnings=report.warnings)
 
 
 # --------------------------------------------------------------------------------------------------------- names and blocks

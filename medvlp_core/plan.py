@@ -50,7 +50,7 @@ class ModelPlan:
     """What :func:`medvlp_core.compose.compose` makes of a recipe without a problem.
 
     ``components`` is keyed by path (``model.fusion``), ``losses`` by full term name (``gla.global``), both in the order in which
-    they run. ``steps`` are the calls of a training pass.
+    they run. ``steps`` are the calls of a training pass, ``warnings`` what a user should see before it starts.
     """
 
     name: str
@@ -60,6 +60,7 @@ class ModelPlan:
     losses: dict[str, float]
     steps: tuple[Step, ...]
     skipped: tuple[SkippedEvaluator, ...]
+    warnings: tuple[Problem, ...]
     wiring: Wiring = attrs.field(eq=False, repr=False)
     recipe: Node = attrs.field(eq=False, repr=False)
     host: PluginHost = attrs.field(eq=False, repr=False)

@@ -16,11 +16,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check first, without torch; then train."""
+    """Check first, without torch; then train. 1 if the recipe is wrong or an evaluator failed."""
     plan = plan_or_complain(arguments)
     if plan is None:
         return 1
     from medvlp_core.train.run import pretrain
 
-    pretrain(plan, out=arguments.out, device=arguments.device)
-    return 0
+    return 1 if pretrain(plan, out=arguments.out, device=arguments.device).problems else 0

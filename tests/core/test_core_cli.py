@@ -8,6 +8,7 @@ import json
 import re
 import types
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from medvlp_core.cli import COMMANDS, main
 from medvlp_core.cli.common import print_problems
 from medvlp_core.errors import Problem, Report
 from medvlp_core.hooks import hookimpl
+from medvlp_core.plan import ModelPlan
 from medvlp_core.plugins import PluginHost
 from medvlp_core.yamlio import parse_yaml
 
@@ -169,9 +171,18 @@ def test_pretrain_hands_the_plan_on(capsys: Output, recipe: str, monkeypatch: py
     import medvlp_core.train.run
 
     seen: dict[str, Any] = {}
-    monkeypatch.setattr(medvlp_core.train.run, "pretrain", lambda plan, **rest: seen.update(rest, steps=plan.train.steps))
-    assert run(capsys, "pretrain", recipe, "--set", "train.steps=2", "--out", "runs/x", "--device", "cpu")[0] == 0
+    problems: list[str] = []
+
+    def pretrain(plan: ModelPlan, **rest: Any) -> SimpleNamespace:
+        seen.update(rest, steps=plan.train.steps)
+        return SimpleNamespace(problems=tuple(problems))
+
+    monkeypatch.setattr(medvlp_core.train.run, "pretrain", pretrain)
+    words = ("pretrain", recipe, "--set", "train.steps=2", "--out", "runs/x", "--device", "cpu")
+    assert run(capsys, *words)[0] == 0
     assert seen == {"steps": 2, "out": Path("runs/x"), "device": "cpu"}
+    problems.append("retrieval: no labels")
+    assert run(capsys, *words)[0] == 1
 
 
 # --------------------------------------------------------------------------------------------------------- list, show, schema
