@@ -28,8 +28,7 @@ def main() -> None:
         overrides = [yamlio.parse_override(kind, text, report) for kind, text in arguments.changes]
         report.raise_errors()
         plan = compose.plan_recipe(arguments.config, [override for override in overrides if override])
-        for warning in plan.warnings:
-            print(warning, file=sys.stderr)
+        sys.stderr.writelines(f"{warning}\n" for warning in plan.warnings)
         from medvlp_core.train.run import pretrain  # imports torch: only once the recipe is known to be good
 
         sys.exit(1 if pretrain(plan, out=arguments.out, device=arguments.device).problems else 0)
