@@ -176,10 +176,12 @@ def _report_missing(wiring: Wiring, component: PlannedComponent, missing: list[t
             continue
         if role is not None and role not in present:
             absent.setdefault(role, []).append(port)
+        elif view == "masked" and Role.MASKING not in present:
+            absent.setdefault(Role.MASKING, []).append(f"{port} in the masked view")
         elif any(name == port for name, _ in wiring.providers):
             other = "masked" if view == "clean" else "clean"
             text = f"{component.label} needs {port} in the {view} view, and the model gives it only in the {other} view"
-            hint = "add model.masking, or let the component work on the clean view" if view == "masked" else None
+            hint = f"another {role} may give both views" if role else None
             report.add("MV205", text, at=component.position(), hint=hint)
         else:
             hint = f"not every {role} gives it; `medvlp show NAME` tells" if role else None
@@ -187,7 +189,7 @@ def _report_missing(wiring: Wiring, component: PlannedComponent, missing: list[t
             report.add("MV201", f"{component.label} needs {port}, and no component gives it", at=component.position(), hint=hint)
     for role, ports in absent.items():
         text = f"{component.label} needs {', '.join(dict.fromkeys(ports))}, and the recipe has no {role}"
-        report.add("MV201", text, at=component.position(), hint=f"add a {role} at {SLOTS[role]}")
+        report.add("MV201", text, at=component.position(), hint=f"put one at {SLOTS[role]}")
 
 
 def check_constraints(wiring: Wiring, component: PlannedComponent, report: Report) -> None:

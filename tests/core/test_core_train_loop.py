@@ -71,7 +71,7 @@ def test_it_learns_and_reports_every_step() -> None:
     spec = TrainSpec(steps=200, batch_size=4, learning_rate=0.1, warmup_fraction=0.1, weight_decay=0.0)
     events, saved = run(Line(), spec)
     assert [event.step for event in events] == list(range(1, 201))
-    assert [event.epoch for event in events[:5]] == [0, 0, 1, 1, 2]
+    assert [event.epoch for event in events[:5]] == [1, 1, 2, 2, 3]
     assert events[-1].losses["a.fit"] < 0.05 * events[1].losses["a.fit"]
     assert events[7].total == pytest.approx(events[7].losses["a.fit"] + 0.01 * events[7].losses["b.size"], rel=1e-5)
     assert max(event.learning_rate for event in events) == pytest.approx(0.1)

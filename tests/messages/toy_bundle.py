@@ -74,6 +74,7 @@ class VitSpec(Toy):
     width: int = param(192, help="width", at_least=1)
     prefix: int = param(1, help="prefix tokens", at_least=0)
     sizes: tuple[int, ...] = param((), help="more sizes", at_least=1)
+    can_hide: bool = param(True, help="give a masked view")
 
     def contract(self) -> Contract:
         side = self.image_size // self.patch
@@ -83,7 +84,7 @@ class VitSpec(Toy):
             gives={
                 "image_grid": f"{side} {side}:shape",
                 "clean_tokens": TensorSpec.parse(f"B {side * side} {self.width} @clean", port="image_tokens"),
-                "visible_tokens": tokens,
+                **({"visible_tokens": tokens} if self.can_hide else {}),
                 "image_prefix": f"B {self.prefix} {self.width}",
             },
         )
