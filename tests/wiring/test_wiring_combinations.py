@@ -130,6 +130,10 @@ def sample(planned) -> list[ModelPlan]:
     return chosen
 
 
+def parts_of(plan: ModelPlan) -> dict[str, str]:
+    return {path: one.name for path, one in plan.components.items()}
+
+
 def test_a_sample_trains(sample: list[ModelPlan]) -> None:
     """Finite losses, finite gradients, and every trainable parameter of a used part gets one."""
     assert len(sample) >= SAMPLE // 2
@@ -141,13 +145,13 @@ def test_a_sample_trains(sample: list[ModelPlan]) -> None:
         for _ in range(2):
             output = model(batch)
             assert set(output.losses) == set(plan.losses)
-            assert all(torch.isfinite(value) for value in output.losses.values()), (plan.components.keys(), output.losses)
+            assert all(torch.isfinite(value) for value in output.losses.values()), (parts_of(plan), output.losses)
             optimizer.zero_grad()
             output.loss.backward()
             optimizer.step()
         used = {step.path for step in plan.steps} | {one.path for one in plan.of_role(Role.ALIGNMENT).values()}
         used |= {one.path for one in plan.of_role(Role.DECODER).values()}
-        names = {path.removeprefix("model."): plan.components[path].name for path in used}
         for name, parameter in model.named_parameters():
-            if any(name.startswith(f"{path}.") for path in names) and parameter.grad is not None:
-                assert torch.isfinite(parameter.grad).all(), f"{name} in {names}"
+            if parameter.requires_grad and any(f"model.{name}".startswith(f"{path}.") for path in used):
+                assert parameter.grad is not None, f"{name} has no gradient in {parts_of(plan)}"
+                assert torch.isfinite(parameter.grad).all(), f"{name} has a gradient that is not finite in {parts_of(plan)}"
