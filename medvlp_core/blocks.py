@@ -19,9 +19,7 @@ class InputSpec(SpecBlock):
         0.6, help="smallest share of the image's area that a training crop keeps; 1 = no random crop", above=0, at_most=1
     )
     horizontal_flip: bool = param(False, help="flip training images at random; reports mention sides, so off by default")
-    brightness: float = param(
-        0.0, help="largest random change of brightness and contrast in training, share", at_least=0, below=1
-    )
+    brightness: float = param(0.0, help="largest random change of brightness and contrast in training, share", at_least=0, below=1)
     cache_images: bool = param(False, help="keep decoded images in memory, for small data sets")
     text_kinds: tuple[str, ...] | None = param(
         None, help="use only records with these kinds of text (report, clinical_note, qa, template); null = all with a text"
@@ -36,9 +34,7 @@ class TrainSpec(SpecBlock):
     epochs: float | None = param(None, help="passes over the training split", above=0)
     batch_size: int = param(32, help="pairs a step", at_least=1)
     learning_rate: float = param(1.5e-4, help="peak learning rate", above=0)
-    warmup_fraction: float = param(
-        0.1, help="share of the steps with linear warm-up, then half a cosine to 0", at_least=0, below=1
-    )
+    warmup_fraction: float = param(0.1, help="share of the steps with linear warm-up, then half a cosine to 0", at_least=0, below=1)
     weight_decay: float = param(0.05, help="AdamW weight decay; none on biases, norms, embeddings and memory", at_least=0)
     betas: tuple[float, ...] = param((0.9, 0.95), help="AdamW betas", at_least=0, below=1)
     clip_norm: float | None = param(1.0, help="largest gradient norm; null = no clipping", above=0)

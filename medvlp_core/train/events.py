@@ -15,7 +15,10 @@ from medvlp_core.evaluate.protocol import Card
 
 @attrs.frozen(kw_only=True)
 class StepDone:
-    """One optimiser step is done; steps and epochs count from 1. ``losses``: every term, unweighted; ``total``: the weighted sum that was minimised."""
+    """One optimiser step is done; steps and epochs count from 1.
+
+    ``losses``: every term, unweighted; ``total``: the weighted sum that was minimised.
+    """
 
     step: int
     steps: int

@@ -22,6 +22,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 RUNNABLE = ("../README.md", "concepts.md", "errors.md", "ports.md", "training.md", "yaml.md")
 EXAMPLES = [(page, section) for page in RUNNABLE for section in sections(DOCS / page) if section.blocks]
 
+
 def steady(text: str) -> str:
     """Without line numbers of presets, which move with every comment there."""
     return re.sub(r"(mpma:\w+):\d+:\d+", r"\1", text)
