@@ -79,10 +79,10 @@ def test_block_weights_are_those_of_its_own_forward() -> None:
 
 def test_learned_scale_starts_at_one_over_temperature_and_can_leave_its_ceiling() -> None:
     scale = LearnedScale(0.07)
-    assert float(scale()) == pytest.approx(1 / 0.07, rel=1e-6)
+    assert scale().item() == pytest.approx(1 / 0.07, rel=1e-6)
     with torch.no_grad():
         scale.log_scale.fill_(10.0)
-    assert float(scale()) == pytest.approx(100.0, rel=1e-5)
+    assert scale().item() == pytest.approx(100.0, rel=1e-5)
     scale().backward()
     assert scale.log_scale.grad is not None
     assert float(scale.log_scale.grad) > 0
