@@ -22,7 +22,9 @@ class InputSpec(SpecBlock):
     brightness: float = param(0.0, help="largest random change of brightness and contrast in training, share", at_least=0, below=1)
     cache_images: bool = param(False, help="keep decoded images in memory, for small data sets")
     text_kinds: tuple[str, ...] | None = param(
-        None, help="use only records with these kinds of text (report, clinical_note, qa, template); null = all with a text"
+        None,
+        help="use only records with these kinds of text; null = all with a text",
+        one_of=("report", "clinical_note", "qa", "template"),
     )
 
 
@@ -48,6 +50,7 @@ class TrainSpec(SpecBlock):
         """Exactly one of steps and epochs; two betas."""
         if (self.steps is None) == (self.epochs is None):
             given = "neither" if self.steps is None else "both"
-            yield "steps", f"give one of steps and epochs, found {given}", "set the other one to null"
+            hint = "add `train.steps: 100`" if self.steps is None else "set the other one to null"
+            yield "steps", f"give one of steps and epochs, found {given}", hint
         if len(self.betas) != 2:
             yield "betas", f"expected two numbers, found {len(self.betas)}", None

@@ -39,7 +39,7 @@ from typing import Any, ClassVar, TypeVar
 import attrs
 
 from medvlp_core.contract import Contract
-from medvlp_core.errors import PluginError, Problem, did_you_mean
+from medvlp_core.errors import PluginError, Problem, did_you_mean, nearest
 
 #: Version of the interface between the core and plugins. Raised when a plugin must change to keep working.
 INTERFACE_VERSION = 1
@@ -91,6 +91,7 @@ class ParamRules:
     above: float | None = None
     below: float | None = None
     one_of: tuple[Any, ...] | None = None
+    is_path: bool = False
 
     def violation(self, value: Any) -> str | None:
         """What is wrong with ``value``, or None. Items of a list are checked one by one."""
@@ -121,8 +122,12 @@ def param(
     above: float | None = None,
     below: float | None = None,
     one_of: Iterable[Any] | None = None,
+    is_path: bool = False,
 ) -> Any:
     """Declare a parameter of a spec: default (none = required), help (with unit), range.
+
+    ``is_path``: a file or folder. A relative one starts from the working folder, as on the command line; the plan keeps it
+    absolute, so that a saved recipe works from any folder.
 
     Raises:
         ValueError: when a spec is created from Python with a value out of range.
@@ -134,6 +139,7 @@ def param(
         above=above,
         below=below,
         one_of=tuple(one_of) if one_of is not None else None,
+        is_path=is_path,
     )
 
     def check(instance: object, attribute: attrs.Attribute, value: Any) -> None:
@@ -333,5 +339,7 @@ class ComponentRegistry:
 
     def hint(self, name: str, role: Role | None = None) -> str:
         """What to write instead of an unknown ``name``: the nearest, then the others that fit the slot."""
-        names = list(self.of_role(role)) if role else list(self)
-        return did_you_mean(name, names, what=f"{role} components" if role else "components")
+        if role is None:
+            near = nearest(name, self)
+            return f"did you mean '{near}'?" if near else "`medvlp list` shows all components"
+        return did_you_mean(name, self.of_role(role), what=f"{role} components")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from medvlp_core.yamlio import Node, Override, load_recipe
 
 BLOCKS = ("medvlp", "requires", "data", "tokenizer", "inputs", "model", "losses", "train", "evaluators")
 HEADS = (Role.ALIGNMENT, Role.DECODER)
+SLOT_NAME = re.compile(r"[a-z][a-z0-9_]*$")
 
 
 def plan_recipe(source: str | Path, overrides: Sequence[Override] = (), *, host: PluginHost | None = None) -> ModelPlan:
@@ -62,7 +64,12 @@ def compose(recipe: Node, host: PluginHost, report: Report, *, name: str = "reci
         hint = "add a block under model.alignments or model.decoders"
         report.add("MV105", "nothing to train: the model has no alignment and no decoder", at=recipe.position, hint=hint)
     losses = _read_losses(recipe, heads, broken, report)
-    skipped = _skip_evaluators(components, wiring, broken, report)
+    skipped = () if report.has_errors else _skip_evaluators(components, wiring, report)
+    if losses and not any(losses.values()):
+        report.add("MV104", "every loss has the weight 0: nothing would be learned", at=(recipe.get("losses") or recipe).position)
+    if Role.DATA not in {one.role for one in components.values()} | broken:
+        text = "the recipe has no `data` block: it can be checked and explained, and not trained"
+        report.add("MV105", text, at=recipe.position, hint="add `data: {use: standard.manifest, path: ...}`", is_warning=True)
     steps = _route(wiring, heads, report)
     _warn_unused(wiring, components, steps, heads, report)
     if report.has_errors or inputs is None or train is None:
@@ -145,7 +152,12 @@ def _slots(recipe: Node, report: Report) -> list[tuple[str, Role, Node]]:
         if not is_many:
             found.append((base, role, node))
         elif isinstance(node.value, dict):
-            found += [(f"{base}.{key}", role, child) for key, child in node.value.items() if child.value is not None]
+            for key, child in node.value.items():
+                if not SLOT_NAME.match(key):
+                    hint = "lower-case letters, digits and _, beginning with a letter"
+                    report.add("MV102", f"{base}: {key!r} is no name for a slot", at=child.key_position, hint=hint)
+                elif child.value is not None:
+                    found.append((f"{base}.{key}", role, child))
         else:
             text = f"{base} must map names to components, found {describe(node)}"
             report.add("MV103", text, at=node.position, hint=f"write `{base.rpartition('.')[2]}: {{name: {{use: ...}}}}`")
@@ -238,13 +250,11 @@ def _read_losses(recipe: Node, heads: Sequence[PlannedComponent], broken: frozen
     return weights
 
 
-def _skip_evaluators(
-    components: Mapping[str, PlannedComponent], wiring: Wiring, broken: frozenset[Role], report: Report
-) -> tuple[SkippedEvaluator, ...]:
+def _skip_evaluators(components: Mapping[str, PlannedComponent], wiring: Wiring, report: Report) -> tuple[SkippedEvaluator, ...]:
     """Evaluators whose ports this model does not give: an ablation without alignment has no retrieval, and says so."""
     skipped = []
     for component in components.values():
-        if component.role is not Role.EVALUATOR or broken:
+        if component.role is not Role.EVALUATOR:
             continue
         missing = []
         for argument, need in component.contract.needs.items():

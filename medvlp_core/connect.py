@@ -31,13 +31,16 @@ def connect(
     wiring = Wiring(components, broken_roles=broken_roles)
     _register_providers(wiring, report)
     used_views = _used_views(wiring, heads)
+    absent: dict[Role, list[tuple[PlannedComponent, list[str]]]] = {}
     for component in components.values():
         if component.role is Role.EVALUATOR:
             continue
         is_viewed = component.role in VIEWED_ROLES
         views: list[View | None] = [*sorted(used_views.get(component.path, {"clean"}))] if is_viewed else [None]
         missing = [need for view in views for need in _tie(wiring, component, view, report)]
-        _report_missing(wiring, component, list(dict.fromkeys(missing)), report)
+        for role, ports in _report_missing(wiring, component, list(dict.fromkeys(missing)), report).items():
+            absent.setdefault(role, []).append((component, ports))
+    _report_absent(absent, report)
     for component in components.values():
         check_constraints(wiring, component, report)
     return wiring
@@ -165,8 +168,10 @@ def _giving_role(port: str, view: View) -> Role | None:
     return next(iter(roles), None)
 
 
-def _report_missing(wiring: Wiring, component: PlannedComponent, missing: list[tuple[str, View]], report: Report) -> None:
-    """One message for each role that is absent, one for each port that is there only in the other view or not at all."""
+def _report_missing(
+    wiring: Wiring, component: PlannedComponent, missing: list[tuple[str, View]], report: Report
+) -> dict[Role, list[str]]:
+    """Report ports that are there only in the other view or not at all; returns those whose whole role is absent, by role."""
     present = {one.role for one in wiring.components.values()}
     absent: dict[Role, list[str]] = {}
     for port, view in missing:
@@ -187,9 +192,15 @@ def _report_missing(wiring: Wiring, component: PlannedComponent, missing: list[t
             hint = f"not every {role} gives it; `medvlp show NAME` tells" if role else None
             hint = hint or did_you_mean(port, {name for name, _ in wiring.providers} | set(PORTS), what="ports")
             report.add("MV201", f"{component.label} needs {port}, and no component gives it", at=component.position(), hint=hint)
-    for role, ports in absent.items():
-        text = f"{component.label} needs {', '.join(dict.fromkeys(ports))}, and the recipe has no {role}"
-        report.add("MV201", text, at=component.position(), hint=f"put one at {SLOTS[role]}")
+    return absent
+
+
+def _report_absent(absent: dict[Role, list[tuple[PlannedComponent, list[str]]]], report: Report) -> None:
+    """One message for each role that the recipe leaves empty although components need it."""
+    for role, needs in absent.items():
+        details = [f"{component.label} needs {', '.join(dict.fromkeys(ports))}" for component, ports in needs]
+        text = f"the recipe has no {role}, and {len(needs)} component{'s need' if len(needs) > 1 else ' needs'} it"
+        report.add("MV201", text, at=needs[0][0].position(), details=details, hint=f"put one at {SLOTS[role]}")
 
 
 def check_constraints(wiring: Wiring, component: PlannedComponent, report: Report) -> None:
@@ -239,6 +250,8 @@ def _constraint_fault(
         choices = f"{', '.join(map(str, near[:-1]))} or {near[-1]}" if len(near) > 1 else str(near[0])
         what = f" {constraint.field}" if is_field(constraint.by) else ""
         hint = f"{choices}{what} divide{'s' if len(near) == 1 else ''} {left}"
+        if isinstance(constraint.by, str):
+            hint = f"{constraint.by} would have to be {choices}"
         return f"{name(constraint.by)} must divide {constraint.dim}, and {known}", symbols, hint
     if isinstance(constraint, Equal):
         return None if left == right else (f"{name(constraint.dim)} must equal {name(constraint.to)}, and {known}", symbols, None)

@@ -43,6 +43,7 @@ CODES: dict[str, str] = {
     "MV207": "an evaluator does not apply to this model and is skipped",
     "MV208": "a component gives nothing that is used",
     "MV209": "two components give the same port, or two slots share a name",
+    "MV210": "a pre-trained part gets other inputs than it was trained with",
     "MV301": "a plugin could not be loaded",
     "MV302": "a plugin declares something that is not allowed",
     "MV303": "a component could not be built",
@@ -184,14 +185,16 @@ class Report:
 
 
 def nearest(name: str, candidates: Iterable[str]) -> str | None:
-    """The candidate most like ``name``, or None if none is near.
+    """The candidate most like ``name``, else one that begins with it, or None if none is near.
 
     Example:
         >>> nearest("mpma.gloabl_local", ["mpma.global_local", "standard.siglip"])
         'mpma.global_local'
     """
-    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.6)
-    return found[0] if found else None
+    known = list(candidates)
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
+    longer = [one for one in known if name and one.startswith(name)]
+    return next(iter(found or longer), None)
 
 
 def did_you_mean(name: str, candidates: Iterable[str], *, what: str = "known names") -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import types
 import typing
 from typing import Any, TypeVar
 
 from medvlp_core.components import Param, SpecBlock, params_of, type_name
-from medvlp_core.errors import Report, did_you_mean
+from medvlp_core.errors import Report, did_you_mean, nearest
 from medvlp_core.yamlio import Node
 
 B = TypeVar("B", bound=SpecBlock)
@@ -68,10 +69,11 @@ def _read_param(param: Param, node: Node, values: dict[str, Any], label: str, re
         text = f"{label}: {param.name}={node.plain()!r} {violation}"
         hint = None
         if param.rules.one_of and isinstance(value, str):
-            hint = did_you_mean(value, map(str, param.rules.one_of), what="values")
+            near = nearest(value, map(str, param.rules.one_of))
+            hint = f"did you mean '{near}'?" if near else None
         report.add("MV104", text, at=node.position, hint=hint)
         return False
-    values[param.name] = value
+    values[param.name] = os.path.abspath(os.path.expanduser(value)) if param.rules.is_path and value else value
     return True
 
 
@@ -116,10 +118,20 @@ def _type_hint(wrong: _WrongType) -> str | None:
     value = wrong.node.value
     if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off") and wrong.expected == "bool":
         return "write true or false"
-    if isinstance(value, float) and value.is_integer() and wrong.expected == "int":
+    if isinstance(value, str) and wrong.expected.split(" ")[0] in ("int", "float") and _is_number(value):
+        return f"write {value} without quotes"
+    if isinstance(value, float) and value.is_integer() and wrong.expected.startswith("int"):
         return f"write {int(value)}"
     if wrong.expected.startswith("list of") and not isinstance(value, (dict, list)):
         return f"write a list: [{value}]"
     if value is None:
         return "null is not allowed here; leave the parameter out to get its default"
     return None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

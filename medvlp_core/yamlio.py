@@ -134,7 +134,9 @@ class _Loader:
             return None
         if not found.is_file():
             text = f"`extends` names {name!r}, and there is no file {name_shown}"
-            self.report.add("MV005", text, at=target.position, hint=self.file_hint(found))
+            self.report.add(
+                "MV005", text, at=target.position, hint=self.file_hint(found, "a path in `extends` is relative to its file")
+            )
             return None
         return self.file(found, name_shown)
 
@@ -143,9 +145,14 @@ class _Loader:
         try:
             return path.read_bytes().decode("utf-8-sig")
         except FileNotFoundError:
-            self.report.add("MV001", "there is no such file", at=at, hint=self.file_hint(path))
+            self.report.add("MV001", "there is no such file", at=at, hint=self.file_hint(path, "give a recipe's file, or a preset"))
         except IsADirectoryError:
-            self.report.add("MV001", "this is a folder, not a file", at=at, hint=self.file_hint(path / "recipe.yaml"))
+            self.report.add(
+                "MV001",
+                "this is a folder, not a file",
+                at=at,
+                hint=self.file_hint(path / "recipe.yaml", "give a recipe's file, or a preset"),
+            )
         except UnicodeDecodeError as error:
             self.report.add("MV001", f"the file is not UTF-8 text (byte {error.start})", at=at, hint="save it as UTF-8")
         except (OSError, ValueError) as error:
@@ -159,14 +166,14 @@ class _Loader:
         is_loaded = any(preset.partition(":")[0] == space for preset in self.presets)
         return (not is_loaded and install_hint(space)) or did_you_mean(name, self.presets, what="presets")
 
-    def file_hint(self, path: Path) -> str:
+    def file_hint(self, path: Path, otherwise: str) -> str:
         try:
-            files = [entry.name for entry in path.parent.iterdir() if entry.suffix in (".yaml", ".yml")]
+            files = [entry.name for entry in path.parent.iterdir() if entry.suffix in (".yaml", ".yml") and entry.is_file()]
         except OSError:
             return f"there is no folder {path.parent.name!r}; presets: {', '.join(sorted(self.presets))}"
         near = nearest(path.name, files)
         presets = ", ".join(sorted(self.presets))
-        return f"did you mean '{near}'?" if near else f"a path in `extends` is relative to its file; presets: {presets}"
+        return f"did you mean '{near}'?" if near else f"{otherwise}; presets: {presets}"
 
 
 def _is_preset_name(name: str) -> bool:

@@ -257,6 +257,8 @@ def _add_syntax_error(error: yaml.MarkedYAMLError, file: str, report: Report) ->
     if error.context and error.context_mark:
         details.append(f"{error.context} that starts at line {error.context_mark.line + 1}")
     hint = next((hint for part, hint in _SYNTAX_HINTS.items() if part in text), None)
+    if mark and "${" in (mark.get_snippet() or ""):
+        hint = 'a reference inside braces needs quotes: {seed: "${train.seed}"}'
     report.add("MV002", f"not valid YAML: {text}", at=at, details=details, hint=hint)
 
 

@@ -64,11 +64,12 @@ def test_resolved_yaml_gives_the_same_plan_again(plan_text, micro) -> None:
     assert "mpma==0.1.0" in plan.resolved()["requires"]
 
 
-def test_a_missing_tokenizer_is_one_message_for_each_part_that_needs_it(plan_text, micro) -> None:
+def test_a_missing_tokenizer_is_one_message_that_lists_who_needs_it(plan_text, micro) -> None:
     plan, report = plan_text(micro, "unset tokenizer")
     assert plan is None
-    assert set(codes(report)) == {"MV201"}
-    assert all("recipe has no tokenizer" in problem.text for problem in report)
+    (problem,) = report
+    assert problem.text == "the recipe has no tokenizer, and 5 components need it"
+    assert "model.masking (mpma.paired_masking) needs vocabulary, token_ids, text_is_valid, word_ids" in ", ".join(problem.details)
 
 
 def test_a_typo_does_not_cascade(plan_text, micro) -> None:
@@ -121,6 +122,26 @@ def test_a_component_in_the_wrong_slot(plan_text, micro) -> None:
     fusion = "{use: mpma.memory_fusion, slots: 8, topk: 2, heads: 2, layers: 1}"
     _, report = plan_text(micro.replace(fusion, "{use: mpma.paired_masking}"))
     assert codes(report) == ["MV106"]
+
+
+def test_slot_names_are_names(plan_text, micro) -> None:
+    plan, report = plan_text(micro.replace("    gla:", "    a.b:").replace("    report:", '    "":'))
+    assert plan is None
+    assert [problem.text for problem in report.errors] == [
+        "model.alignments: 'a.b' is no name for a slot",
+        "model.decoders: '' is no name for a slot",
+    ]
+
+
+def test_weights_that_are_all_zero_would_learn_nothing(plan_text, micro) -> None:
+    zero = "losses: {gla: {global: 0, local: 0}, image: {reconstruction: 0}, report: {mlm: 0}}\n"
+    assert codes(plan_text(micro + zero)[1]) == ["MV104"]
+    assert not plan_text(micro + zero.replace("mlm: 0", "mlm: 1"))[1].problems
+
+
+def test_a_recipe_without_data_is_planned_with_a_warning(plan_text, micro) -> None:
+    plan, report = plan_text(micro, "unset data")
+    assert [problem.code for problem in plan.warnings] == codes(report) == ["MV105"]
 
 
 def test_required_bundles_and_versions(plan_text, micro) -> None:
