@@ -18,7 +18,7 @@ def main() -> None:
     for kind, example in CHANGES.items():  # one list for all three: they are applied in the order given
         option = parser.add_argument(f"--{kind}", dest="changes", action="append", default=[], help=f"e.g. --{kind} {example}")
         option.type, option.metavar = (lambda text, kind=kind: (kind, text)), "CHANGE"
-    parser.add_argument("--out", type=Path, help="run folder, new or empty (default: runs/NAME-DATE-TIME)")
+    parser.add_argument("--out", help="run folder, new or empty (default: runs/NAME-DATE-TIME)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
     arguments = parser.parse_args()
     from medvlp_core import compose, errors, yamlio

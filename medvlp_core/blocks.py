@@ -32,7 +32,7 @@ class InputSpec(SpecBlock):
 class TrainSpec(SpecBlock):
     """The training loop: one of ``steps`` and ``epochs`` gives its length."""
 
-    steps: int | None = param(None, help="optimiser steps", at_least=1)
+    steps: int | None = param(None, help="optimiser steps", at_least=1, at_most=9_999_999)
     epochs: float | None = param(None, help="passes over the training split", above=0)
     batch_size: int = param(32, help="pairs a step", at_least=1)
     learning_rate: float = param(1.5e-4, help="peak learning rate", above=0)

@@ -156,17 +156,21 @@ def build_model(plan: ModelPlan, *, seed: int) -> ComposedModel:
     return model
 
 
-def build_pipeline(plan: ModelPlan, source: DataSource, tokenizer: Tokenizer) -> InputPipeline:
-    """The input pipeline, with image sizes solved from the model."""
+def image_geometry(plan: ModelPlan) -> InputGeometry:
+    """The image sizes that the model asks for, as the composer solved them. Needs no data."""
     dims = plan.dims(INPUTS)
-    geometry = InputGeometry(
+    return InputGeometry(
         channels=dims["C"],
         height=dims["H"],
         width=dims["W"],
         target_height=dims.get("Ht"),
         target_width=dims.get("Wt"),
     )
-    return InputPipeline(source, tokenizer, plan.inputs, geometry)
+
+
+def build_pipeline(plan: ModelPlan, source: DataSource, tokenizer: Tokenizer) -> InputPipeline:
+    """The input pipeline, with image sizes solved from the model."""
+    return InputPipeline(source, tokenizer, plan.inputs, image_geometry(plan))
 
 
 def build_run(plan: ModelPlan, *, seed: int, tokenizer_folder: Path | None = None) -> BuiltRun:

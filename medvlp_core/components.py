@@ -103,13 +103,13 @@ class ParamRules:
             return f"must be one of {', '.join(map(repr, self.one_of))}"
         if isinstance(value, (int, float)):
             if self.at_least is not None and not value >= self.at_least:
-                return f"must be at least {self.at_least:g}"
+                return f"must be at least {self.at_least}"
             if self.at_most is not None and not value <= self.at_most:
-                return f"must be at most {self.at_most:g}"
+                return f"must be at most {self.at_most}"
             if self.above is not None and not value > self.above:
-                return f"must be above {self.above:g}"
+                return f"must be above {self.above}"
             if self.below is not None and not value < self.below:
-                return f"must be below {self.below:g}"
+                return f"must be below {self.below}"
         return None
 
 

@@ -11,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medvlp_core.ops import in_full_precision
+
 # --------------------------------------------------------------------------------------------------------------- whole pairs
 
 
+@in_full_precision
 def symmetric_info_nce(image: Tensor, text: Tensor, scale: Tensor | float, is_ignored: Tensor | None = None) -> Tensor:
     """Contrast matching pairs with the rest: ``1/2 [CE(s) + CE(s^T)]``, ``s = scale * image text^T``, targets on the diagonal.
 
@@ -78,6 +81,7 @@ def tokenwise_attention(patches: Tensor, words: Tensor, temperature: float) -> T
     return _attention(F.normalize(words, dim=-1), F.normalize(patches, dim=-1), None, temperature)
 
 
+@in_full_precision
 def tokenwise_loss(patches: Tensor, words: Tensor, is_word: Tensor, temperature: float, is_same: Tensor | None = None) -> Tensor:
     """Contrast inside each pair, both directions: ``L = 1/2 (L_word + L_patch)``, mean over the pairs that have words.
 
@@ -158,6 +162,7 @@ def gloria_similarity(patches: Tensor, words: Tensor, is_word: Tensor, *, attent
     return fit.masked_fill(~is_word, torch.finfo(fit.dtype).min).logsumexp(dim=-1)
 
 
+@in_full_precision
 def gloria_loss(
     patches: Tensor,
     words: Tensor,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
@@ -23,18 +25,26 @@ def choose_device(name: str | None) -> torch.device:
     """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    hint = f"devices here: {', '.join(usable_devices())}"
     try:
         device = torch.device(name)
+    except RuntimeError as error:
+        raise SpecError(Problem(code="MV104", text=f"there is no device {name!r}", hint=hint)) from error
+    try:
+        if device.type == "meta":
+            raise ValueError("it holds no numbers")
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-        problem = Problem(
-            code="MV104",
-            text=f"device {name!r} cannot be used: {str(error).splitlines()[0]}",
-            hint=f"devices here: {', '.join(['cpu', *gpus])}",
-        )
-        raise SpecError(problem) from error
+    except (RuntimeError, AssertionError, ValueError, ImportError) as error:
+        # torch follows its first sentence with lists of backends and advice to developers.
+        first = textwrap.shorten(re.split(r"\.\s|\n", str(error))[0].rstrip("."), width=100, placeholder=" ...")
+        raise SpecError(Problem(code="MV104", text=f"device {name!r} cannot be used: {first}", hint=hint)) from error
     return device
+
+
+def usable_devices() -> list[str]:
+    """The devices of this machine that torch can compute on: ``cpu``, and its GPUs."""
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 def to_device(batch: T, device: torch.device) -> T:

@@ -101,10 +101,7 @@ class Problem:
 
 
 class MedvlpError(Exception):
-    """Base of every error that medvlp raises on purpose. Carries one or more problems.
-
-    An error that comes out of a data loader process was rebuilt by torch from its text: it has the text, and no ``problems``.
-    """
+    """Base of every error that medvlp raises on purpose. Carries one or more problems."""
 
     def __init__(self, *problems: Problem | str) -> None:
         super().__init__(*problems)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from medvlp_core.batch import DecoderOutput, FusedFeatures, ImageFeatures, MaskPlan, TokenBatch
 
 if TYPE_CHECKING:
+    from medvlp_core.data.pipeline import InputPipeline
     from medvlp_core.evaluate.protocol import Card, EvaluationRun
 
 Dims = Mapping[str, int]
@@ -201,6 +202,13 @@ class Evaluator(ABC):
 
     @abstractmethod
     def __init__(self, spec: Any, dims: Dims) -> None: ...
+
+    @abstractmethod
+    def obstacle(self, pipeline: InputPipeline, split: str) -> str | None:
+        """Why this evaluator cannot work on this data (no such split, a label that nobody has); None if it can.
+
+        Asked before the first training step, with the split that it will look at. Must not read images.
+        """
 
     @abstractmethod
     def evaluate(self, run: EvaluationRun) -> Card:

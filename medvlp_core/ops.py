@@ -5,10 +5,16 @@ Letters: B batch, C channels, H W pixels, N patches, Nv visible patches, L text 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import ParamSpec
+
 import torch
 from torch import Tensor
 
 from medvlp_core.errors import DataError, Problem, SpecError
+
+P = ParamSpec("P")
 
 # ------------------------------------------------------------------------------------------------------------------- pooling
 
@@ -206,3 +212,19 @@ def sum_word_pieces(tokens: Tensor, word_ids: Tensor, is_scored: Tensor) -> tupl
 def at_least_float32(x: Tensor) -> Tensor:
     """Half precision becomes float32, float64 stays: losses need more than half precision."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def in_full_precision(loss: Callable[P, Tensor]) -> Callable[P, Tensor]:
+    """Decorator for a loss whose first argument is a tensor: no autocast inside, half-precision arguments become float32.
+
+    Similarities are multiplied by factors of up to 100 before a softmax; in half precision that changes the loss visibly.
+    """
+
+    @functools.wraps(loss)
+    def wrapped(*args: P.args, **kwargs: P.kwargs) -> Tensor:
+        lifted = [at_least_float32(one) if isinstance(one, Tensor) and one.is_floating_point() else one for one in args]
+        assert isinstance(args[0], Tensor)
+        with torch.autocast(args[0].device.type, enabled=False):
+            return loss(*lifted, **kwargs)  # type: ignore[arg-type]
+
+    return wrapped

@@ -35,6 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(arguments)
     except MedvlpError as error:
         print_problems(error.problems, sys.stderr)
+        if not error.problems:  # raised with plain text, or with nothing at all
+            print(str(error) or type(error).__name__, file=sys.stderr)
         return 1
     except BrokenPipeError:
         # The reader of a pipe went away (`medvlp list | head`): nothing is wrong, and nothing more can be written.

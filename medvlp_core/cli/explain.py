@@ -6,11 +6,15 @@ import argparse
 from collections.abc import Iterator
 
 from medvlp_core.cli.common import add_recipe_arguments, columns, number, plan_or_complain
+from medvlp_core.cli.folding import print_folded
 from medvlp_core.cli.show import yaml_value
 from medvlp_core.components import Role, params_of
 from medvlp_core.contract import Symbol, TensorSpec
 from medvlp_core.plan import ModelPlan
-from medvlp_core.wiring import INPUTS, PortKey, Step
+from medvlp_core.wiring import INPUTS, PlannedComponent, PortKey, Step
+
+#: A value with more characters than this stands outside the columns.
+LONG_VALUE = 32
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,9 +28,9 @@ def run(arguments: argparse.Namespace) -> int:
     plan = plan_or_complain(arguments)
     if plan is None:
         return 1
-    print("\n".join(explanation(plan)))
-    if arguments.build:
-        print("\n".join(["", "trainable parameters", *parameter_counts(plan)]))
+    print_folded(explanation(plan))
+    counts = parameter_counts(plan) if arguments.build else ["  not counted; --build builds the model and counts them"]
+    print_folded(["", "trainable parameters", *counts])
     return 0
 
 
@@ -35,10 +39,14 @@ def explanation(plan: ModelPlan) -> Iterator[str]:
     yield f"recipe {plan.name}"
     yield ""
     yield "components"
-    yield from component_lines(plan)
+    for component in plan.components.values():
+        if component.role is not Role.EVALUATOR:
+            yield from component_lines(plan, component)
+            if dims := dimension_text(plan, component.path):
+                yield f"      dimensions: {dims}"
     for path, block in (("inputs", plan.inputs), ("train", plan.train)):
         yield f"  {path}"
-        yield from columns(value_rows(plan, path, block), indent="      ")
+        yield from value_lines(plan, path, block)
     yield ""
     yield "one training step"
     yield from step_lines(plan)
@@ -49,9 +57,11 @@ def explanation(plan: ModelPlan) -> Iterator[str]:
     if plan.evaluators or plan.skipped:
         yield ""
         yield "evaluators"
-        rows = [(slot, one.name, "") for slot, one in plan.evaluators.items()]
-        rows += [(one.path.rpartition(".")[2], one.name, f"skipped: {one.reason}") for one in plan.skipped]
-        yield from columns(rows)
+        reasons = {one.path: one.reason for one in plan.skipped}
+        for component in plan.of_role(Role.EVALUATOR).values():
+            yield from component_lines(plan, component)
+            if component.path in reasons:
+                yield f"      skipped: {reasons[component.path]}"
 
 
 def origin(plan: ModelPlan, path: str) -> str:
@@ -60,23 +70,20 @@ def origin(plan: ModelPlan, path: str) -> str:
     return str(position) if position is not None else "default"
 
 
-def value_rows(plan: ModelPlan, path: str, block: object) -> list[tuple[str, str, str]]:
-    """Every parameter of a block: name, value, origin."""
+def value_lines(plan: ModelPlan, path: str, block: object) -> list[str]:
+    """Every parameter of a block: name, value, origin. A long value does not push the other origins aside."""
     names = [param.name for param in params_of(type(block))]
-    return [(name, yaml_value(getattr(block, name)), origin(plan, f"{path}.{name}")) for name in names]
+    values = {name: yaml_value(getattr(block, name)) for name in names}
+    widest = max((len(value) for value in values.values() if len(value) <= LONG_VALUE), default=0)
+    return columns([(name, f"{values[name]:<{widest}}  {origin(plan, f'{path}.{name}')}") for name in names], indent="      ")
 
 
-def component_lines(plan: ModelPlan) -> Iterator[str]:
-    """Each component with its parameters and its solved dimensions."""
-    for path, component in plan.components.items():
-        if component.role is Role.EVALUATOR:
-            continue
-        distribution = plan.host.components.distribution(component.name)
-        brought = f"  (from {distribution})" if distribution else ""
-        yield f"  {path}: {component.name}{brought}"
-        yield from columns(value_rows(plan, path, component.spec), indent="      ")
-        if dims := dimension_text(plan, path):
-            yield f"      dimensions: {dims}"
+def component_lines(plan: ModelPlan, component: PlannedComponent) -> Iterator[str]:
+    """A component, where it comes from, and its parameters."""
+    distribution = plan.host.components.distribution(component.name)
+    brought = f"  (from {distribution})" if distribution else ""
+    yield f"  {component.path}: {component.name}{brought}"
+    yield from value_lines(plan, component.path, component.spec)
 
 
 def dimension_text(plan: ModelPlan, path: str) -> str:

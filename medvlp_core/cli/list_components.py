@@ -1,4 +1,4 @@
-"""``medvlp list``: what is installed, by role, and which plugins are broken."""
+"""``medvlp list``: what is installed, by role, where it comes from, and which plugins are broken."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import inspect
 import sys
 
 from medvlp_core.cli.common import columns, print_problems
+from medvlp_core.cli.folding import print_folded
 from medvlp_core.components import Role
 
 
@@ -20,23 +21,22 @@ def run(arguments: argparse.Namespace) -> int:
     from medvlp_core.plugins import load_plugins
 
     host = load_plugins()
-    names = list(host.components)
-    rows = {
-        name: (name, host.components.distribution(name), (inspect.getdoc(host.components[name]) or "").splitlines()[0])
-        for name in names
-    }
-    aligned = dict(zip(names, columns([rows[name] for name in names]), strict=True))
+    longest = max(map(len, host.components), default=0)
     for role in Role:
         found = host.components.of_role(role)
         if arguments.role not in (None, role.value) or not (found or arguments.role):
             continue
         print(f"{role}:" if found else f"{role}: none")
-        for name in found:
-            print(aligned[name])
+        about = {name: (inspect.getdoc(kind) or "").splitlines()[0] for name, kind in found.items()}
+        print_folded((f"  {name:<{longest}}  {text}" for name, text in about.items()), hang=longest + 4)
     if host.presets and arguments.role is None:
         print("presets:")
         for name in sorted(host.presets):
             print(f"  {name}")
+    brought = [(one.namespace, f"{one.distribution} {one.version}") for one in host.plugins if one.distribution]
+    if brought and arguments.role is None:
+        print("bundles:")
+        print("\n".join(columns(sorted(brought))))
     if host.broken:
         print("broken plugins, left out:", file=sys.stderr)
         print_problems((broken.problem for broken in host.broken), sys.stderr)

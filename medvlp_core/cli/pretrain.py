@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from medvlp_core.cli.common import add_recipe_arguments, plan_or_complain
 
@@ -11,7 +10,7 @@ from medvlp_core.cli.common import add_recipe_arguments, plan_or_complain
 def configure(parser: argparse.ArgumentParser) -> None:
     """The recipe, where to write and where to compute."""
     add_recipe_arguments(parser)
-    parser.add_argument("--out", metavar="DIR", type=Path, help="run folder, new or empty (default: runs/NAME-DATE-TIME)")
+    parser.add_argument("--out", metavar="DIR", help="run folder, new or empty (default: runs/NAME-DATE-TIME)")
     parser.add_argument("--device", metavar="D", help="torch device, e.g. cpu or cuda:0 (default: the GPU if there is one)")
 
 

@@ -71,9 +71,8 @@ def default_text(param: Param) -> str:
 
 def yaml_value(value: Any) -> str:
     """A value as it stands in a recipe, on one line."""
-    return (
-        dump_yaml({"value": list(value) if isinstance(value, tuple) else value}).removeprefix("value:").strip().replace("\n", " ")
-    )
+    text = dump_yaml({"value": list(value) if isinstance(value, tuple) else value}).removeprefix("value:")
+    return " ".join(line.strip() for line in text.strip().splitlines())
 
 
 def range_text(param: Param) -> str:
@@ -82,10 +81,10 @@ def range_text(param: Param) -> str:
     if rules.one_of is not None:
         return " | ".join(map(str, rules.one_of))
     parts = [
-        f"at least {rules.at_least:g}" if rules.at_least is not None else "",
-        f"above {rules.above:g}" if rules.above is not None else "",
-        f"at most {rules.at_most:g}" if rules.at_most is not None else "",
-        f"below {rules.below:g}" if rules.below is not None else "",
+        f"at least {rules.at_least}" if rules.at_least is not None else "",
+        f"above {rules.above}" if rules.above is not None else "",
+        f"at most {rules.at_most}" if rules.at_most is not None else "",
+        f"below {rules.below}" if rules.below is not None else "",
     ]
     return ", ".join(filter(None, parts))
 

@@ -22,7 +22,7 @@ _DEEP_GRAY_MODES = ("I", "I;16", "I;16L", "I;16B", "I;16N")
 _COLOUR_MODES = ("RGB", "RGBA", "LA", "PA", "P", "1", "YCbCr", "CMYK", "RGBX", "RGBa", "La")
 
 
-def read_gray(path: Path, *, at_least: int | None = None) -> GrayArray:
+def read_gray(path: str | Path, *, at_least: int | None = None) -> GrayArray:
     """Read a PNG or JPEG (8 or 16 bit; gray, colour, palette, with or without alpha) as one channel.
 
     16-bit values are divided by 65,535, colour becomes luma, transparent pixels black. ``at_least``: the smallest side in pixels
@@ -35,6 +35,7 @@ def read_gray(path: Path, *, at_least: int | None = None) -> GrayArray:
     Raises:
         DataError: the file is missing, empty, truncated, not an image, too large or of a kind that has no gray values (MV501).
     """
+    path = Path(path)
     try:
         with Image.open(path) as image:
             if at_least is not None:

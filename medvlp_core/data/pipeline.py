@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,13 +16,13 @@ from medvlp_core.blocks import InputSpec
 from medvlp_core.data.images import GrayArray, read_gray, reduce_to
 from medvlp_core.data.records import list_splits, no_such_split
 from medvlp_core.data.transforms import ImageTransform, InputGeometry
-from medvlp_core.errors import DataError, Problem
+from medvlp_core.errors import DataError, MedvlpError, Problem
 from medvlp_core.interfaces import DataSource, Record, Tokenizer
 
 if TYPE_CHECKING:
     from torchdata.stateful_dataloader import StatefulDataLoader
 
-__all__ = ["ImageTextDataset", "ImageTextItem", "InputGeometry", "InputPipeline"]
+__all__ = ["BatchLoader", "ImageTextDataset", "ImageTextItem", "InputGeometry", "InputPipeline"]
 
 
 class ImageTextItem(NamedTuple):
@@ -91,6 +91,61 @@ class Collate:
         )
 
 
+class BatchSource(Dataset[ImageTextItem]):
+    """Makes whole batches for a data loader, and hands our errors on instead of raising them.
+
+    torch rebuilds an exception that leaves a data loader process from its text and traceback; its problems would be lost.
+    """
+
+    def __init__(self, dataset: ImageTextDataset, collate: Collate) -> None:
+        self.dataset = dataset
+        self.collate = collate
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitems__(self, indices: Sequence[int]) -> ImageTextBatch | MedvlpError:
+        """The batch of some pairs, or the error that kept it from being made. torch calls this, if there is one, for a batch."""
+        try:
+            return self.collate([self.dataset[index] for index in indices])
+        except MedvlpError as error:
+            return error
+
+
+def _as_it_is(batch: ImageTextBatch | MedvlpError) -> ImageTextBatch | MedvlpError:
+    return batch
+
+
+class BatchLoader:
+    """Batches of one split, epoch after epoch. An error in a data loader process is raised here as it was there."""
+
+    def __init__(self, loader: StatefulDataLoader[Any]) -> None:
+        self._loader = loader
+
+    def __len__(self) -> int:
+        """Batches of one epoch."""
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[ImageTextBatch]:
+        """The batches of one epoch.
+
+        Raises:
+            DataError: an image cannot be read (MV501), or the tokenizer fails (MV506).
+        """
+        for batch in self._loader:
+            if isinstance(batch, MedvlpError):
+                raise batch
+            yield batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position in the epoch, for :meth:`load_state_dict`."""
+        return self._loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another loader of the same split stopped."""
+        self._loader.load_state_dict(state)
+
+
 class InputPipeline:
     """Everything between a data source and the model. Records without a text are left out: they are no pairs."""
 
@@ -125,12 +180,10 @@ class InputPipeline:
             self._datasets[key] = ImageTextDataset(self.records(split), transform, keeps_images=self.inputs.cache_images)
         return self._datasets[key]
 
-    def loader(
-        self, split: str, *, batch_size: int, is_training: bool, seed: int = 0, workers: int = 0
-    ) -> StatefulDataLoader[ImageTextBatch]:
+    def loader(self, split: str, *, batch_size: int, is_training: bool, seed: int = 0, workers: int = 0) -> BatchLoader:
         """Batches of a split; the loader's ``state_dict`` resumes in the middle of an epoch.
 
-        Training: in an order drawn from ``seed``, new in every epoch; an incomplete last batch is dropped unless it is the only.
+        Training: in an order drawn from ``seed``, new in every epoch; an incomplete last batch is dropped.
         Evaluation: all pairs in the order of :meth:`records`. Crops are drawn from torch's global random state.
         """
         from torchdata.stateful_dataloader import StatefulDataLoader  # slow to import
@@ -139,16 +192,17 @@ class InputPipeline:
         with warnings.catch_warnings():
             # torchdata 0.11 calls a function of torch that newer versions warn about; a user can do nothing about it
             warnings.filterwarnings("ignore", message=".*set_vital", category=UserWarning)
-            return StatefulDataLoader(
-                dataset,
+            loader = StatefulDataLoader(
+                BatchSource(dataset, Collate(self.tokenizer)),
                 batch_size=batch_size,
                 shuffle=is_training,
-                drop_last=is_training and len(dataset) >= batch_size,
+                drop_last=is_training,
                 generator=torch.Generator().manual_seed(seed),
-                collate_fn=Collate(self.tokenizer),
+                collate_fn=_as_it_is,
                 num_workers=workers,
                 persistent_workers=workers > 0,
             )
+        return BatchLoader(loader)
 
     def fit_tokenizer(self) -> None:
         """Let the tokenizer learn its vocabulary from the texts of the training split."""

@@ -11,7 +11,7 @@ import attrs
 import torch
 
 from medvlp_core.contract import Symbol
-from medvlp_core.errors import Problem, SpecError
+from medvlp_core.errors import DataError, Problem, SpecError
 
 if TYPE_CHECKING:
     from medvlp_core.data.pipeline import InputPipeline
@@ -19,8 +19,13 @@ if TYPE_CHECKING:
     from medvlp_core.plan import ModelPlan
     from medvlp_core.wiring import PlannedComponent, Provider
 
+#: The held-out split is the first of these that the data has.
+HELD_OUT = ("test", "val")
+#: With fewer items an interval says little, and a verdict nothing.
+LEAST_ITEMS = 10
+
 Interval = tuple[float, float]
-Verdict = Literal["beats", "within noise", "does not beat"]
+Verdict = Literal["beats", "within noise", "does not beat", "too few"]
 
 
 @attrs.frozen(kw_only=True)
@@ -28,13 +33,15 @@ class Row:
     """One measured number beside its trivial baselines.
 
     ``count``: items behind the number. ``interval``: its 95 % interval. ``gain_intervals``: 95 % intervals of the *improvement*
-    over a baseline that was measured on the same items; far narrower than comparing two separate intervals.
+    over a baseline that was measured on the same items; far narrower than comparing two separate intervals. ``resampled``: how
+    many independent items the intervals draw from, where they are fewer than ``count`` (the reports of hidden words).
     """
 
     metric: str
     value: float
     is_higher_better: bool = True
     count: int
+    resampled: int | None = None
     interval: Interval | None = None
     baselines: dict[str, float] = attrs.field(factory=dict)
     gain_intervals: dict[str, Interval | None] = attrs.field(factory=dict)
@@ -46,7 +53,12 @@ class Row:
         return difference if self.is_higher_better else -difference
 
     def verdict(self, baseline: str) -> Verdict:
-        """``beats`` only if the interval clears the baseline too; ``within noise`` if it is better but not clearly."""
+        """``beats`` only if the interval clears the baseline too; ``within noise`` if it is better but not clearly.
+
+        ``too few``: fewer than ten items stand behind the number.
+        """
+        if (self.count if self.resampled is None else self.resampled) < LEAST_ITEMS:
+            return "too few"
         gain = self.gain(baseline)
         if not gain > 0:  # also for NaN
             return "does not beat"
@@ -75,6 +87,29 @@ class Card:
         for row, plain in zip(self.rows, card["rows"], strict=True):
             plain["verdicts"] = {name: row.verdict(name) for name in row.baselines}
         return _finite(card)
+
+
+def held_out_split(pipeline: InputPipeline) -> str:
+    """``test``, else ``val``; ``test`` too if the data has neither, which :func:`split_obstacle` then says."""
+    return next((split for split in HELD_OUT if split in pipeline.source.splits()), HELD_OUT[0])
+
+
+def split_obstacle(pipeline: InputPipeline, split: str) -> str | None:
+    """Why there is no image-text pair in ``split``; None if there is one. For :meth:`Evaluator.obstacle`."""
+    try:
+        pipeline.records(split)
+    except DataError as error:
+        existing = pipeline.source.splits()
+        if split in HELD_OUT and not set(HELD_OUT) & set(existing):
+            return f"the data has no held-out split ({' or '.join(HELD_OUT)}), only {', '.join(existing)}"
+        return reason_of(error)
+    return None
+
+
+def reason_of(error: DataError) -> str:
+    """The first problem of an error, with its hint, in one line."""
+    problem = error.problems[0]
+    return f"{problem.text}; {problem.hint}" if problem.hint else problem.text
 
 
 def _finite(value: Any) -> Any:

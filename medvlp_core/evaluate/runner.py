@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -15,20 +15,47 @@ from medvlp_core.build import build_component
 from medvlp_core.errors import MedvlpError
 from medvlp_core.evaluate.protocol import Card, EvaluationRun
 from medvlp_core.interfaces import Evaluator
+from medvlp_core.plan import ModelPlan, SkippedEvaluator
+
+if TYPE_CHECKING:
+    from medvlp_core.data.pipeline import InputPipeline
 
 
-def evaluate_all(run: EvaluationRun, *, on_done: Callable[[Card, float], None]) -> tuple[Card, ...]:
+def find_obstacles(plan: ModelPlan, pipeline: InputPipeline, split: str) -> tuple[SkippedEvaluator, ...]:
+    """The evaluators that cannot work on this data, each with its reason. Asked before anything is trained."""
+    found = []
+    for component in plan.evaluators.values():
+        evaluator: Evaluator = build_component(plan, component)
+        if (reason := evaluator.obstacle(pipeline, split)) is not None:
+            found.append(SkippedEvaluator(component.path, component.name, reason))
+    return tuple(found)
+
+
+def by_reason(skipped: Iterable[SkippedEvaluator]) -> list[tuple[str, str]]:
+    """``(names, reason)``: evaluators with the same reason are said together."""
+    names: dict[str, list[str]] = {}
+    for one in skipped:
+        names.setdefault(one.reason, []).append(one.path)
+    return [(", ".join(paths), reason) for reason, paths in names.items()]
+
+
+def evaluate_all(
+    run: EvaluationRun, unable: Iterable[SkippedEvaluator] = (), *, on_done: Callable[[Card, float], None]
+) -> tuple[Card, ...]:
     """One card for each evaluator that applies, in the recipe's order; ``on_done(card, seconds)`` follows each.
 
-    An evaluator that cannot answer (a label that nobody has) gives a card with its problem; the others still run. The model's
-    mode and torch's random state are put back.
+    Those in ``unable`` (see :func:`find_obstacles`) are left out. An evaluator that fails all the same gives a card with its
+    problem; the others still run. The model's mode and torch's random state are put back.
     """
     cards = []
+    left_out = {one.path for one in unable}
     run.folder.mkdir(parents=True, exist_ok=True)
     was_training = run.model.training
     run.model.eval()
     try:
         for slot, component in run.plan.evaluators.items():
+            if component.path in left_out:
+                continue
             started = time.perf_counter()
             evaluator: Evaluator = build_component(run.plan, component)
             try:
@@ -43,11 +70,12 @@ def evaluate_all(run: EvaluationRun, *, on_done: Callable[[Card, float], None]) 
     return tuple(cards)
 
 
-def write_cards(path: Path, run: EvaluationRun, cards: tuple[Card, ...]) -> None:
+def write_cards(path: Path, run: EvaluationRun, cards: tuple[Card, ...], unable: Iterable[SkippedEvaluator] = ()) -> None:
     """Save the cards and what was skipped as JSON."""
+    skipped = (*run.plan.skipped, *unable)
     document: dict[str, Any] = {
         "split": run.split,
         "results": [card.as_json() for card in cards],
-        "skipped": [{"evaluator": one.path, "component": one.name, "reason": one.reason} for one in run.plan.skipped],
+        "skipped": [{"evaluator": one.path, "component": one.name, "reason": one.reason} for one in skipped],
     }
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -12,11 +12,14 @@ import attrs
 import safetensors
 import safetensors.torch
 import torch
+from torch import Tensor
 
 import medvlp_core
-from medvlp_core.build import build_model, build_pipeline, build_source, build_tokenizer
+from medvlp_core.build import build_model, build_pipeline, build_source, build_tokenizer, image_geometry
 from medvlp_core.compose import plan_recipe
+from medvlp_core.data.images import read_gray
 from medvlp_core.data.pipeline import InputPipeline
+from medvlp_core.data.transforms import ImageTransform
 from medvlp_core.errors import DataError, Problem
 from medvlp_core.interfaces import Tokenizer
 from medvlp_core.model import ComposedModel
@@ -36,6 +39,7 @@ def save_checkpoint(folder: Path, *, plan: ModelPlan, model: ComposedModel, toke
     (partial / TOKENIZER).mkdir(parents=True)
     safetensors.torch.save_model(model, str(partial / WEIGHTS))
     (partial / RECIPE).write_text(plan.resolved_yaml(), encoding="utf-8")
+    shutil.copymode(partial / RECIPE, partial / WEIGHTS)  # safetensors makes files that nobody else may read, whatever the umask
     tokenizer.save(partial / TOKENIZER)
     versions = {"medvlp": medvlp_core.__version__, "torch": torch.__version__}
     text = json.dumps({"format": FORMAT, **facts, "versions": versions}, indent=2)
@@ -62,6 +66,23 @@ class LoadedRun:
         """The input pipeline of the run, with its data. The data of the recipe must exist on this machine."""
         return build_pipeline(self.plan, build_source(self.plan), self.tokenizer)
 
+    def image_transform(self) -> ImageTransform:
+        """The transform that evaluation uses (centre crop, nothing random), from the recipe alone: needs no data."""
+        return ImageTransform(self.plan.inputs, image_geometry(self.plan), is_training=False)
+
+    def read_image(self, path: str | Path) -> Tensor:
+        """One image file as the model expects it, on the model's device.
+
+        Shape:
+            (1, C, H, W).
+
+        Raises:
+            DataError: the file is no image that can be read (MV501).
+        """
+        transform = self.image_transform()
+        image, _ = transform(read_gray(path, at_least=transform.least_side))
+        return image[None].to(next(self.model.parameters()).device)
+
 
 def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> LoadedRun:
     """Load a trained model from a run folder (its newest checkpoint) or from one checkpoint's folder. Needs no training data.
@@ -72,7 +93,7 @@ def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Loade
 
     Example:
         >>> run = load_run("runs/mpma_small-20260101-120000")  # doctest: +SKIP
-        >>> features = run.model.encode_image(images)  # doctest: +SKIP
+        >>> features = run.model.encode_image(run.read_image("film.png"))  # doctest: +SKIP
     """
     folder = find_checkpoint(Path(folder))
     facts = _read_facts(folder / FACTS)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
 
 import torch
 
@@ -13,10 +12,13 @@ from medvlp_core.batch import ImageTextBatch, StepOutput
 from medvlp_core.blocks import TrainSpec
 from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.device import autocast, to_device
-from medvlp_core.errors import DataError, MedvlpError, Problem
+from medvlp_core.errors import DataError, MedvlpError, Problem, SpecError
 from medvlp_core.model import ComposedModel
 from medvlp_core.train.events import Observer, StepDone
 from medvlp_core.train.optim import learning_rate_at, make_optimizer
+
+#: Names of checkpoints hold a step in seven digits, so that they sort by step.
+MAX_STEPS = 9_999_999
 
 #: Code of the error for a loss or gradient that is not finite.
 NOT_FINITE = "MV601"
@@ -45,7 +47,7 @@ def train(
     scaler = torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16")
     clock = time.perf_counter()
 
-    for step, (epoch, batch) in enumerate(islice(endless(loader), steps)):
+    for step, (epoch, batch) in zip(range(steps), endless(loader), strict=False):
         learning_rate = learning_rate_at(step, steps, peak=spec.learning_rate, warmup_fraction=spec.warmup_fraction)
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
@@ -89,6 +91,7 @@ def count_steps(spec: TrainSpec, steps_per_epoch: int) -> int:
 
     Raises:
         DataError: the training split does not fill one batch (MV503).
+        SpecError: they are more than :data:`MAX_STEPS` (MV104).
     """
     if steps_per_epoch == 0:
         problem = Problem(
@@ -97,10 +100,22 @@ def count_steps(spec: TrainSpec, steps_per_epoch: int) -> int:
             hint="lower train.batch_size",
         )
         raise DataError(problem)
+    check_length(spec, steps_per_epoch)
     if spec.steps is not None:
         return spec.steps
     assert spec.epochs is not None  # TrainSpec: exactly one of the two
     return max(1, round(spec.epochs * steps_per_epoch))
+
+
+def check_length(spec: TrainSpec, steps_per_epoch: int = 1) -> None:
+    """Refuse epochs that nobody can wait for, as TrainSpec does with steps. An epoch has at least one step, so most are found before the data are known.
+
+    Raises:
+        SpecError: the steps are more than :data:`MAX_STEPS` (MV104).
+    """
+    if (spec.epochs or 0) * steps_per_epoch > MAX_STEPS:
+        text = f"train: epochs={spec.epochs:g} is longer than a run can be"
+        raise SpecError(Problem(code="MV104", text=text, hint=f"at most {MAX_STEPS} optimiser steps, in all epochs together"))
 
 
 def endless(loader: Iterable[ImageTextBatch]) -> Iterator[tuple[int, ImageTextBatch]]:

@@ -3,11 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from medvlp_core.train.events import Event, StepDone
+
+
+class StepWindow:
+    """Collects the steps of one line: those since the line before. Lines come at step 1, every ``every`` steps and at the end."""
+
+    def __init__(self, every: int) -> None:
+        self._every = every
+        self._pending: list[StepDone] = []
+
+    def add(self, event: StepDone) -> tuple[StepDone, ...] | None:
+        """Take one step; the steps of the line that it ends, oldest first, or None if it ends none."""
+        self._pending.append(event)
+        if event.step != 1 and event.step % self._every != 0 and event.step != event.steps:
+            return None
+        steps = tuple(self._pending)
+        self._pending.clear()
+        return steps
+
+
+def mean_losses(steps: Sequence[StepDone]) -> dict[str, float]:
+    """Every loss term, averaged over some steps."""
+    return {name: sum(event.losses[name] for event in steps) / len(steps) for name in steps[-1].losses}
 
 
 class MetricsFile:
@@ -19,8 +42,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, *, log_every_steps: int) -> None:
         self._file = path.open("w", encoding="utf-8", buffering=1)
-        self._every = log_every_steps
-        self._pending: list[StepDone] = []
+        self._window = StepWindow(log_every_steps)
         self._seconds = 0.0
 
     def __enter__(self) -> MetricsFile:
@@ -33,23 +55,21 @@ class MetricsFile:
         """Take one step; write a line when it is time."""
         if not isinstance(event, StepDone):
             return
-        self._pending.append(event)
         self._seconds += event.seconds
-        if event.step == 1 or event.step % self._every == 0 or event.step == event.steps:
-            self._file.write(json.dumps(self._line(event)) + "\n")
-            self._pending.clear()
+        if steps := self._window.add(event):
+            self._file.write(json.dumps(self._line(steps)) + "\n")
 
-    def _line(self, last: StepDone) -> dict[str, Any]:
-        count = len(self._pending)
-        seconds = sum(event.seconds for event in self._pending)
+    def _line(self, steps: Sequence[StepDone]) -> dict[str, Any]:
+        last, count = steps[-1], len(steps)
+        seconds = sum(event.seconds for event in steps)
         return {
             "step": last.step,
             "epoch": last.epoch,
-            "total": sum(event.total for event in self._pending) / count,
-            "losses": {name: sum(event.losses[name] for event in self._pending) / count for name in last.losses},
+            "total": sum(event.total for event in steps) / count,
+            "losses": mean_losses(steps),
             "lr": last.learning_rate,
-            "grad_norm": sum(event.grad_norm for event in self._pending) / count,
-            "pairs_per_second": sum(event.pairs for event in self._pending) / max(seconds, 1e-9),
+            "grad_norm": sum(event.grad_norm for event in steps) / count,
+            "pairs_per_second": sum(event.pairs for event in steps) / max(seconds, 1e-9),
             "seconds": self._seconds,
             "steps_averaged": count,
         }

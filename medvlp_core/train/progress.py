@@ -1,21 +1,40 @@
-"""What a user sees while a run trains: a progress bar on a terminal, plain lines elsewhere."""
+"""What a user sees while a run trains: a bar and the losses on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
+import textwrap
 from collections import deque
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+from rich.text import Text
 
 from medvlp_core.train.events import CheckpointSaved, Evaluated, Event, StepDone
+from medvlp_core.train.metrics_file import StepWindow, mean_losses
 
-WINDOW = 30  # steps that throughput and shown losses are averaged over
+WINDOW = 30  # steps that throughput and the time left are averaged over
+
+
+class TwoPartBar(Progress):
+    """A bar over the whole width, and below it as many lines of text as are needed."""
+
+    losses = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """The bar, then the losses."""
+        yield self.make_tasks_table(self.tasks)
+        if self.losses:
+            yield Text(wrap_losses(self.losses, self.console.width))
 
 
 class ProgressDisplay:
-    """An observer that shows losses, pairs per second and the time left. Use it as a context manager.
+    """An observer that shows the step, pairs per second, the time left and the losses. Use it as a context manager.
+
+    The losses are those of the newest line of ``metrics.jsonl``: means over the steps since the line before. On a terminal the bar
+    gives way to its last state in plain text as soon as the last step is done, or training stops.
 
     Example:
         >>> with ProgressDisplay(Console(), log_every_steps=10) as display:  # doctest: +SKIP
@@ -24,17 +43,17 @@ class ProgressDisplay:
 
     def __init__(self, console: Console, *, log_every_steps: int) -> None:
         self.console = console
-        self.log_every_steps = log_every_steps
+        self._window = StepWindow(log_every_steps)
         self._recent: deque[StepDone] = deque(maxlen=WINDOW)
-        self._bar = Progress(
-            TextColumn("[bold]step"),
+        self._bar = TwoPartBar(
+            TextColumn("step"),
             MofNCompleteColumn(),
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=None),
             TextColumn("{task.description}"),
-            TimeElapsedColumn(),
             console=console,
             disable=not console.is_terminal,
-            transient=False,
+            expand=True,
+            transient=True,
         )
         self._task: TaskID | None = None
 
@@ -43,7 +62,7 @@ class ProgressDisplay:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._bar.stop()
+        self._finish()
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
@@ -56,22 +75,52 @@ class ProgressDisplay:
 
     def _step(self, event: StepDone) -> None:
         self._recent.append(event)
-        text = summary(tuple(self._recent))
+        steps = self._window.add(event)
+        if steps:
+            self._bar.losses = losses_text(steps)
         if self.console.is_terminal:
             if self._task is None:
                 self._task = self._bar.add_task("", total=event.steps)
-            self._bar.update(self._task, completed=event.step, description=text)
-        elif event.step == 1 or event.step % self.log_every_steps == 0 or event.step == event.steps:
-            self.console.print(f"step {event.step}/{event.steps}  {text}", markup=False, soft_wrap=True)
+            self._bar.update(self._task, completed=event.step, description=pace_text(self._recent))
+            if event.step == event.steps:
+                self._finish()
+        elif steps:
+            text = f"step {event.step}/{event.steps}  {pace_text(self._recent)}  {self._bar.losses}"
+            self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _finish(self) -> None:
+        """Take the bar away and leave its last state as text, once."""
+        self._bar.stop()
+        if self._task is None:
+            return
+        self._task = None
+        last = self._recent[-1]
+        self.console.print(f"step {last.step}/{last.steps}  {pace_text(self._recent)}", markup=False, highlight=False)
+        text = wrap_losses(self._bar.losses, self.console.width)
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
-def summary(recent: tuple[StepDone, ...]) -> str:
-    """Losses and throughput averaged over ``recent`` steps, and the time left at that pace."""
+def pace_text(recent: Sequence[StepDone]) -> str:
+    """Epoch, throughput over ``recent`` steps, and the time left at that pace."""
     last = recent[-1]
     # The first step pays for memory and compilation; it would spoil every estimate that contains it.
     timed = [event for event in recent if event.step > 1] or list(recent)
     seconds = sum(event.seconds for event in timed)
     left = timedelta(seconds=round((last.steps - last.step) * seconds / len(timed)))
-    losses = "  ".join(f"{name} {sum(event.losses[name] for event in recent) / len(recent):.3f}" for name in last.losses)
     pace = sum(event.pairs for event in timed) / max(seconds, 1e-9)
-    return f"epoch {last.epoch}  {losses}  {pace:.0f} pairs/s  ETA {left}"
+    return f"epoch {last.epoch}  {pace:.0f} pairs/s  ETA {left}"
+
+
+def losses_text(steps: Sequence[StepDone]) -> str:
+    """``losses, mean of steps 11-20: gla.global 1.234  report.mlm 5.678``."""
+    first, last = steps[0].step, steps[-1].step
+    head = f"losses, mean of steps {first}-{last}: " if len(steps) > 1 else f"losses of step {last}: "
+    return head + "  ".join(f"{name} {value:.3f}" for name, value in mean_losses(steps).items())
+
+
+def wrap_losses(text: str, width: int) -> str:
+    """:func:`losses_text` in lines that fit; a loss stays together with its number."""
+    head, _, losses = text.partition(": ")
+    glued = "  ".join(one.replace(" ", "\xa0") for one in losses.split("  "))
+    wrapper = textwrap.TextWrapper(max(width - 1, 20), subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+    return wrapper.fill(f"{head}: {glued}").replace("\xa0", " ")

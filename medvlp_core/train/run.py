@@ -12,7 +12,10 @@
 
 from __future__ import annotations
 
+import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 
@@ -21,21 +24,26 @@ import torch
 from rich.console import Console
 
 from medvlp_core.build import BuiltRun, build_run
+from medvlp_core.contract import Symbol
 from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.device import autocast, choose_device
 from medvlp_core.errors import DataError, Problem
-from medvlp_core.evaluate.protocol import Card, EvaluationRun
-from medvlp_core.evaluate.runner import evaluate_all, write_cards
+from medvlp_core.evaluate.baseline import calibrate
+from medvlp_core.evaluate.protocol import Card, EvaluationRun, held_out_split
+from medvlp_core.evaluate.runner import by_reason, evaluate_all, find_obstacles, write_cards
 from medvlp_core.evaluate.table import print_cards
+from medvlp_core.model import ComposedModel
 from medvlp_core.plan import ModelPlan
-from medvlp_core.train.checkpoint import save_checkpoint
+from medvlp_core.train.checkpoint import RECIPE, save_checkpoint
 from medvlp_core.train.events import CheckpointSaved, Evaluated, Event, RunFinished
-from medvlp_core.train.loop import train
+from medvlp_core.train.loop import check_length, train
 from medvlp_core.train.metrics_file import MetricsFile, read_metrics
 from medvlp_core.train.progress import ProgressDisplay
 
-#: The held-out split is the first of these that the data has.
-HELD_OUT = ("test", "val")
+METRICS = "metrics.jsonl"
+
+#: So many training texts are counted at the start: a few seconds at most.
+COUNTED_TEXTS = 10_000
 
 
 @attrs.frozen(kw_only=True)
@@ -53,28 +61,34 @@ class RunResult:
         return tuple(f"{card.evaluator}: {card.problem}" for card in self.cards if card.problem)
 
 
-def pretrain(plan: ModelPlan, *, out: Path | None = None, device: str | None = None, console: Console | None = None) -> RunResult:
+def pretrain(
+    plan: ModelPlan, *, out: str | Path | None = None, device: str | None = None, console: Console | None = None
+) -> RunResult:
     """Build what ``plan`` says, train it, save it, check it on the held-out split.
 
     ``out`` is the run folder (default ``runs/NAME-DATE-TIME``; it must be new or empty), ``device`` a torch device (default: the
-    GPU if there is one).
+    GPU if there is one). Nothing is written before all is built, and nothing stays of a run that fails before its first step.
 
     Raises:
-        DataError: the run folder is not empty (MV508), or data cannot be read (MV5xx).
-        SpecError: the plan cannot be built (MV303, MV206), or the device does not exist (MV104).
+        DataError: the run folder is not empty or cannot be made (MV508), or data cannot be read (MV5xx).
+        SpecError: the plan cannot be built (MV303, MV206), the device does not exist or the run is too long (MV104).
         MedvlpError: training diverged.
     """
     started = time.perf_counter()
     console = console or Console()
     where = choose_device(device)
     autocast(where, plan.train.precision)  # a precision that the device lacks is found before anything is written
-    folder = make_run_folder(out, plan.name)
-    (folder / "resolved.yaml").write_text(plan.resolved_yaml(), encoding="utf-8")
+    check_length(plan.train)
+    check_run_folder(out)
     built = build_run(plan, seed=plan.train.seed)
-    describe_run(built, folder, where, console)
-
+    folder = make_run_folder(out, plan.name)
     every = plan.train.log_every_steps
-    with MetricsFile(folder / "metrics.jsonl", log_every_steps=every) as metrics:
+    with undone_before_first_step(folder), MetricsFile(folder / METRICS, log_every_steps=every) as metrics:
+        (folder / RECIPE).write_text(plan.resolved_yaml(), encoding="utf-8")
+        describe_run(built, folder, where, console)
+        unable = find_obstacles(plan, built.pipeline, held_out_split(built.pipeline))
+        for names, reason in by_reason(unable):
+            console.print(f"warning: will be skipped: {names}: {reason}", style="yellow", markup=False, soft_wrap=True)
         with ProgressDisplay(console, log_every_steps=every) as display:
 
             def notify(event: Event) -> None:
@@ -91,14 +105,15 @@ def pretrain(plan: ModelPlan, *, out: Path | None = None, device: str | None = N
             train(built.model, built.pipeline, plan.train, device=where, notify=notify, save=save)
 
         run = evaluation_run(built, folder=folder, device=where)
-        cards = evaluate_all(run, on_done=lambda card, seconds: notify(Evaluated(card=card, seconds=seconds)))
-        write_cards(folder / "evaluation.json", run, cards)
+        cards = evaluate_all(run, unable, on_done=lambda card, seconds: notify(Evaluated(card=card, seconds=seconds)))
+        write_cards(folder / "evaluation.json", run, cards, unable)
         seconds = time.perf_counter() - started
         notify(RunFinished(folder=folder, seconds=seconds))
 
-    skipped = [(one.path, one.reason) for one in plan.skipped]
+    skipped = [*((one.path, one.reason) for one in plan.skipped), *by_reason(unable)]
     print_cards(console, cards, skipped, split=run.split)
-    console.print(f"run folder: {folder}  ({seconds:.0f} s)", style="bold", markup=False, soft_wrap=True)
+    took = f"training and evaluation took {seconds:.0f} s"
+    console.print(f"run folder: {folder}  ({took})", style="bold", markup=False, soft_wrap=True)
     return RunResult(folder=folder, built=built, cards=cards, seconds=seconds)
 
 
@@ -112,44 +127,110 @@ def evaluation_run(built: BuiltRun, *, folder: Path, device: torch.device) -> Ev
         device=device,
         seed=seed,
         folder=folder / "pictures",
-        split=next((split for split in HELD_OUT if split in built.pipeline.source.splits()), HELD_OUT[0]),
-        history=tuple(read_metrics(folder / "metrics.jsonl")),
-        fresh_model=lambda: built.fresh_model(seed + 1).to(device).eval(),
+        split=held_out_split(built.pipeline),
+        history=tuple(read_metrics(folder / METRICS)),
+        fresh_model=lambda: untrained_model(built, seed=seed + 1, device=device),
     )
 
 
-def make_run_folder(out: Path | None, name: str) -> Path:
+def check_run_folder(out: str | Path | None) -> None:
+    """Refuse a run folder that cannot be used, without making anything.
+
+    Raises:
+        DataError: it is empty text, exists and holds something, or cannot be made (MV508).
+    """
+    if out == "":
+        raise DataError(Problem(code="MV508", text="the run folder's name is empty", hint="give --out a name, or leave it away"))
+    folder = Path("runs") if out is None else Path(out)
+    try:
+        is_used = out is not None and folder.exists() and any(folder.iterdir())
+        nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    except OSError as error:
+        raise _cannot_make(folder, error.strerror or str(error)) from error
+    if is_used:
+        hint = "choose a new folder with --out, or leave --out away"
+        raise DataError(Problem(code="MV508", text=f"{folder}: the run folder is not empty", hint=hint))
+    if not nearest.is_dir():
+        raise _cannot_make(folder, f"{nearest} is not a folder")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise _cannot_make(folder, f"{nearest} may not be written")
+
+
+def untrained_model(built: BuiltRun, *, seed: int, device: torch.device) -> ComposedModel:
+    """A baseline: the same architecture with random weights, its batch norms calibrated on the training images."""
+    batches = built.pipeline.loader("train", batch_size=64, is_training=False)
+    return calibrate(built.fresh_model(seed).to(device), batches, device)
+
+
+def make_run_folder(out: str | Path | None, name: str) -> Path:
     """Make the folder; without ``out`` a new one below ``runs/``.
 
     Raises:
-        DataError: it exists and holds something, or cannot be made (MV508).
+        DataError: see :func:`check_run_folder`.
     """
-    if out is None:
-        stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-        out = Path("runs") / f"{name}-{stamp}"
-        number = 1
-        while out.exists():  # two runs in one second
-            number += 1
-            out = Path("runs") / f"{name}-{stamp}-{number}"
+    check_run_folder(out)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    folder = Path("runs") / f"{name}-{stamp}" if out is None else Path(out)
+    number = 1
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=out is not None)
+            return folder
+        except FileExistsError as error:
+            if out is not None:  # a file of that name came up just now
+                raise _cannot_make(folder, "there is a file of that name") from error
+            number += 1  # two runs in one second
+            folder = Path("runs") / f"{name}-{stamp}-{number}"
+        except OSError as error:
+            raise _cannot_make(folder, error.strerror or str(error)) from error
+
+
+def _cannot_make(folder: Path, why: str) -> DataError:
+    return DataError(Problem(code="MV508", text=f"{folder}: the run folder cannot be made ({why})", hint="choose another --out"))
+
+
+@contextmanager
+def undone_before_first_step(folder: Path) -> Iterator[None]:
+    """Take the run folder away again if training fails before its first step: the command can then simply be repeated."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        is_used = any(out.iterdir())
-    except OSError as error:
-        text = f"{out}: the run folder cannot be made ({error.strerror or error})"
-        raise DataError(Problem(code="MV508", text=text, hint="choose another --out")) from error
-    if is_used:
-        text = f"{out}: the run folder is not empty"
-        raise DataError(Problem(code="MV508", text=text, hint="choose a new folder with --out, or leave --out away"))
-    return out
+        yield
+    except BaseException:
+        if not read_metrics(folder / METRICS):  # step 1 always writes a line
+            for name in (METRICS, RECIPE):
+                (folder / name).unlink(missing_ok=True)
+            with suppress(OSError):  # it holds something else after all, or is the working folder
+                folder.rmdir()
+        raise
 
 
 def describe_run(built: BuiltRun, folder: Path, device: torch.device, console: Console) -> None:
-    """Say in three lines what is about to be trained."""
+    """Say in a few lines what is about to be trained."""
     plan, pipeline = built.plan, built.pipeline
     parameters = sum(parameter.numel() for parameter in built.model.parameters() if parameter.requires_grad)
     console.print(f"{plan.name}: {parameters:,} trainable parameters on {device}, {plan.train.precision}", markup=False)
     console.print(f"data: {', '.join(_split_sizes(pipeline))} image-text pairs", markup=False)
+    if cut := cut_texts(built):
+        console.print(cut, markup=False, soft_wrap=True)
     console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
+
+
+def cut_texts(built: BuiltRun) -> str | None:
+    """How many training texts are as long as the tokenizer allows, so that what is longer was cut; None if there is none.
+
+    A tokenizer gives no more than its maximum, so a text that just fits is counted too.
+    """
+    provider = built.plan.wiring.providers[("token_ids", "clean")]
+    dim = provider.spec.dims[1]
+    length = built.plan.wiring.table.value(Symbol(provider.path, dim)) if isinstance(dim, str) else dim
+    if length is None:
+        return None
+    records = built.pipeline.records("train")
+    texts = [record.text for record in records[:: -(-len(records) // COUNTED_TEXTS)]]
+    full = 0
+    for start in range(0, len(texts), 500):
+        is_valid = built.pipeline.tokenizer.encode(texts[start : start + 500]).text_is_valid
+        full += int((is_valid.sum(dim=1) >= length).sum())
+    return f"texts: {full} of {len(texts)} training texts fill all {length} tokens; what is longer is cut" if full else None
 
 
 def _split_sizes(pipeline: InputPipeline) -> list[str]:

@@ -16,7 +16,8 @@ import pytest
 from medvlp_core import plugins
 from medvlp_core.cli import COMMANDS, main
 from medvlp_core.cli.common import print_problems
-from medvlp_core.errors import Problem, Report
+from medvlp_core.cli.folding import fold
+from medvlp_core.errors import DataError, Problem, Report
 from medvlp_core.hooks import hookimpl
 from medvlp_core.plan import ModelPlan
 from medvlp_core.plugins import PluginHost
@@ -127,6 +128,19 @@ def test_explain_shows_parts_dimensions_calls_losses_and_origins(capsys: Output,
     assert any(line.startswith("model.text_encoder runs 2 times a step") for line in lines)
     assert "gla.local weight 0.5 --set losses.gla.local=0.5" in lines
     assert "report.mlm weight 1 default" in lines
+    assert lines[-2:] == ["trainable parameters", "not counted; --build builds the model and counts them"]
+
+
+def test_explain_shows_evaluators_like_other_parts(capsys: Output, recipe: str) -> None:
+    words = ("--use", "evaluators.words=standard.masked_words", "--set", "evaluators.words.draws=7")
+    words += ("--use", "evaluators.retrieval=standard.retrieval", "--unset", "model.alignments")
+    code, out, _ = run(capsys, "explain", recipe, *words)
+    assert code == 0
+    lines = [" ".join(line.split()) for line in out.split("\nevaluators\n")[1].splitlines()]
+    assert lines[0] == "evaluators.words: standard.masked_words (from medvlp-standard 0.1.0)"
+    assert "draws 7 --set evaluators.words.draws=7" in lines
+    assert "max_pairs 512 default" in lines
+    assert any(line.startswith("skipped: needs image_embedding") for line in lines)
 
 
 def test_every_call_says_for_whom_it_runs(capsys: Output, recipe: str) -> None:
@@ -180,9 +194,28 @@ def test_pretrain_hands_the_plan_on(capsys: Output, recipe: str, monkeypatch: py
     monkeypatch.setattr(medvlp_core.train.run, "pretrain", pretrain)
     words = ("pretrain", recipe, "--set", "train.steps=2", "--out", "runs/x", "--device", "cpu")
     assert run(capsys, *words)[0] == 0
-    assert seen == {"steps": 2, "out": Path("runs/x"), "device": "cpu"}
+    assert seen == {"steps": 2, "out": "runs/x", "device": "cpu"}
     problems.append("retrieval: no labels")
     assert run(capsys, *words)[0] == 1
+
+
+def test_an_empty_run_folder_name_is_refused(capsys: Output, recipe: str) -> None:
+    code, _, err = run(capsys, "pretrain", recipe, "--out", "")
+    assert code == 1
+    assert err.startswith("[MV508] the run folder's name is empty\n    hint: ")
+
+
+@pytest.mark.parametrize(("error", "shown"), [(DataError("only text"), "only text\n"), (DataError(), "DataError\n")])
+def test_an_error_without_problems_is_not_silent(
+    capsys: Output, recipe: str, monkeypatch: pytest.MonkeyPatch, error: DataError, shown: str
+) -> None:
+    import medvlp_core.train.run
+
+    def pretrain(plan: ModelPlan, **rest: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(medvlp_core.train.run, "pretrain", pretrain)
+    assert run(capsys, "pretrain", recipe)[::2] == (1, shown)
 
 
 # --------------------------------------------------------------------------------------------------------- list, show, schema
@@ -193,10 +226,33 @@ def test_list_shows_role_distribution_and_first_line(capsys: Output, host: Plugi
     assert (code, err) == (0, "")
     for name in host.components:
         assert any(line.split()[0] == name for line in out.splitlines() if line.strip())
-    section = out.split("fusion:\n")[1].split("alignment:")[0]
-    assert "mpma.memory_fusion" in section
-    assert "medvlp-mpma 0.1.0" in section
+    assert "mpma.memory_fusion" in out.split("fusion:\n")[1].split("alignment:")[0]
     assert "  mpma:small" in out
+    assert out.count("medvlp-mpma 0.1.0") == 1
+    assert ["mpma", "medvlp-mpma", "0.1.0"] in [line.split() for line in out.split("bundles:\n")[1].splitlines()]
+
+
+def test_list_and_explain_fit_into_a_narrow_terminal(capsys: Output, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    skipping = ("--set", "evaluators.retrieval.use=standard.retrieval", "--unset", "model.alignments")
+    for words in (("list",), ("explain", recipe, *skipping)):
+        monkeypatch.setenv("COLUMNS", "1000")
+        whole = run(capsys, *words)[1]
+        monkeypatch.setenv("COLUMNS", "80")
+        folded = run(capsys, *words)[1]
+        assert folded.split() == whole.split(), "no word is cut"
+        assert max(map(len, whole.splitlines())) > 80
+        is_long = [line for line in folded.splitlines() if len(line) > 80 and len(line.split()) > 1]
+        assert [line for line in is_long if len(max(line.split(), key=len)) < 60] == []
+    monkeypatch.delenv("COLUMNS")
+    monkeypatch.setattr("sys.__stdout__", io.StringIO())  # a pipe
+    assert run(capsys, *words)[1] == whole
+
+
+def test_folded_lines_keep_their_column() -> None:
+    assert fold("  fusion  looks at every patch", 20, hang=10) == "  fusion  looks at\n          every\n          patch"
+    assert fold("  takes a b from c", 12) == "  takes a b\n      from c"
+    assert fold("short", 5) == "short"
+    assert fold("  a " + "x" * 30, 20) == "  a\n      " + "x" * 30
 
 
 def test_list_of_one_role(capsys: Output) -> None:

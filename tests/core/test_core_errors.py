@@ -49,12 +49,10 @@ def test_warnings_alone_do_not_raise() -> None:
     assert not report.has_errors
 
 
-def test_errors_survive_pickling_and_torchs_rebuilding_from_text() -> None:
+def test_errors_survive_pickling() -> None:
     error = DataError(Problem(code="MV501", text="a.png: cut off"))
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.problems) == (str(error), error.problems)
-    rebuilt = DataError("Caught DataError in DataLoader worker process 0.\n[MV501] a.png: cut off")
-    assert "[MV501] a.png: cut off" in str(rebuilt)
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,11 @@
 
 import io
 import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -10,6 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from sklearn.metrics import roc_auc_score
 
+from medvlp_core.evaluate import runner
 from medvlp_core.evaluate.metrics import auroc, bootstrap_interval, chance_precision, precision_at_k
 from medvlp_core.evaluate.protocol import Card, Row
 from medvlp_core.evaluate.table import print_cards
@@ -88,10 +93,11 @@ def test_the_table_shows_every_baseline_and_what_is_missing() -> None:
     good = Card(evaluator="probe", rows=(row(0.8, interval=(0.6, 0.9)),), note="ten [test] images")
     bad = Card(evaluator="zero_shot", problem="[MV503] label 'X' is unknown")
     print_cards(console, [good, bad], [("evaluators.retrieval", "needs image_embedding")], split="test")
-    text = console.file.getvalue()  # type: ignore[attr-defined]
+    text = " ".join(console.file.getvalue().split())  # type: ignore[attr-defined]
     for part in (
         "0.800 [0.600, 0.900]",
-        "chance 0.500",
+        "n = 10",
+        "chance",
         "+0.300",
         "beats",
         "ten [test] images",
@@ -99,3 +105,65 @@ def test_the_table_shows_every_baseline_and_what_is_missing() -> None:
         "skipped evaluators.retrieval: needs image_embedding",
     ):
         assert part in text
+
+
+def test_the_table_has_one_line_for_each_comparison_at_80_columns() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    words = Row(
+        metric="masked words: cross-entropy",
+        value=2.455,
+        is_higher_better=False,
+        count=18039,
+        resampled=226,
+        interval=(2.301, 2.617),
+        baselines={"wrong image": 2.4546, "most frequent word": 4.1},
+        gain_intervals={"wrong image": (-0.0004, 0.013), "most frequent word": None},
+    )
+    probe = row(0.9, interval=(0.8, 0.95))
+    card = Card(evaluator="words", rows=(words, attrs.evolve(probe, metric="linear probe AUROC: Pneumonia")))
+    print_cards(console, [card], [], split="test")
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    lines = text.splitlines()
+    for start in (
+        "masked words: cross-entropy ↓",
+        "  wrong image",
+        "  most frequent word",
+        "linear probe AUROC: Pneumonia",
+        "  chance",
+    ):
+        assert sum(line[1:].startswith(start) for line in lines) == 1, start
+    assert next(line for line in lines if "wrong image" in line).split()[-3:] == ["does", "not", "beat"]
+    assert "-0.000" not in text
+    assert "↓: lower is better" in text
+
+
+def test_fewer_than_ten_items_give_no_verdict() -> None:
+    few = row(0.9, interval=(0.8, 0.95))
+    assert attrs.evolve(few, count=9).verdict("chance") == "too few"
+    assert attrs.evolve(few, count=500, resampled=9).verdict("chance") == "too few"
+    assert few.verdict("chance") == "beats"
+
+
+def evaluator(name: str, obstacle: str | None) -> Any:
+    """A stand-in component and evaluator."""
+    card = Card(evaluator="", note=f"{name} ran.")
+    built = SimpleNamespace(obstacle=lambda pipeline, split: obstacle, evaluate=lambda run: card)
+    return SimpleNamespace(path=f"evaluators.{name}", name=f"standard.{name}", built=built)
+
+
+def test_evaluators_with_an_obstacle_are_left_out_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "build_component", lambda plan, component: component.built)
+    parts = {"a": evaluator("a", "no split"), "b": evaluator("b", None), "c": evaluator("c", "no split")}
+    plan: Any = SimpleNamespace(evaluators=parts, skipped=())
+    unable = runner.find_obstacles(plan, None, "test")  # type: ignore[arg-type]
+    assert runner.by_reason(unable) == [("evaluators.a, evaluators.c", "no split")]
+    model = SimpleNamespace(training=False, eval=lambda: None, train=lambda mode: None)
+    run: Any = SimpleNamespace(plan=plan, model=model, folder=tmp_path, split="test")
+    cards = runner.evaluate_all(run, unable, on_done=lambda card, seconds: None)
+    assert [(card.evaluator, card.problem) for card in cards] == [("b", None)]
+    runner.write_cards(tmp_path / "evaluation.json", run, cards, unable)
+    document = json.loads((tmp_path / "evaluation.json").read_text())
+    assert [(one["evaluator"], one["reason"]) for one in document["skipped"]] == [
+        ("evaluators.a", "no split"),
+        ("evaluators.c", "no split"),
+    ]

@@ -32,6 +32,12 @@ def message(path: Path) -> str:
     return str(caught.value)
 
 
+def test_a_path_may_be_text(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_gray(str(RADIOGRAPH)), read_gray(RADIOGRAPH))
+    with pytest.raises(DataError, match=r"MV501.*film\.png: it does not exist"):
+        read_gray(str(tmp_path / "film.png"))
+
+
 def test_a_jpeg_is_read_as_it_is(gray: np.ndarray) -> None:
     found = read_gray(RADIOGRAPH)
     assert found.dtype == np.uint8

@@ -14,11 +14,12 @@ from medvlp_open_cxr.source import OpenCxrPairs
 from medvlp_open_cxr.specs import OpenCxrPairsSpec
 
 from medvlp_core.batch import ImageTextBatch, TokenBatch
-from medvlp_core.blocks import InputSpec
+from medvlp_core.blocks import InputSpec, TrainSpec
 from medvlp_core.data.pipeline import ImageTextDataset, InputGeometry, InputPipeline
 from medvlp_core.data.transforms import ImageTransform
-from medvlp_core.errors import DataError
+from medvlp_core.errors import DataError, Problem
 from medvlp_core.interfaces import DataSource, Record, Tokenizer
+from medvlp_core.train.loop import count_steps
 
 GEOMETRY = InputGeometry(channels=1, height=16, width=16, target_height=32, target_width=32)
 
@@ -155,8 +156,11 @@ def test_training_order_is_drawn_from_the_seed_and_new_each_epoch() -> None:
     assert epochs(2)[0] != first
 
 
-def test_a_split_smaller_than_a_batch_is_not_dropped() -> None:
-    assert len(order(make(sources=("covid",)).loader("train", batch_size=32, is_training=True))) == 6
+def test_a_split_smaller_than_a_batch_gives_none_and_the_training_loop_refuses_it() -> None:
+    loader = make(sources=("covid",)).loader("train", batch_size=32, is_training=True)
+    assert order(loader) == []
+    with pytest.raises(DataError, match=r"\[MV503\] the split 'train' has fewer pairs than one batch of 32"):
+        count_steps(TrainSpec(steps=1, batch_size=32), len(loader))
 
 
 def test_resumes_in_the_middle_of_an_epoch() -> None:
@@ -219,10 +223,24 @@ def test_keeping_images_changes_hardly_anything(is_training: bool) -> None:
 def test_an_unreadable_image_stops_with_its_path(tmp_path: Path) -> None:
     record = Record(id="a", image_path=tmp_path / "absent.png", text="Clear lungs.")
     pipeline = make(source=ListSource({"train": [record]}))
-    with pytest.raises(DataError, match=r"MV501.*absent\.png: it does not exist"):
+    with pytest.raises(DataError, match=r"MV501.*absent\.png: it does not exist") as alone:
         next(iter(pipeline.loader("train", batch_size=1, is_training=True)))
-    with pytest.raises(DataError, match=r"(?s)MV501.*absent\.png: it does not exist"):
+    with pytest.raises(DataError) as helped:
         next(iter(pipeline.loader("train", batch_size=1, is_training=True, workers=1)))
+    assert helped.value.problems == alone.value.problems
+    assert str(helped.value) == str(alone.value)
+
+
+def test_a_tokenizer_that_fails_in_a_worker_says_why() -> None:
+    class Unready(WordLengthTokenizer):
+        def encode(self, texts: Sequence[str]) -> TokenBatch:
+            raise DataError(Problem(code="MV506", text="no vocabulary yet"))
+
+    pipeline = make(sources=("covid",))
+    pipeline.tokenizer = Unready()
+    with pytest.raises(DataError) as caught:
+        next(iter(pipeline.loader("train", batch_size=2, is_training=True, workers=1)))
+    assert str(caught.value) == "[MV506] no vocabulary yet"
 
 
 def test_blank_texts_are_left_out() -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from medvlp_core.errors import DataError
 from medvlp_core.train.checkpoint import find_checkpoint, load_run
-from medvlp_core.train.run import make_run_folder
+from medvlp_core.train.run import check_run_folder, make_run_folder
 
 
 def make(folder: Path, **facts: object) -> Path:
@@ -59,3 +59,23 @@ def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         make_run_folder(empty, "x")
     with pytest.raises(DataError, match=r"MV508.*cannot be made"):
         make_run_folder(empty / "notes.txt" / "run", "x")
+
+
+def test_a_run_folder_is_refused_before_anything_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    for out, message in (
+        ("", "name is empty"),
+        (".", "not empty"),
+        ("notes.txt", r"cannot be made \(Not a directory\)"),
+        ("notes.txt/run", r"cannot be made \(.*notes.txt is not a folder\)"),
+        ("x" * 300, "cannot be made"),
+    ):
+        with pytest.raises(DataError, match=f"MV508.*{message}"):
+            check_run_folder(out)
+    for good in (None, "new", Path("a/b/c")):
+        check_run_folder(good)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(DataError, match=r"MV508.*may not be written"):
+        check_run_folder("a/b")
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

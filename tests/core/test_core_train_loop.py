@@ -10,7 +10,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from medvlp_core.batch import ImageTextBatch, StepOutput
 from medvlp_core.blocks import TrainSpec
-from medvlp_core.device import autocast, choose_device, to_device
+from medvlp_core.device import autocast, choose_device, to_device, usable_devices
 from medvlp_core.errors import DataError, MedvlpError, SpecError
 from medvlp_core.train.events import StepDone
 from medvlp_core.train.loop import train
@@ -149,6 +149,18 @@ def test_a_split_smaller_than_a_batch_is_said() -> None:
         run(Line(), TrainSpec(steps=1, batch_size=16))
 
 
+@pytest.mark.parametrize("epochs", [1e300, 6e6])
+def test_a_run_without_end_is_refused(epochs: float) -> None:
+    with pytest.raises(SpecError, match=r"MV104.*train: epochs=.*longer than a run can be\n.*at most 9999999"):
+        run(Line(), TrainSpec(batch_size=4, epochs=epochs))
+
+
+@pytest.mark.parametrize("steps", [10**7, 10**400])
+def test_too_many_steps_are_refused_with_the_recipe(steps: int) -> None:
+    with pytest.raises(ValueError, match="must be at most 9999999"):
+        TrainSpec(steps=steps)
+
+
 def test_bf16_on_the_cpu_trains() -> None:
     torch.manual_seed(0)
     events, _ = run(Line(), TrainSpec(steps=200, batch_size=4, learning_rate=0.1, precision="bf16"))
@@ -158,8 +170,17 @@ def test_bf16_on_the_cpu_trains() -> None:
 def test_devices_and_precisions_that_are_not_there() -> None:
     with pytest.raises(SpecError, match="devices here: cpu"):
         choose_device("cuda:99")
-    with pytest.raises(SpecError, match="MV104"):
+    with pytest.raises(SpecError, match=r"there is no device 'toaster'\n    hint: devices here: cpu"):
         choose_device("toaster")
+    for name in ("xla", "cuda:99", "meta", "hpu"):
+        with pytest.raises(SpecError) as caught:
+            choose_device(name)
+        [problem] = caught.value.problems
+        assert problem.code == "MV104"
+        assert problem.text.startswith(f"device {name!r} cannot be used: ")
+        assert len(problem.text) < 140
+        assert problem.hint == f"devices here: {', '.join(usable_devices())}"
+    assert all(choose_device(name).type == name.partition(":")[0] for name in usable_devices())
     with pytest.raises(SpecError, match="fp16 needs a GPU"):
         autocast(CPU, "fp16")
     assert choose_device("cpu") == CPU

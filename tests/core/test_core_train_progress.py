@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -9,16 +10,19 @@ from rich.console import Console
 
 from medvlp_core.train.events import CheckpointSaved, StepDone
 from medvlp_core.train.metrics_file import MetricsFile, read_metrics
-from medvlp_core.train.progress import ProgressDisplay, summary
+from medvlp_core.train.progress import ProgressDisplay, pace_text
+
+TWO = ("gla.global", "report.mlm")
+MPMA = ("gla.global", "gla.local", "image.reconstruction", "report.mlm")
 
 
-def step(number: int, *, steps: int = 10, loss: float = 1.0, seconds: float = 0.5) -> StepDone:
+def step(number: int, *, steps: int = 10, loss: float = 1.0, seconds: float = 0.5, names: tuple[str, ...] = TWO) -> StepDone:
     return StepDone(
         step=number,
         steps=steps,
         epoch=number // 4,
         total=2 * loss,
-        losses={"gla.global": loss, "report.mlm": loss / 2},
+        losses=dict.fromkeys(names, loss),
         learning_rate=1e-3,
         grad_norm=float(number),
         pairs=8,
@@ -37,24 +41,77 @@ def test_plain_lines_where_there_is_no_terminal() -> None:
     assert "gla.global 1.000" in lines[1]
     assert "16 pairs/s" in lines[1]
     assert "ETA 0:00:03" in lines[1]
+    assert "losses of step 1: " in lines[0]
+    assert "losses, mean of steps 2-4: " in lines[1]
     assert "checkpoint: runs/a[b]/step-10" in lines[-1]
 
 
-def test_a_bar_on_a_terminal() -> None:
-    console = Console(file=io.StringIO(), width=160, force_terminal=True)
+class Screen(io.StringIO):
+    """As much of a terminal as rich uses: the cursor goes up, lines are cleared."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines = [""]
+        self.row = 0
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        for part in re.split(r"(\x1b\[[0-9;?]*[a-zA-Z]|\n|\r)", text):
+            if part == "\n":
+                self.row += 1
+                self.lines += [""] * (self.row == len(self.lines))
+            elif part == "\x1b[1A":
+                self.row -= 1
+            elif part == "\x1b[2K":
+                self.lines[self.row] = ""
+            elif not part.startswith(("\x1b", "\r")):
+                self.lines[self.row] += part
+        return len(text)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_on_a_terminal_everything_is_seen(width: int) -> None:
+    screen = Screen()
+    console = Console(file=screen, width=width, height=30, force_terminal=True, color_system=None, _environ={})
     with ProgressDisplay(console, log_every_steps=4) as display:
-        for number in range(1, 11):
-            display(step(number))
-    text = console.file.getvalue()  # type: ignore[attr-defined]
-    assert "10/10" in text
-    assert "pairs/s" in text
-    assert "step 4/10" not in text
+        for number in range(1, 10):
+            display(step(number, names=MPMA))
+            display._bar.refresh()
+        bar, *losses = filter(None, screen.lines)
+        assert re.fullmatch(r"step  9/10 ━{20,}[╸ ]* epoch 2  16 pairs/s  ETA 0:00:0[01]", bar)
+        assert "losses, mean of steps 5-8: " in losses[0]
+        shown = " ".join(losses)
+        assert all(f"{name} 1.000" in shown for name in MPMA), "a loss stands on one line with its number"
+        assert max(map(len, screen.lines)) <= width
+        display(step(10, names=MPMA))
+        display(CheckpointSaved(step=10, folder=Path("runs/a/step-10")))
+    text = [line for line in screen.lines if line]
+    assert text[0] == "step 10/10  epoch 2  16 pairs/s  ETA 0:00:00"
+    assert text[1].startswith("losses, mean of steps 9-10: gla.global 1.000")
+    assert text[-1] == "checkpoint: runs/a/step-10", "no bar stays behind"
+    assert "━" not in "".join(text)
+
+
+def test_the_last_state_stays_when_training_stops() -> None:
+    screen = Screen()
+    console = Console(file=screen, width=80, force_terminal=True, color_system=None, _environ={})
+
+    def train() -> None:
+        with ProgressDisplay(console, log_every_steps=4) as display:
+            display(step(1))
+            display(step(2))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    lines = [line for line in screen.lines if line]
+    assert lines == ["step 2/10  epoch 0  16 pairs/s  ETA 0:00:04", "losses of step 1: gla.global 1.000  report.mlm 1.000"]
 
 
 def test_the_slow_first_step_does_not_spoil_the_estimate() -> None:
-    text = summary((step(1, seconds=50.0), step(2), step(3)))
-    assert "16 pairs/s" in text
-    assert "ETA 0:00:04" in text
+    assert pace_text((step(1, seconds=50.0), step(2), step(3))) == "epoch 0  16 pairs/s  ETA 0:00:04"
 
 
 def test_metrics_are_written_line_by_line_and_averaged(tmp_path: Path) -> None:
@@ -67,7 +124,7 @@ def test_metrics_are_written_line_by_line_and_averaged(tmp_path: Path) -> None:
         metrics(CheckpointSaved(step=6, folder=tmp_path))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 4, 6]
-    assert lines[1]["losses"] == {"gla.global": 3.0, "report.mlm": 1.5}
+    assert lines[1]["losses"] == {"gla.global": 3.0, "report.mlm": 3.0}
     assert lines[1]["total"] == 6.0
     assert lines[1]["steps_averaged"] == 3
     assert lines[1]["pairs_per_second"] == pytest.approx(16.0)

@@ -2,6 +2,8 @@
 
 import io
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,14 +12,17 @@ from typing import Any
 
 import pytest
 import torch
+from medvlp_open_cxr.manifest import DATA, read_rows
 from medvlp_standard.evaluators.common import batches, restore
 from rich.console import Console
 
 from medvlp_core.build import build_run
+from medvlp_core.cli import main
 from medvlp_core.compose import plan_recipe
 from medvlp_core.device import to_device
 from medvlp_core.errors import DataError
 from medvlp_core.train.checkpoint import load_run, save_checkpoint
+from medvlp_core.train.metrics_file import read_metrics
 from medvlp_core.train.run import RunResult, evaluation_run, pretrain
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pretrain_mpma.py"
@@ -193,7 +198,113 @@ def test_no_dead_gradients(recipe: Path) -> None:
     assert {name for name, parameter in model.named_parameters() if parameter.requires_grad} - reached == set()
 
 
+def test_a_loaded_run_reads_images_without_the_training_data(
+    finished: tuple[RunResult, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = finished[0]
+    monkeypatch.setattr("medvlp_core.train.checkpoint.build_source", None)
+    loaded = load_run(result.folder)
+    record = result.built.pipeline.records("test")[3]
+    expected = result.built.pipeline.dataset("test", is_training=False)[3].image
+    image = loaded.read_image(str(record.image_path))
+    assert image.shape == (1, 1, 32, 32)
+    assert (image[0] - expected).abs().mean() < 0.06  # that one was kept in memory, scaled down
+    assert loaded.image_transform().geometry == result.built.pipeline.geometry
+    assert not loaded.image_transform().is_training
+    with pytest.raises(DataError, match="MV501"):
+        loaded.read_image("absent.png")
+
+
+def test_files_of_a_checkpoint_follow_the_umask(finished: tuple[RunResult, str]) -> None:
+    folder = finished[0].folder / "checkpoints/step-0000004"
+    assert {path.stat().st_mode & 0o777 for path in folder.iterdir() if path.is_file()} == {0o666 & ~current_umask()}
+
+
+def current_umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def test_the_start_says_which_texts_are_cut_and_the_end_how_long_it_took(finished: tuple[RunResult, str]) -> None:
+    result, printed = finished
+    tokenizer, records = result.built.pipeline.tokenizer, result.built.pipeline.records("train")
+    full = sum(len(tokenizer.encode([record.text]).token_ids[0]) == 32 for record in records)
+    assert 0 < full < len(records)
+    assert f"texts: {full} of {len(records)} training texts fill all 32 tokens; what is longer is cut\n" in printed
+    assert re.search(r"run folder: .*  \(training and evaluation took \d+ s\)\n", printed)
+
+
 # -------------------------------------------------------------------------------------------------------------- broken input
+
+
+def films(folder: Path) -> str:
+    """A recipe whose manifest has one broken image among six."""
+    lines = ["image,text,split"]
+    (folder / "films").mkdir()
+    for index, row in enumerate(read_rows()[:6]):
+        (folder / f"films/{index}.jpg").write_bytes((DATA / row["image"]).read_bytes())
+        lines.append(f"films/{index}.jpg,Heart size is normal. Lungs are clear.,train")
+    cut(folder / "films/4.jpg")
+    (folder / "films.csv").write_text("\n".join(lines))
+    return "{use: standard.manifest, path: films.csv}"
+
+
+def test_a_broken_image_is_one_message_with_and_without_workers(
+    micro: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "films.yaml"
+    path.write_text(
+        micro.replace("{use: open_cxr.pairs, sources: [nih]}", films(tmp_path)).replace("batch_size: 4", "batch_size: 6")
+    )
+    capfd.readouterr()
+    shown = []
+    for workers in (0, 2):
+        code = main(["pretrain", str(path), "--set", f"train.workers={workers}", "--out", "run", "--device", "cpu"])
+        assert code == 1
+        shown.append(capfd.readouterr().err)
+        assert not (tmp_path / "run").exists(), "it never began: the command can be repeated"
+    assert shown[0].startswith("[MV501] cannot read image ")
+    assert "films/4.jpg: it is truncated" in shown[0]
+    assert shown[0].endswith("    hint: copy or download it again\n")
+    assert shown[1] == shown[0]
+    done = example("--config", str(path), "--set", "train.workers=2", "--out", "run", "--device", "cpu", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (1, shown[0])
+
+
+def test_a_failed_start_leaves_no_folder(
+    micro: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "micro.yaml"
+    path.write_text(micro)
+    for change, code in (("tokenizer.vocab_size=20", "MV506"), ("train.steps=99999999999999999999999", "MV104")):
+        for out in (("--out", "run"), ()):
+            assert main(["pretrain", str(path), "--set", change, *out]) == 1
+            assert f"[{code}]" in capsys.readouterr().err
+            assert [one.name for one in tmp_path.iterdir()] == ["micro.yaml"]
+
+
+def test_a_bad_run_folder_is_refused_before_anything_is_built(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medvlp_core.train.run.build_run", None)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(DataError, match="MV508"):
+        pretrain(plan_recipe(recipe), out=tmp_path, device="cpu")
+
+
+def test_a_run_that_breaks_later_keeps_what_it_has(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise DataError("the disk is full")
+
+    monkeypatch.setattr("medvlp_core.train.run.save_checkpoint", fail)
+    console = Console(file=io.StringIO())
+    with pytest.raises(DataError, match="the disk is full"):
+        pretrain(without_evaluators(plan_recipe(recipe)), out=tmp_path / "run", device="cpu", console=console)
+    assert len(read_metrics(tmp_path / "run/metrics.jsonl")) == 2
+    assert (tmp_path / "run/resolved.yaml").is_file()
 
 
 def cut(path: Path) -> None:

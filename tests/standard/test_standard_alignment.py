@@ -322,6 +322,7 @@ def test_bf16_autocast_stays_close_to_float64(module_class: type, spec: object) 
         if isinstance(module, (Gloria, Mgca)):
             module.attention_maps(**given)
     sum(losses.values()).backward()
+    assert {value.dtype for value in losses.values()} == {torch.float32}, "contrasts are computed in full precision"
     assert values(losses) == pytest.approx(exact, rel=0.1, abs=0.05)
     assert all(torch.isfinite(p.grad).all() for p in module.parameters() if p.grad is not None)
 

@@ -5,14 +5,21 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import numpy as np
 import pytest
 import torch
-from medvlp_standard.evaluators.attention_pictures import AttentionPictures, telling_words
+from medvlp_standard.evaluators.attention_pictures import (
+    STOP_WORDS,
+    AttentionPictures,
+    are_content_words,
+    maps_and_giver,
+    telling_words,
+)
 from medvlp_standard.evaluators.common import batches, labels_of
 from medvlp_standard.evaluators.linear_probe import LinearProbe
 from medvlp_standard.evaluators.loss_curves import LossCurves
-from medvlp_standard.evaluators.masked_report_pictures import MaskedReportPictures, Piece
+from medvlp_standard.evaluators.masked_report_pictures import LINE, LINES, MaskedReportPictures, Piece, lay_out
 from medvlp_standard.evaluators.masked_words import MaskedWords, other_texts
 from medvlp_standard.evaluators.patch_restoration import PatchRestoration, image_errors
 from medvlp_standard.evaluators.restoration_pictures import RestorationPictures
@@ -25,8 +32,9 @@ from torch import Tensor
 from medvlp_core.batch import DecoderOutput, ImageFeatures, ImageTextBatch, TokenBatch
 from medvlp_core.contract import TensorSpec
 from medvlp_core.data.pipeline import ImageTextItem
+from medvlp_core.data.records import no_such_split
 from medvlp_core.errors import DataError
-from medvlp_core.evaluate.protocol import Card, EvaluationRun
+from medvlp_core.evaluate.protocol import Card, EvaluationRun, held_out_split
 from medvlp_core.interfaces import Record
 from medvlp_core.ops import normalise_patches, patchify
 
@@ -71,12 +79,15 @@ class Pipeline:
 
     tokenizer = Tokenizer()
 
-    def __init__(self, count: int = 40) -> None:
+    def __init__(self, count: int = 40, *, splits: tuple[str, ...] = ("train", "val", "test"), has_labels: bool = True) -> None:
         self.count = count
-        self.source = SimpleNamespace(splits=lambda: ("train", "val", "test"))
+        self.has_labels = has_labels
+        self.source = SimpleNamespace(splits=lambda: splits)
 
     def records(self, split: str) -> list[Record]:
-        return make_records(self.count)
+        if split not in self.source.splits():
+            raise no_such_split(split, dict.fromkeys(self.source.splits(), self.count))
+        return [record if self.has_labels else attrs.evolve(record, labels={}) for record in make_records(self.count)]
 
     def dataset(self, split: str, *, is_training: bool) -> list[ImageTextItem]:
         assert not is_training
@@ -88,12 +99,22 @@ class Pipeline:
         return items
 
 
+class Looker(torch.nn.Module):
+    """A fusion with one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Identity()
+
+
 class Model:
     """Reads the label from the image's mean gray where ``looks``; else it knows nothing."""
 
     training = False
 
     def __init__(self, *, looks: bool = True, has_maps: bool = True) -> None:
+        self.fusion = Looker()
+        self.alignments = {"gla": torch.nn.Linear(1, 1)}
         self.looks = looks
         self.has_maps = has_maps
 
@@ -144,7 +165,7 @@ class Model:
         return torch.stack([sign, torch.ones_like(sign)], dim=1) / 2**0.5
 
     def attention_maps(self, batch: ImageTextBatch) -> Tensor | None:
-        maps = torch.rand(*batch.token_ids.shape, GRID * GRID)
+        maps = self.fusion.layer(torch.rand(*batch.token_ids.shape, GRID * GRID))
         return maps / maps.sum(dim=-1, keepdim=True) if self.has_maps else None
 
 
@@ -169,6 +190,8 @@ def make_run(folder: Path, *, model: Model | None = None, count: int = 40, norma
         wiring=SimpleNamespace(providers=providers, table=None),
         inputs=SimpleNamespace(mean=0.5, std=0.25),
         takes=takes.__getitem__,
+        one=lambda role: SimpleNamespace(label="model.fusion (mpma.memory_fusion)"),
+        of_role=lambda role: {"gla": SimpleNamespace(label="model.alignments.gla (mpma.global_local)")},
     )
     folder.mkdir(exist_ok=True)
     return EvaluationRun(
@@ -318,6 +341,72 @@ def test_few_pairs_are_spread_over_the_split(tmp_path: Path) -> None:
     assert len(set(index.tolist())) == 100
 
 
+def test_a_k_as_large_as_the_split_is_no_ranking(tmp_path: Path) -> None:
+    card = build(Retrieval, specs.RetrievalSpec(ks=(1, 5, 10))).evaluate(make_run(tmp_path / "pictures", count=5))
+    assert [row.metric for row in card.rows] == ["image to text: precision@1", "text to image: precision@1"]
+    assert {row.verdict("random ranking") for row in card.rows} == {"too few"}
+
+
+def test_few_reports_are_too_few_however_many_words_they_hide(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "pictures", count=6)
+    row = build(MaskedWords, specs.MaskedWordsSpec(draws=5)).evaluate(run).rows[0]
+    assert row.count > 10 > (row.resampled or 0)
+    assert set(map(row.verdict, row.baselines)) == {"too few"}
+    assert build(PatchRestoration, specs.PatchRestorationSpec()).evaluate(run).rows[0].verdict("patch mean") == "too few"
+
+
+# ---------------------------------------------------------------------------------------------------------------- obstacles
+
+ALL = [
+    build(kind, spec)
+    for kind, spec in (
+        (MaskedWords, specs.MaskedWordsSpec()),
+        (PatchRestoration, specs.PatchRestorationSpec()),
+        (Retrieval, specs.RetrievalSpec()),
+        (ZeroShot, specs.ZeroShotSpec()),
+        (LinearProbe, specs.LinearProbeSpec()),
+        (RestorationPictures, specs.RestorationPicturesSpec()),
+        (MaskedReportPictures, specs.MaskedReportPicturesSpec()),
+        (AttentionPictures, specs.AttentionPicturesSpec()),
+        (LossCurves, specs.LossCurvesSpec()),
+    )
+]
+
+
+def obstacles(pipeline: Pipeline) -> dict[str, str]:
+    """Reasons by class name, of those that have one."""
+    split = held_out_split(pipeline)  # type: ignore[arg-type]
+    found = {type(one).__name__: one.obstacle(pipeline, split) for one in ALL}
+    return {name: reason for name, reason in found.items() if reason is not None}
+
+
+def test_good_data_is_no_obstacle() -> None:
+    assert obstacles(Pipeline()) == {}
+
+
+def test_without_a_held_out_split_all_but_the_curves_say_the_same() -> None:
+    found = obstacles(Pipeline(splits=("train",), has_labels=False))
+    assert set(found.values()) == {"the data has no held-out split (test or val), only train"}
+    assert set(found) == {type(one).__name__ for one in ALL} - {"LossCurves"}
+
+
+def test_without_a_val_split_only_the_probe_has_nothing_to_choose_on() -> None:
+    assert obstacles(Pipeline(splits=("train", "test"))) == {
+        "LinearProbe": "there is no split 'val'; splits that exist: train (40), test (40)"
+    }
+
+
+def test_without_the_label_nothing_is_predicted() -> None:
+    text = "label 'Pneumonia': 0 positive and 0 negative records; labels of this split: none"
+    assert obstacles(Pipeline(has_labels=False)) == {"ZeroShot": f"split 'test': {text}", "LinearProbe": f"split 'train': {text}"}
+
+
+def test_a_single_pair_is_too_little() -> None:
+    found = obstacles(Pipeline(1))
+    assert found["MaskedWords"].startswith("split 'test': the split has no two different texts")
+    assert found["Retrieval"].startswith("split 'test': 1 record, too few for precision@1")
+
+
 # ----------------------------------------------------------------------------------------------------------------- pictures
 
 
@@ -358,6 +447,26 @@ def test_no_maps_no_history_no_pictures(tmp_path: Path) -> None:
     assert "no attention maps" in (card.note or "")
     loaded = EvaluationRun(**{name: getattr(run, name) for name in run.__slots__ if name not in ("__weakref__", "history")})
     assert not build(LossCurves, specs.LossCurvesSpec()).evaluate(loaded).pictures
+
+
+def test_pieces_are_laid_out_with_even_gaps() -> None:
+    pieces = [Piece("lungs", None), Piece("clear", "heart"), Piece("x" * (LINE - 8), None), *[Piece("y" * LINE, None)] * 20]
+    placed = lay_out(pieces)
+    assert [(line, column) for line, column, _ in placed[:4]] == [(0, 0), (0, 6), (1, 0), (2, 0)]
+    assert placed[-1][0] == LINES - 1
+
+
+def test_content_words_are_whole_and_no_stop_words() -> None:
+    words = ["[CLS]", "For", "lungs", "hyper", "##inflated", "3", "a", ".", "effusion", "is"]
+    assert [word for word, is_content in zip(words, are_content_words(words), strict=True) if is_content] == ["lungs", "effusion"]
+    assert {"the", "for", "is"} <= STOP_WORDS
+
+
+def test_the_maps_come_with_the_part_that_gave_them(run: Any) -> None:
+    maps, giver = maps_and_giver(run, next(batches(run, "test", max_pairs=2)))
+    assert maps is not None
+    assert giver == "model.fusion (mpma.memory_fusion)"
+    assert not run.model.fusion.layer._forward_hooks
 
 
 def test_telling_words_differ_from_the_mean_map() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from medvlp_standard.fusion import ConcatAttention, CrossAttention, NoFusion, PooledAdd
+from medvlp_standard.fusion import ConcatAttention, CrossAttention, NoFusion, PooledAdd, heads_for
 from medvlp_standard.specs.fusion import ConcatAttentionSpec, CrossAttentionSpec, NoFusionSpec, PooledAddSpec
 from torch import Tensor
 
@@ -112,6 +112,18 @@ def test_joint_attention_tells_the_modalities_apart_and_returns_both() -> None:
     features.fused_text_tokens.sum().backward()
     assert fusion.modality.grad is not None
     assert (fusion.modality.grad.abs().amax(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize(("width", "heads"), [(8, 1), (64, 1), (128, 2), (192, 3), (200, 2), (384, 6), (768, 12), (509, 1)])
+def test_heads_that_are_not_given_follow_the_width(width: int, heads: int) -> None:
+    assert heads_for(width) == heads
+    assert width % heads == 0
+    for module_class, spec in ((CrossAttention, CrossAttentionSpec(layers=1)), (ConcatAttention, ConcatAttentionSpec(layers=1))):
+        assert spec.contract().require == ()
+        fusion = module_class(spec, {"Dt": width, "Di": 6, "L": 5})
+        out = fusion(text_tokens=torch.randn(1, 2, width), text_is_valid=torch.ones(1, 2).bool(), image_tokens=torch.randn(1, 7, 6))
+        assert out.fused_text_tokens.shape == (1, 2, width)
+    assert CrossAttentionSpec(heads=3).contract().require
 
 
 def test_a_text_of_one_token_and_a_batch_of_one_work() -> None:

@@ -38,6 +38,18 @@ VITS: dict[str, dict[str, Any]] = {
 CNNS = {"resnet10t": 2, "convnext_atto": -1, "efficientnet_lite0": 3}
 
 
+@pytest.mark.parametrize(
+    ("spec", "hint"),
+    [
+        (TimmCNNSpec(model="vit_tiny_patch16_224"), "use standard.timm_vit"),
+        (TimmCNNSpec(model="vit_base_patch16_224.mae"), "use standard.timm_vit"),
+        (TimmViTSpec(model="resnet50"), "use standard.timm_cnn"),
+    ],
+)
+def test_a_model_of_the_other_kind_is_refused_at_check(spec: TimmViTSpec | TimmCNNSpec, hint: str) -> None:
+    assert [(field, found) for field, _, found in spec.problems()] == [("model", hint)]
+
+
 def vit(name: str = "vit_tiny_patch16_224", **params: Any) -> TimmViT:
     torch.manual_seed(0)
     return TimmViT(TimmViTSpec(model=name, **params), {}).eval()

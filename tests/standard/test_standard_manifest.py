@@ -239,6 +239,34 @@ def test_all_problems_of_a_jsonl_at_once(folder: Path) -> None:
     ]
 
 
+def test_files_that_do_not_start_like_an_image(folder: Path) -> None:
+    path = folder / "studies.csv"
+    (folder / "films" / "empty.png").touch()
+    (folder / "films" / "one.dcm").write_bytes(bytes(128) + b"DICM")
+    (folder / "films" / "two.dcm").write_bytes(bytes(128) + b"DICM")
+    (folder / "films" / "cut.jpg").write_bytes(RADIOGRAPH.read_bytes()[:100])  # only noticed when it is read
+    names = ("empty.png", "one.dcm", "cut.jpg", "two.dcm", "a.jpg")
+    content = "image,text,split\n" + "".join(f"films/{name},Clear.,train\n" for name in names)
+    start = "is neither PNG nor JPEG; it starts with b'\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00'"
+    assert complaint(lambda: load(path, content)).splitlines() == [
+        f"{path}:2:1 [MV501] image {folder}/films/empty.png is empty (0 bytes)",
+        "    hint: copy or download it again",
+        f"{path}:3:1 [MV501] image {folder}/films/one.dcm {start}",
+        "    hint: convert DICOM and other formats to PNG first",
+        f"{path}:5:1 [MV501] image {folder}/films/two.dcm {start}",
+    ]
+
+
+def test_where_paths_start_is_said_once_and_in_full(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    text = complaint(lambda: load(Path("studies.csv"), "image,text,split\nx.png,Clear.,train\ny.png,Clear.,train\n"))
+    assert text.count("there is no image") == 2
+    assert text.count("hint:") == 1
+    assert f"hint: relative paths start from the manifest: {folder}\n" in text
+    rooted = complaint(lambda: load(Path("studies.csv"), "image,text,split\nx.png,Clear.,train\n", image_root="films"))
+    assert rooted.endswith(f"hint: relative paths start from image_root: {folder / 'films'}")
+
+
 def test_many_problems_are_counted(folder: Path) -> None:
     path = folder / "studies.csv"
     content = "image,text,split\n" + "".join(f"absent{i}.png,Clear.,train\n" for i in range(SHOWN_PROBLEMS + 5))
@@ -274,11 +302,15 @@ def test_missing_columns_name_the_nearest(folder: Path) -> None:
             "{path}:1:1 [MV502] column 'text' stands twice in the header\n    hint: rename one of the two",
         ),
         (
+            "image;text;split\nfilms/a.jpg;Clear, no finding.;train\n",
+            "{path}:1:1 [MV502] the header is a single column, 'image;text;split'\n    hint: it is separated by ';', use commas",
+        ),
+        (
             'image,text,split\nfilms/a.jpg,Clear.,train\nfilms/b.png,"Clear.,train\n',
             '{path}:3:1 [MV502] this is not CSV: unexpected end of data\n    hint: inside quotes a quote is written twice: ""',
         ),
     ],
-    ids=["empty", "header only", "column twice", "quote left open"],
+    ids=["empty", "header only", "column twice", "semicolons", "quote left open"],
 )
 def test_files_that_are_no_table(folder: Path, content: str, expected: str) -> None:
     path = folder / "studies.csv"
@@ -293,7 +325,7 @@ def test_files_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch
         f"{path}:2:1 [MV502] the manifest is not UTF-8\n    hint: save it as 'CSV UTF-8'"
     )
     assert complaint(lambda: ManifestSource(ManifestSpec(path=str(folder / "none.csv")), {})) == (
-        f"{folder / 'none.csv'} [MV502] there is no such manifest"
+        f"{folder / 'none.csv'} [MV502] there is no such manifest\n    hint: check `data.path`"
     )
     monkeypatch.chdir(folder)
     assert complaint(lambda: ManifestSource(ManifestSpec(path="none.csv"), {})) == (
@@ -319,4 +351,4 @@ def test_the_example_of_the_guide(folder: Path, monkeypatch: pytest.MonkeyPatch)
     assert [len(source.records(split)) for split in source.splits()] == [2, 1]
     Path("films/b.png").unlink()
     broken = content.replace("Interstitial edema.", "")
-    assert f"```text\n{complaint(lambda: load(Path('studies.csv'), broken))}\n```" in guide
+    assert f"```text\n{complaint(lambda: load(Path('studies.csv'), broken))}\n```".replace(str(folder), "/data/study") in guide

@@ -66,23 +66,21 @@ class GlobalLocal(Alignment):
         losses = {}
         if self.global_heads is not None and self.scale is not None:
             image, text = self._global_vectors(image_tokens, text_tokens)
-            with torch.autocast(image.device.type, enabled=False):
-                losses["global"] = symmetric_info_nce(image, text, self.scale(), is_same_text)
+            losses["global"] = symmetric_info_nce(image, text, self.scale(), is_same_text)
         if self.local_heads is not None:
             patches, words = self.local_heads(image_tokens, text_tokens.masked_fill(~is_word.unsqueeze(-1), 0.0))
-            with torch.autocast(patches.device.type, enabled=False):
-                if self.spec.local_kind == "gloria":
-                    losses["local"] = gloria_loss(
-                        patches,
-                        words,
-                        is_word,
-                        attention_scale=self.spec.gloria_attention_scale,
-                        word_scale=self.spec.gloria_word_scale,
-                        logit_scale=self.spec.gloria_logit_scale,
-                        is_same_text=is_same_text,
-                    )
-                else:
-                    losses["local"] = tokenwise_loss(patches, words, is_word, self.spec.tau_local, is_same_word)
+            if self.spec.local_kind == "gloria":
+                losses["local"] = gloria_loss(
+                    patches,
+                    words,
+                    is_word,
+                    attention_scale=self.spec.gloria_attention_scale,
+                    word_scale=self.spec.gloria_word_scale,
+                    logit_scale=self.spec.gloria_logit_scale,
+                    is_same_text=is_same_text,
+                )
+            else:
+                losses["local"] = tokenwise_loss(patches, words, is_word, self.spec.tau_local, is_same_word)
         return losses
 
     def embed_image(self, image_tokens: Tensor, image_prefix: Tensor) -> Tensor:

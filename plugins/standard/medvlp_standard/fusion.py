@@ -15,6 +15,16 @@ from medvlp_core.layers import CrossAttentionBlock, SelfAttentionBlock
 from medvlp_standard.specs.fusion import ConcatAttentionSpec, CrossAttentionSpec, NoFusionSpec, PooledAddSpec
 
 
+def heads_for(width: int) -> int:
+    """One head for each 64 of the width: the largest divisor of ``width`` that is not above ``width / 64``, at least 1.
+
+    Example:
+        >>> [heads_for(width) for width in (768, 128, 48, 320)]
+        [12, 2, 1, 5]
+    """
+    return next((heads for heads in range(width // 64, 1, -1) if width % heads == 0), 1)
+
+
 class NoFusion(Fusion):
     """``F = T``: the text never sees the image.
 
@@ -65,9 +75,9 @@ class CrossAttention(Fusion):
     def __init__(self, spec: CrossAttentionSpec, dims: Dims) -> None:
         super().__init__(spec, dims)
         width = dims["Dt"]
+        heads = spec.heads or heads_for(width)
         self.layers = nn.ModuleList(
-            CrossAttentionBlock(width, spec.heads, round(width * spec.ffn_ratio), dims["Di"], spec.dropout)
-            for _ in range(spec.layers)
+            CrossAttentionBlock(width, heads, round(width * spec.ffn_ratio), dims["Di"], spec.dropout) for _ in range(spec.layers)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
@@ -101,10 +111,11 @@ class ConcatAttention(Fusion):
     def __init__(self, spec: ConcatAttentionSpec, dims: Dims) -> None:
         super().__init__(spec, dims)
         width = dims["Dt"]
+        heads = spec.heads or heads_for(width)
         self.project = nn.Linear(dims["Di"], width)
         self.modality = nn.Parameter(torch.randn(2, width) * 0.02)
         self.layers = nn.ModuleList(
-            SelfAttentionBlock(width, spec.heads, round(width * spec.ffn_ratio), spec.dropout) for _ in range(spec.layers)
+            SelfAttentionBlock(width, heads, round(width * spec.ffn_ratio), spec.dropout) for _ in range(spec.layers)
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
 

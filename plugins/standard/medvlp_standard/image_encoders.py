@@ -19,8 +19,11 @@ from medvlp_core.batch import ImageFeatures
 from medvlp_core.errors import DataError, Problem, SpecError
 from medvlp_core.interfaces import Dims, ImageEncoder
 from medvlp_core.ops import sincos_positions_2d
+from medvlp_standard.hf_facts import local_folder
+from medvlp_standard.hub import hub_answers, quiet_hub
 from medvlp_standard.specs.image_encoders import TimmCNNSpec, TimmViTSpec
 from medvlp_standard.timm_facts import base_name, cnn_facts
+from medvlp_standard.view_norm import MaskedStatistics
 from medvlp_standard.weights import LoadedWeights, load_weights
 
 _VIT_HINT = "standard.timm_vit takes VisionTransformers, timm.list_models('vit_*'); for feature maps use standard.timm_cnn"
@@ -124,7 +127,7 @@ class TimmCNN(ImageEncoder):
     """A feature map of a timm model, one token for each cell: ``tokens = flatten(stage(image with hidden cells = 0))``.
 
     All N tokens stay in the masked view. A token at a hidden cell still sees its visible neighbours, as far as the receptive field
-    reaches; hidden pixels are replaced before the first layer and have no influence.
+    reaches; hidden pixels are replaced before the first layer and have no influence. Batch norms keep statistics for each view.
     """
 
     def __init__(self, spec: TimmCNNSpec, dims: Dims) -> None:
@@ -134,6 +137,7 @@ class TimmCNN(ImageEncoder):
         self.loaded: LoadedWeights | None = None
         if spec.pretrained not in (None, "hub"):
             self.loaded = load_weights(self.net, str(spec.pretrained), who="standard.timm_cnn")
+        self.masked_statistics = MaskedStatistics(self.net)
         self.is_channel_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
         # One blank image tells the true grid, whatever the model's padding rules are. It draws no random numbers.
         # In evaluation mode, so that batch norms do not count it.
@@ -163,7 +167,8 @@ class TimmCNN(ImageEncoder):
         """
         if image_is_masked is not None:
             image = hide_cells(image, image_is_masked, self.grid)
-        features = self._features(image)
+        with self.masked_statistics.of_view(is_masked=image_is_masked is not None):
+            features = self._features(image)
         tokens = features.flatten(2).transpose(1, 2)
         return ImageFeatures(image_tokens=tokens, image_prefix=tokens[:, :0])
 
@@ -233,7 +238,14 @@ def _create(model: str, pretrained: str | None, *, hint: str, **options: Any) ->
         other = f"did you mean {' or '.join(map(repr, near))}?" if near else "timm.list_models() shows all names"
         raise SpecError(Problem(code="MV303", text=f"timm {timm.__version__} has no model {model!r}", hint=other))
     try:
-        return timm.create_model(model, pretrained=pretrained == "hub", **options)
+        if pretrained != "hub":
+            return timm.create_model(model, pretrained=False, **options)
+        config = timm.get_pretrained_cfg(model)
+        repository = config.hf_hub_id if config is not None else None
+        if repository and local_folder(repository) is None and not hub_answers(repository):
+            raise ConnectionError(f"the Hugging Face hub does not answer, and {repository} is not in its cache")
+        with quiet_hub():
+            return timm.create_model(model, pretrained=True, **options)
     except Exception as error:
         is_hub = pretrained == "hub"
         text = f"timm could not make {model!r}{' with its weights' if is_hub else ''}: {type(error).__name__}: {error}"

@@ -14,6 +14,8 @@ from medvlp_standard.specs.data import ManifestSpec
 
 #: Problems that are printed; a wrong image folder would otherwise print one for every row.
 SHOWN_PROBLEMS = 20
+#: First bytes of a PNG and of a JPEG file.
+IMAGE_STARTS = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")
 LABEL_PREFIX = "label_"
 LABEL_OBJECT = "labels"
 _USUAL_SPLITS = ("train", "val", "test")
@@ -24,7 +26,7 @@ class ManifestSource(DataSource):
 
     Raises:
         DataError: with every problem of the file (the first 20, then how many more): MV502 for columns, lines, ids, labels, splits
-            and patients, MV501 for missing image files, MV504 for empty texts.
+            and patients, MV501 for image files that are missing, empty or of another kind, MV504 for empty texts.
     """
 
     def __init__(self, spec: ManifestSpec, dims: Dims) -> None:
@@ -82,6 +84,7 @@ class ManifestReader:
         self.id_column = spec.id_column or self._if_there("id")
         self.patient_column = spec.patient_column or self._if_there("patient_id")
         self.label_columns = self._label_columns()
+        self._given_hints: set[str] = set()
 
     def records(self) -> list[tuple[str, Record]]:
         """``(split, record)`` of every row; empty if a column is missing."""
@@ -151,9 +154,8 @@ class ManifestReader:
         image_path = self.image_root / image
         if not image:
             self._add(row, "MV502", f"column {self.spec.image_column!r} is blank", "every row needs an image")
-        elif not image_path.is_file():
-            hint = "relative paths start from image_root" if self.spec.image_root else "relative paths start from the manifest"
-            self._add(row, "MV501", f"there is no image {image_path}", f"{hint}: {self.image_root}")
+        elif (fault := image_fault(image_path)) is not None:
+            self._add_image_fault(row, *fault)
         identifier = self._string(row, self.id_column) if self.id_column else image
         if self.id_column and not identifier:
             self._add(row, "MV502", f"column {self.id_column!r} is blank", "every row needs an id of its own")
@@ -213,8 +215,35 @@ class ManifestReader:
         self._add(row, "MV502", f"column {column!r} is {value!r}", "write a string")
         return ""
 
-    def _add(self, row: Row, code: str, text: str, hint: str) -> None:
+    def _add_image_fault(self, row: Row, fault: str, hint: str | None) -> None:
+        """A wrong folder makes every image a missing one, so each hint is given once."""
+        if hint is None:
+            start = "image_root" if self.spec.image_root else "the manifest"
+            hint = f"relative paths start from {start}: {self.image_root.absolute()}"
+        self._add(row, "MV501", fault, None if hint in self._given_hints else hint)
+        self._given_hints.add(hint)
+
+    def _add(self, row: Row, code: str, text: str, hint: str | None) -> None:
         self.problems.append(row_problem(self.path, row.line, text, hint, code=code))
+
+
+def image_fault(path: Path) -> tuple[str, str | None] | None:
+    """What is wrong with an image file as far as its first bytes tell, with a hint; None = it starts like a PNG or JPEG.
+
+    A missing file has no hint of its own. A truncated file is only noticed when it is read.
+    """
+    if not path.is_file():
+        return f"there is no image {path}", None
+    try:
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        return f"cannot open image {path} ({error.strerror})", "check the file's permissions"
+    if not head:
+        return f"image {path} is empty (0 bytes)", "copy or download it again"
+    if not head.startswith(IMAGE_STARTS):
+        return f"image {path} is neither PNG nor JPEG; it starts with {head!r}", "convert DICOM and other formats to PNG first"
+    return None
 
 
 def read_label(value: Any) -> int | None:

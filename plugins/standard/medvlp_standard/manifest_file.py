@@ -40,10 +40,11 @@ def read_table(path: Path, problems: list[Problem]) -> Table:
     try:
         text = path.read_text(encoding="utf-8-sig")  # tolerates the mark that spreadsheet programs write
     except FileNotFoundError as error:
-        hint = f"relative paths start from the working folder, {Path.cwd()}" if not path.is_absolute() else None
+        is_relative = not path.is_absolute()
+        hint = f"relative paths start from the working folder, {Path.cwd()}" if is_relative else "check `data.path`"
         raise _unusable(path, "there is no such manifest", hint) from error
     except OSError as error:
-        raise _unusable(path, f"the manifest cannot be opened ({error.strerror})", None) from error
+        raise _unusable(path, f"the manifest cannot be opened ({error.strerror})", "check `data.path`") from error
     except UnicodeDecodeError as error:
         line = error.object[: error.start].count(b"\n") + 1
         raise _unusable(path, "the manifest is not UTF-8", "save it as 'CSV UTF-8'", line) from error
@@ -53,7 +54,7 @@ def read_table(path: Path, problems: list[Problem]) -> Table:
     return table
 
 
-def row_problem(path: Path, line: int, text: str, hint: str, *, code: str = "MV502", column: int = 1) -> Problem:
+def row_problem(path: Path, line: int, text: str, hint: str | None, *, code: str = "MV502", column: int = 1) -> Problem:
     """Something wrong with one row."""
     return Problem(code=code, text=text, position=Position(str(path), line, column), hint=hint)
 
@@ -88,6 +89,9 @@ def _read_csv(path: Path, text: str, problems: list[Problem]) -> Table:
         if problems:
             return Table((), ())
         raise _unusable(path, "the manifest is empty", "the first line names the columns")
+    if len(columns) == 1 and (mark := next((mark for mark in ";\t|" if mark in columns[0]), None)):
+        found = f"the header is a single column, {columns[0]!r}"
+        raise _unusable(path, found, f"it is separated by {mark!r}, use commas", header_line)
     if twice := [name for name, count in Counter(columns).items() if count > 1]:
         raise _unusable(path, f"column {twice[0]!r} stands twice in the header", "rename one of the two", header_line)
     rows = []
@@ -117,6 +121,6 @@ def _csv_rows(path: Path, text: str, problems: list[Problem]) -> Iterator[tuple[
             yield first_line, fields
 
 
-def _unusable(path: Path, text: str, hint: str | None, line: int = 0) -> DataError:
+def _unusable(path: Path, text: str, hint: str, line: int = 0) -> DataError:
     position = Position(str(path), line, 1) if line else Position(str(path))
     return DataError(Problem(code="MV502", text=text, position=position, hint=hint))

@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 from medvlp_core.errors import Problem, SpecError
 from medvlp_core.interfaces import Dims, TextEncoder
 from medvlp_standard.hf_facts import config_facts, first_line, is_path, local_folder
+from medvlp_standard.hub import hub_answers, quiet_hub
 from medvlp_standard.specs.text_encoders import BertSpec, HfTextSpec
 
 _GET_HINT = (
@@ -127,17 +128,11 @@ def _load(spec: HfTextSpec, dims: Dims) -> Any:
     if folder is None and is_path(spec.model):
         raise SpecError(Problem(code="MV507", text=f"there is no folder {spec.model!r}", hint=_GET_HINT))
     is_here = folder is not None and (is_path(spec.model) or not spec.pretrained or _has_weights(folder))
-    source, options = str(folder) if is_here else spec.model, {"local_files_only": is_here, "trust_remote_code": False}
-    missing: list[str] = []
+    source = str(folder) if is_here else spec.model
+    options = {"local_files_only": is_here or not hub_answers(spec.model), "trust_remote_code": False}
     try:
-        config = AutoConfig.from_pretrained(source, **options)
-        _check_tables(spec, dims, config)
-        if spec.pretrained:
-            model, info = AutoModel.from_pretrained(source, output_loading_info=True, **options)
-            missing = sorted(key for key in info["missing_keys"] if "pooler" not in key.split("."))
-        else:
-            config.vocab_size = dims["V"]
-            model = AutoModel.from_config(config, trust_remote_code=False)
+        with quiet_hub():
+            model, missing = _load_from(source, spec, dims, options)
     except SpecError:
         raise
     except Exception as error:
@@ -149,6 +144,17 @@ def _load(spec: HfTextSpec, dims: Dims) -> Any:
         hint = "they belong to another architecture; set pretrained: false for random weights"
         raise SpecError(Problem(code="MV507", text=text, details=details, hint=hint))
     return model.float()
+
+
+def _load_from(source: str, spec: HfTextSpec, dims: Dims, options: dict[str, Any]) -> tuple[Any, list[str]]:
+    """The model, and the names of tensors that the files have no values for."""
+    config = AutoConfig.from_pretrained(source, **options)
+    _check_tables(spec, dims, config)
+    if not spec.pretrained:
+        config.vocab_size = dims["V"]
+        return AutoModel.from_config(config, trust_remote_code=False), []
+    model, info = AutoModel.from_pretrained(source, output_loading_info=True, **options)
+    return model, sorted(key for key in info["missing_keys"] if "pooler" not in key.split("."))
 
 
 def _has_weights(folder: Path) -> bool:

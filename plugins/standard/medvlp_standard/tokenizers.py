@@ -18,6 +18,7 @@ from medvlp_core.batch import TokenBatch
 from medvlp_core.errors import DataError, Problem
 from medvlp_core.interfaces import Dims, Tokenizer
 from medvlp_standard.hf_facts import first_line, is_path, local_folder
+from medvlp_standard.hub import hub_answers, quiet_hub
 from medvlp_standard.specs.tokenizers import SPECIALS, HfTokenizerSpec, WordPieceSpec
 
 _FILE = "tokenizer.json"
@@ -32,7 +33,7 @@ class WordPiece(Tokenizer):
     in a text as letters ("[MASK]") are ordinary punctuation and letters. Training twice on the same texts gives the same ids.
 
     Reference:
-        Zhou et al., Advancing Radiography Representation Learning with Masked Record Modeling, ICLR 2023, for normalisation,
+        Zhou et al., Advancing Radiograph Representation Learning with Masked Record Modeling, ICLR 2023, for normalisation,
         special tokens and the missing [SEP]. That every digit is a word of its own is our choice.
     """
 
@@ -216,7 +217,9 @@ class HfTokenizer(Tokenizer):
             fault = f"the folder {source!r} holds no tokenizer" if Path(source).is_dir() else f"there is no folder {source!r}"
             raise _error(fault, hint)
         try:
-            loaded = AutoTokenizer.from_pretrained(source, use_fast=True, local_files_only=is_local, trust_remote_code=False)
+            is_offline = is_local or not hub_answers(source)
+            with quiet_hub():
+                loaded = AutoTokenizer.from_pretrained(source, use_fast=True, local_files_only=is_offline, trust_remote_code=False)
         except Exception as error:
             text = f"the tokenizer {self.spec.model!r} cannot be loaded: {type(error).__name__}: {first_line(error)}"
             raise _error(text, hint) from error

@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from medvlp_core.contrast import equal_texts
 from medvlp_core.interfaces import Dims
+from medvlp_core.ops import in_full_precision
 from medvlp_standard.alignment.shared import PooledAlignment
 from medvlp_standard.specs.alignment import SigLipSpec
 
 
+@in_full_precision
 def sigmoid_pair_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, is_ignored: Tensor | None = None) -> Tensor:
     """``-1/B sum_bc log sigmoid(z_bc (scale * x_b . y_c + bias))``, z = 1 on the diagonal and -1 elsewhere.
 

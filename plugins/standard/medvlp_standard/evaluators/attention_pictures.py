@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medvlp_core.evaluate.protocol import Card, EvaluationRun
+from medvlp_core.batch import ImageTextBatch
+from medvlp_core.components import Role
+from medvlp_core.data.pipeline import InputPipeline
+from medvlp_core.evaluate.protocol import Card, EvaluationRun, split_obstacle
 from medvlp_core.interfaces import Dims, Evaluator
 from medvlp_standard.evaluators.common import batches
-from medvlp_standard.evaluators.drawing import new_figure, save, show_gray, to_gray
+from medvlp_standard.evaluators.drawing import name_row, new_figure, save, show_gray, to_gray
 from medvlp_standard.specs.evaluators import AttentionPicturesSpec
+
+#: English words that say nothing about an image, and the headings of reports.
+_STOP_WORDS = (
+    "a about above after all also an and any are as at be been before below both but by can could did do does each either else "
+    "few for from further had has have if in into is it its may might more most neither nor of on or other out over own same "
+    "seen should since so some such than that the their them then there these they this those to too under until up upon very "
+    "no not was we were what when where which while who will with within without would you findings impression question answer"
+)
+STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
 class AttentionPictures(Evaluator):
     """Attention from words to patches over the radiograph, on clean inputs.
 
-    Shown are the words whose maps differ most from the mean map of their report (largest KL divergence): a map that all words
+    Shown are content words: whole words of letters, without stop words and without words that the tokenizer cut into pieces.
+    Of these the words whose maps differ most from the mean map of their report (largest KL divergence): a map that all words
     share says nothing about a word. Each map has its own colour scale; its title gives the largest weight as a multiple of the
     uniform weight 1/N.
     """
@@ -24,26 +39,36 @@ class AttentionPictures(Evaluator):
     def __init__(self, spec: AttentionPicturesSpec, dims: Dims) -> None:
         self.spec = spec
 
+    def obstacle(self, pipeline: InputPipeline, split: str) -> str | None:
+        """The split has no pairs."""
+        return split_obstacle(pipeline, split)
+
     def evaluate(self, run: EvaluationRun) -> Card:
         """One picture; none if no part of the model has attention maps."""
         batch = next(batches(run, run.split, max_pairs=self.spec.images))
-        maps = run.model.attention_maps(batch)
+        maps, giver = maps_and_giver(run, batch)
         if maps is None:
-            return Card(evaluator="", note="no attention maps: neither the fusion nor an alignment of this model has any")
+            return Card(evaluator="", note="no attention maps: neither the fusion nor an alignment of this model has any.")
         rows, columns = run.port_dims("image_grid")
         if maps.shape[-1] != rows * columns:
             return Card(
-                evaluator="", note=f"no pictures: the maps cover {maps.shape[-1]} tokens, not the {rows} x {columns} patches"
+                evaluator="", note=f"no pictures: the maps cover {maps.shape[-1]} tokens, not the {rows} x {columns} patches."
             )
         maps = maps.float()
         count, height, width = len(batch.image), batch.image.shape[-2], batch.image.shape[-1]
-        figure, axes = new_figure(1.9 * (self.spec.words + 1), 2.15 * count, count, self.spec.words + 1)
+        figure, axes = new_figure(1.8 * (self.spec.words + 1), 2.0 * count + 0.5, count, self.spec.words + 1)
+        caption = (
+            f"Attention from a word to the patches, of {giver}.\n"
+            f"(1.5x): the largest weight is 1.5 times the mean weight, 1/{rows * columns}. Each map has its own colour scale."
+        )
+        figure.suptitle(caption, fontsize=9, x=0.01, ha="left", parse_math=False)
         for row in range(count):
             gray = to_gray(run, batch.image[row])
-            show_gray(axes[row, 0], gray, run.pipeline.records(run.split)[int(batch.record_index[row])].id)
+            show_gray(axes[row, 0], gray, "input" if row == 0 else "")
+            name_row(axes[row, 0], run.pipeline.records(run.split)[int(batch.record_index[row])].id)
             words = run.pipeline.tokenizer.token_strings(batch.token_ids[row].tolist())
             is_word = (batch.word_ids[row] >= 0) & batch.text_is_valid[row]
-            is_word &= torch.tensor([any(map(str.isalnum, word)) for word in words], device=is_word.device)
+            is_word &= torch.tensor(are_content_words(words), device=is_word.device)
             chosen = telling_words(maps[row], is_word, self.spec.words).tolist()
             for axis in axes[row, 1 + len(chosen) :]:
                 axis.set_axis_off()
@@ -53,6 +78,44 @@ class AttentionPictures(Evaluator):
                 show_gray(axis, gray, f"{words[position]}  ({float(grid.max()) * rows * columns:.1f}x)")
                 axis.imshow(heat.cpu().numpy(), cmap="inferno", alpha=0.5)
         return Card(evaluator="", pictures=(save(figure, run, "attention.png"),))
+
+
+def maps_and_giver(run: EvaluationRun, batch: ImageTextBatch) -> tuple[Tensor | None, str]:
+    """The model's attention maps, and the label of the part that gave them.
+
+    The model asks one part after the other and stops at the first that answers, so that is the last one whose layers ran.
+    """
+    parts = [run.plan.one(Role.FUSION), *run.plan.of_role(Role.ALIGNMENT).values()]
+    labels = [part.label for part in parts if part is not None]
+    modules = [module for module in (run.model.fusion, *run.model.alignments.values()) if module is not None]
+    ran: list[str] = []
+    hooks = [
+        layer.register_forward_hook(lambda *_, label=label: ran.append(label))
+        for label, module in zip(labels, modules, strict=True)
+        for layer in module.modules()
+    ]
+    try:
+        maps = run.model.attention_maps(batch)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return maps, ran[-1] if ran else "the model"
+
+
+def are_content_words(strings: Sequence[str]) -> list[bool]:
+    """Which tokens are whole words with a meaning of their own.
+
+    Not: stop words, numbers, punctuation, single letters, continuation pieces (``##``), and first pieces of a longer word.
+
+    Example:
+        >>> are_content_words(["the", "lungs", "are", "hyper", "##inflated", "."])
+        [False, True, False, False, False, False]
+    """
+    is_cut = [following.startswith("##") for following in [*strings[1:], ""]]
+    return [
+        word.isalpha() and len(word) > 1 and word.lower() not in STOP_WORDS and not cut
+        for word, cut in zip(strings, is_cut, strict=True)
+    ]
 
 
 def telling_words(maps: Tensor, is_word: Tensor, count: int) -> Tensor:

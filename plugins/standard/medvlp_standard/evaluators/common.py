@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from medvlp_core.batch import ImageTextBatch
-from medvlp_core.data.pipeline import Collate
+from medvlp_core.data.pipeline import Collate, InputPipeline
 from medvlp_core.device import to_device
 from medvlp_core.errors import DataError, Problem
 from medvlp_core.evaluate.metrics import BoolArray, FloatArray, IndexArray, bootstrap_interval
-from medvlp_core.evaluate.protocol import EvaluationRun, Interval
+from medvlp_core.evaluate.protocol import EvaluationRun, Interval, reason_of, split_obstacle
 from medvlp_core.interfaces import Record
 from medvlp_core.ops import normalise_patches, patchify
 from medvlp_core.wiring import PortKey
@@ -73,6 +73,17 @@ def labels_of(records: Sequence[Record], label: str) -> tuple[IndexArray, BoolAr
         hint = f"labels of this split: {', '.join(names) or 'none'}"
         raise DataError(Problem(code="MV503", text=text, hint=hint))
     return known, is_positive
+
+
+def label_obstacle(pipeline: InputPipeline, split: str, label: str) -> str | None:
+    """Why ``label`` cannot be predicted on ``split``: no such split, or it is the same for all of its pairs; None if it can."""
+    if (reason := split_obstacle(pipeline, split)) is not None:
+        return reason
+    try:
+        labels_of(pipeline.records(split), label)
+    except DataError as error:
+        return f"split {split!r}: {reason_of(error)}"
+    return None
 
 
 def paired_gain(metric: Callable[[IndexArray], float], baseline: Callable[[IndexArray], float], count: int) -> Interval | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -11,28 +11,41 @@ from torch import Tensor
 
 from medvlp_core.evaluate.protocol import EvaluationRun
 
-RIGHT_COLOUR, WRONG_COLOUR = "#1a7f37", "#c2261c"
+RIGHT_COLOUR, WRONG_COLOUR, VISIBLE_COLOUR = "#1a7f37", "#c2261c", "0.25"
+DPI = 110
 
 
-def new_figure(width: float, height: float, rows: int, columns: int, *, ratios: tuple[float, ...] | None = None) -> tuple[Any, Any]:
-    """A figure in inches and its axes as an array (rows, columns), ``ratios``: relative widths of the columns.
-
-    Made without pyplot: nothing global is touched, and nothing has to be closed.
-    """
+def empty_figure(width: float, height: float, *, layout: Literal["constrained"] | None = None) -> Any:
+    """A figure in inches. Made without pyplot: nothing global is touched, and nothing has to be closed."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=layout, dpi=DPI)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, width_ratios=ratios)
-    return figure, axes
+    return figure
+
+
+def new_figure(width: float, height: float, rows: int, columns: int) -> tuple[Any, Any]:
+    """A figure in inches and its axes as an array (rows, columns)."""
+    figure = empty_figure(width, height, layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def character_width(family: str, size: float) -> float:
+    """Inches from one character of a monospaced font to the next, as the renderer sets it."""
+    from matplotlib.font_manager import FontProperties
+
+    figure = empty_figure(1.0, 1.0)
+    font = FontProperties(family=family, size=size)
+    width, _, _ = figure.canvas.get_renderer().get_text_width_height_descent("0" * 100, font, ismath=False)
+    return float(width) / 100 / DPI
 
 
 def save(figure: Any, run: EvaluationRun, name: str) -> str:
     """Write a figure into the run's pictures and return its name."""
     run.folder.mkdir(parents=True, exist_ok=True)
     path: Path = run.folder / name
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
     return name
 
 
@@ -47,4 +60,11 @@ def show_gray(axis: Any, values: npt.NDArray[np.float64], title: str = "") -> No
     axis.imshow(values, cmap="gray", vmin=0.0, vmax=1.0)
     axis.set_axis_off()
     if title:
-        axis.set_title(title, fontsize=9)
+        axis.set_title(title, fontsize=9, parse_math=False)
+
+
+def name_row(axis: Any, name: str) -> None:
+    """Write a record's id upright beside the first picture of its row; a long one loses its middle."""
+    short = name if len(name) <= 30 else f"{name[:12]}...{name[-15:]}"
+    place = {"transform": axis.transAxes, "rotation": 90, "ha": "right", "va": "center"}
+    axis.text(-0.04, 0.5, short, fontsize=7, color="0.3", parse_math=False, **place)

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.evaluate.metrics import BoolArray, FloatArray, IndexArray, auroc, bootstrap_interval
-from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row
+from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row, split_obstacle
 from medvlp_core.interfaces import Dims, Evaluator
 from medvlp_core.model import ComposedModel
-from medvlp_standard.evaluators.common import batches, labels_of, paired_gain, to_numpy
+from medvlp_standard.evaluators.common import batches, label_obstacle, labels_of, paired_gain, to_numpy
 from medvlp_standard.specs.evaluators import LinearProbeSpec
 
 TRAINED, PIXELS, FRESH = "trained encoder", "raw pixels", "random encoder"
@@ -40,6 +41,13 @@ class LinearProbe(Evaluator):
 
     def __init__(self, spec: LinearProbeSpec, dims: Dims) -> None:
         self.spec = spec
+
+    def obstacle(self, pipeline: InputPipeline, split: str) -> str | None:
+        """The label does not vary in the training, val or held-out split."""
+        if (reason := split_obstacle(pipeline, split)) is not None:
+            return reason
+        reasons = (label_obstacle(pipeline, one, self.spec.label) for one in ("train", "val", split))
+        return next((reason for reason in reasons if reason is not None), None)
 
     def evaluate(self, run: EvaluationRun) -> Card:
         """One row.

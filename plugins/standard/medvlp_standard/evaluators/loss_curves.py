@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.evaluate.protocol import Card, EvaluationRun
 from medvlp_core.interfaces import Dims, Evaluator
 from medvlp_standard.evaluators.drawing import new_figure, save
@@ -14,10 +15,16 @@ class LossCurves(Evaluator):
     def __init__(self, spec: LossCurvesSpec, dims: Dims) -> None:
         self.spec = spec
 
+    def obstacle(self, pipeline: InputPipeline, split: str) -> str | None:
+        """None: only the training is looked at."""
+        return None
+
     def evaluate(self, run: EvaluationRun) -> Card:
         """One picture; none without a training history."""
+        from matplotlib.ticker import MaxNLocator
+
         if not run.history:
-            return Card(evaluator="", note="no curves: this model was loaded, not trained in this run")
+            return Card(evaluator="", note="no curves: this model was loaded, not trained in this run.")
         steps = [line["step"] for line in run.history]
         curves = {name: [line["losses"][name] for line in run.history] for name in run.history[0]["losses"]}
         curves["learning rate"] = [line["lr"] for line in run.history]
@@ -32,4 +39,5 @@ class LossCurves(Evaluator):
             axis.set_xlabel("step", fontsize=8)
             axis.tick_params(labelsize=7)
             axis.grid(alpha=0.3)
+            axis.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         return Card(evaluator="", pictures=(save(figure, run, "loss_curves.png"),))

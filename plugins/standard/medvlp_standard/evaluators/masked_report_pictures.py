@@ -6,15 +6,31 @@ import textwrap
 from typing import Any
 
 import attrs
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from medvlp_core.evaluate.protocol import Card, EvaluationRun
+from medvlp_core.data.pipeline import InputPipeline
+from medvlp_core.evaluate.protocol import Card, EvaluationRun, split_obstacle
 from medvlp_core.interfaces import Dims, Evaluator
 from medvlp_standard.evaluators.common import batches, restore
-from medvlp_standard.evaluators.drawing import RIGHT_COLOUR, WRONG_COLOUR, new_figure, save, show_gray, to_gray
+from medvlp_standard.evaluators.drawing import (
+    RIGHT_COLOUR,
+    VISIBLE_COLOUR,
+    WRONG_COLOUR,
+    character_width,
+    empty_figure,
+    save,
+    show_gray,
+    to_gray,
+)
 from medvlp_standard.specs.evaluators import MaskedReportPicturesSpec
 
-LINE = 96  # characters of a drawn line: a monospaced 10-point font in the picture's 8.5 inches of text
+LINE = 88  # characters of a drawn line
+LINES = 11  # of a report; what does not fit is left out
+FAMILY, SIZE = "DejaVu Sans Mono", 9.0  # comes with matplotlib, so that every machine draws the same
+LINE_HEIGHT = 0.165  # inches
+IMAGE, GAP = 1.1, 0.15  # inches: side of the radiograph, and what is left free around it
 
 
 @attrs.frozen
@@ -43,6 +59,10 @@ class MaskedReportPictures(Evaluator):
     def __init__(self, spec: MaskedReportPicturesSpec, dims: Dims) -> None:
         self.spec = spec
 
+    def obstacle(self, pipeline: InputPipeline, split: str) -> str | None:
+        """The split has no pairs."""
+        return split_obstacle(pipeline, split)
+
     def evaluate(self, run: EvaluationRun) -> Card:
         """A picture, and the same as ``masked_reports.txt``."""
         batch = next(batches(run, run.split, max_pairs=self.spec.reports))
@@ -59,11 +79,9 @@ class MaskedReportPictures(Evaluator):
         records = run.pipeline.records(run.split)
         ids = [records[index].id for index in batch.record_index.tolist()]
         self._write_text(run, ids, reports)
-        figure, axes = new_figure(11.0, 2.2 * len(reports), len(reports), 2, ratios=(1, 4))
-        for row, (name, pieces) in enumerate(zip(ids, reports, strict=True)):
-            show_gray(axes[row, 0], to_gray(run, batch.image[row]), name)
-            draw_report(axes[row, 1], pieces)
-        return Card(evaluator="", pictures=(save(figure, run, "masked_reports.png"), "masked_reports.txt"))
+        blocks = [lay_out(pieces) for pieces in reports]
+        grays = [to_gray(run, image) for image in batch.image]
+        return Card(evaluator="", pictures=(save(draw(ids, grays, blocks), run, "masked_reports.png"), "masked_reports.txt"))
 
     def _write_text(self, run: EvaluationRun, ids: list[str], reports: list[list[Piece]]) -> None:
         lines = ["[word] = hidden and predicted rightly; [predicted|word] = hidden and predicted wrongly", ""]
@@ -75,19 +93,49 @@ class MaskedReportPictures(Evaluator):
         (run.folder / "masked_reports.txt").write_text("\n".join(lines), encoding="utf-8")
 
 
-def draw_report(axis: Any, pieces: list[Piece], *, lines: int = 11) -> None:
-    """Write the pieces as flowing text in a fixed-width font; what does not fit into ``lines`` is left out."""
-    axis.set_axis_off()
-    axis.set_xlim(0, LINE)
-    axis.set_ylim(lines, 0)
-    row, column = 0, 0
+def lay_out(pieces: list[Piece]) -> list[tuple[int, int, Piece]]:
+    """``(line, column, piece)`` of flowing text in characters, with one space between pieces."""
+    placed, line, column = [], 0, 0
     for piece in pieces:
-        text = piece.text
-        if column + len(text) > LINE and column > 0:
-            row, column = row + 1, 0
-        if row >= lines:
+        if column + len(piece.text) > LINE and column > 0:
+            line, column = line + 1, 0
+        if line >= LINES:
             break
-        colour = "0.25" if piece.predicted is None else RIGHT_COLOUR if piece.is_right else WRONG_COLOUR
-        weight = "normal" if piece.predicted is None else "bold"
-        axis.text(column, row, text, family="monospace", fontsize=10, color=colour, weight=weight, va="top", parse_math=False)
-        column += len(text) + 1
+        placed.append((line, column, piece))
+        column += len(piece.text) + 1
+    return placed
+
+
+def draw(ids: list[str], grays: list[npt.NDArray[np.float64]], blocks: list[list[tuple[int, int, Piece]]]) -> Any:
+    """A legend line, then for each report its id, the radiograph and the text; as wide and high as these are."""
+    step = character_width(FAMILY, SIZE)
+    ends = [column + len(piece.text) for block in blocks for _, column, piece in block]
+    left = 2 * GAP + IMAGE
+    width = left + step * max([*ends, 48]) + GAP  # 48: the legend
+    lines = [1 + max([line + 1 for line, _, _ in block], default=0) for block in blocks]  # one for the id
+    heights = [max(IMAGE, count * LINE_HEIGHT) + GAP for count in lines]
+    height = LINE_HEIGHT + 2 * GAP + sum(heights)
+    figure = empty_figure(width, height)
+
+    def write(x: float, y: float, text: str, colour: str) -> None:
+        style = {"family": FAMILY, "size": SIZE, "color": colour, "va": "top", "parse_math": False}
+        figure.text(x / width, 1 - y / height, text, **style)
+
+    x = left
+    for text, colour in (
+        ("green = right", RIGHT_COLOUR),
+        ("red = [predicted|true]", WRONG_COLOUR),
+        ("grey = visible", VISIBLE_COLOUR),
+    ):
+        write(x, GAP, text, colour)
+        x += step * (len(text) + 3)
+    top = LINE_HEIGHT + 2 * GAP
+    for name, gray, block, high in zip(ids, grays, blocks, heights, strict=True):
+        axis = figure.add_axes((GAP / width, 1 - (top + IMAGE) / height, IMAGE / width, IMAGE / height))
+        show_gray(axis, gray)
+        write(left, top, name, "0.55")
+        for line, column, piece in block:
+            colour = VISIBLE_COLOUR if piece.predicted is None else RIGHT_COLOUR if piece.is_right else WRONG_COLOUR
+            write(left + step * column, top + LINE_HEIGHT * (line + 1), piece.text, colour)
+        top += high
+    return figure

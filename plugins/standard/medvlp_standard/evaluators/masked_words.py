@@ -10,11 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.errors import DataError, Problem
 from medvlp_core.evaluate.metrics import FloatArray, IndexArray, bootstrap_interval
-from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row
+from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row, reason_of, split_obstacle
 from medvlp_core.interfaces import Dims, Evaluator
-from medvlp_standard.evaluators.common import batches, paired_gain, restore
+from medvlp_standard.evaluators.common import batches, evenly_spread, paired_gain, restore
 from medvlp_standard.specs.evaluators import MaskedWordsSpec
 
 RIGHT, WRONG, BLANK, FREQUENCY = "right image", "wrong image", "blank image", "word frequency"
@@ -60,6 +61,17 @@ class MaskedWords(Evaluator):
 
     def __init__(self, spec: MaskedWordsSpec, dims: Dims) -> None:
         self.spec = spec
+
+    def obstacle(self, pipeline: InputPipeline, split: str) -> str | None:
+        """The split has no two pairs with different texts."""
+        if (reason := split_obstacle(pipeline, split)) is not None:
+            return reason
+        records = pipeline.records(split)
+        try:
+            other_texts([records[index].text for index in evenly_spread(len(records), self.spec.max_pairs)])
+        except DataError as error:
+            return f"split {split!r}: {reason_of(error)}"
+        return None
 
     def evaluate(self, run: EvaluationRun) -> Card:
         """Two rows: accuracy, cross-entropy.
@@ -109,6 +121,7 @@ class MaskedWords(Evaluator):
                     value=value(everything),
                     is_higher_better=is_higher_better,
                     count=words,
+                    resampled=pairs,
                     interval=bootstrap_interval(value, pairs),
                     baselines={name: getattr(tally, metric)(everything) for name, tally in others.items()},
                     gain_intervals=gains,

@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.evaluate.metrics import FloatArray
-from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row
+from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row, split_obstacle
 from medvlp_core.interfaces import Dims, Evaluator
 from medvlp_standard.evaluators.common import batches, is_normalised, mean_interval, patch_targets, restore, to_numpy
 from medvlp_standard.specs.evaluators import PatchRestorationSpec
@@ -25,6 +26,10 @@ class PatchRestoration(Evaluator):
 
     def __init__(self, spec: PatchRestorationSpec, dims: Dims) -> None:
         self.spec = spec
+
+    def obstacle(self, pipeline: InputPipeline, split: str) -> str | None:
+        """The split has no pairs."""
+        return split_obstacle(pipeline, split)
 
     def evaluate(self, run: EvaluationRun) -> Card:
         """One row."""
@@ -52,6 +57,7 @@ class PatchRestoration(Evaluator):
             value=float(model.mean()),
             is_higher_better=False,
             count=hidden,
+            resampled=count,
             interval=mean_interval(model),
             baselines={name: float(values.mean()) for name, values in per_image.items()},
             gain_intervals={name: mean_interval(values - model) for name, values in per_image.items()},

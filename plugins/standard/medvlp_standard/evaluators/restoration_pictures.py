@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from medvlp_core.evaluate.protocol import Card, EvaluationRun
+from medvlp_core.data.pipeline import InputPipeline
+from medvlp_core.evaluate.protocol import Card, EvaluationRun, split_obstacle
 from medvlp_core.interfaces import Dims, Evaluator
 from medvlp_core.ops import patchify, unpatchify
 from medvlp_standard.evaluators.common import batches, is_normalised, restore, target_image
-from medvlp_standard.evaluators.drawing import new_figure, save, show_gray, to_gray
+from medvlp_standard.evaluators.drawing import name_row, new_figure, save, show_gray, to_gray
 from medvlp_standard.specs.evaluators import RestorationPicturesSpec
 
 GRAY = 0.0  # hidden patches are shown in the mean gray of the inputs
@@ -25,6 +26,10 @@ class RestorationPictures(Evaluator):
     def __init__(self, spec: RestorationPicturesSpec, dims: Dims) -> None:
         self.spec = spec
 
+    def obstacle(self, pipeline: InputPipeline, split: str) -> str | None:
+        """The split has no pairs."""
+        return split_obstacle(pipeline, split)
+
     def evaluate(self, run: EvaluationRun) -> Card:
         """One picture."""
         batch = next(batches(run, run.split, max_pairs=self.spec.images))
@@ -39,13 +44,16 @@ class RestorationPictures(Evaluator):
         restored = self._together(run, torch.where(is_hidden[..., None], prediction, pixels), target)
         size, full = tuple(batch.image.shape[-2:]), tuple(target.shape[-2:])
         share = 1 - float(is_hidden.float().mean())
-        titles = (f"input {size[0]} x {size[1]}", f"visible: {share:.0%}", "restored", f"original {full[0]} x {full[1]}")
+        visible = f"visible: {share:.0%}" if size == full else f"visible: {share:.0%}\n(shown at {full[0]} x {full[1]})"
+        titles = (f"input {size[0]} x {size[1]}", visible, "restored", f"original {full[0]} x {full[1]}")
         count = len(batch.image)
-        figure, axes = new_figure(8.0, 2.05 * count, count, 4)
+        records = run.pipeline.records(run.split)
+        figure, axes = new_figure(8.2, 2.0 * count + 0.35, count, 4)
         for row in range(count):
             for column, images in enumerate((batch.image, masked, restored, target)):
                 show_gray(axes[row, column], to_gray(run, images[row]), titles[column] if row == 0 else "")
-        note = "brightness and contrast of each hidden patch are the original's" if is_normalised(run) else None
+            name_row(axes[row, 0], records[int(batch.record_index[row])].id)
+        note = "brightness and contrast of each hidden patch are the original's." if is_normalised(run) else None
         return Card(evaluator="", pictures=(save(figure, run, "restoration.png"),), note=note)
 
     def _together(self, run: EvaluationRun, patches: Tensor, like: Tensor) -> Tensor:

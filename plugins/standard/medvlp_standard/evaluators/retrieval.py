@@ -8,9 +8,10 @@ import numpy as np
 import torch
 
 from medvlp_core.batch import ImageTextBatch, TokenBatch
+from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.errors import DataError, Problem
 from medvlp_core.evaluate.metrics import BoolArray, chance_precision, precision_at_k
-from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row
+from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row, reason_of, split_obstacle
 from medvlp_core.interfaces import Dims, Evaluator, Record
 from medvlp_standard.evaluators.common import batches, mean_interval, to_numpy
 from medvlp_standard.specs.evaluators import RetrievalSpec
@@ -27,19 +28,24 @@ class Retrieval(Evaluator):
     def __init__(self, spec: RetrievalSpec, dims: Dims) -> None:
         self.spec = spec
 
+    def obstacle(self, pipeline: InputPipeline, split: str) -> str | None:
+        """Fewer records than the smallest K can be compared."""
+        if (reason := split_obstacle(pipeline, split)) is not None:
+            return reason
+        try:
+            self._comparable(pipeline.records(split))
+        except DataError as error:
+            return f"split {split!r}: {reason_of(error)}"
+        return None
+
     def evaluate(self, run: EvaluationRun) -> Card:
         """One row for each direction and K.
 
         Raises:
-            DataError: fewer than two records can be compared (MV503).
+            DataError: too few records can be compared (MV503).
         """
         records = run.pipeline.records(run.split)
-        labels = self.spec.labels or varying_labels(records)
-        kept = [index for index, record in enumerate(records) if labels == () or any(name in record.labels for name in labels)]
-        if len(kept) < 2:
-            hint = f"labels that vary in this split: {', '.join(varying_labels(records)) or 'none'}"
-            text = f"{len(kept)} records have one of the labels {', '.join(labels)}"
-            raise DataError(Problem(code="MV503", text=text, hint=hint))
+        kept, labels = self._comparable(records)
         is_hit = same_findings([records[index] for index in kept], labels)
         images, texts = [], []
         for batch in batches(run, run.split):
@@ -51,9 +57,25 @@ class Retrieval(Evaluator):
             self._row(name, k, direction, is_hit)
             for name, direction in (("image to text", scores), ("text to image", scores.T))
             for k in self.spec.ks
+            if k < len(kept)  # all candidates together are no ranking
         ]
         what = f"the same positive labels of: {', '.join(labels)}" if labels else "an equal text (the split has no labels)"
         return Card(evaluator="", rows=tuple(rows), note=f"{len(kept)} pairs; a hit has {what}.")
+
+    def _comparable(self, records: Sequence[Record]) -> tuple[list[int], tuple[str, ...]]:
+        """Positions of the records that have one of the labels, and the labels.
+
+        Raises:
+            DataError: they are not more than the smallest K (MV503).
+        """
+        labels = self.spec.labels or varying_labels(records)
+        kept = [index for index, record in enumerate(records) if labels == () or any(name in record.labels for name in labels)]
+        if len(kept) <= min(self.spec.ks):
+            having = f" with one of the labels {', '.join(labels)}" if labels else ""
+            text = f"{len(kept)} record{'s' if len(kept) != 1 else ''}{having}, too few for precision@{min(self.spec.ks)}"
+            hint = f"labels that vary in this split: {', '.join(varying_labels(records)) or 'none'}"
+            raise DataError(Problem(code="MV503", text=text, hint=hint))
+        return kept, labels
 
     def _row(self, name: str, k: int, scores: np.ndarray, is_hit: BoolArray) -> Row:
         precision, chance = precision_at_k(scores, is_hit, k), chance_precision(is_hit)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import torch
 
+from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.device import to_device
 from medvlp_core.evaluate.metrics import FloatArray, auroc, bootstrap_interval
 from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row
 from medvlp_core.interfaces import Dims, Evaluator
 from medvlp_core.model import ComposedModel
-from medvlp_standard.evaluators.common import batches, labels_of, paired_gain, to_numpy
+from medvlp_standard.evaluators.common import batches, label_obstacle, labels_of, paired_gain, to_numpy
 from medvlp_standard.specs.evaluators import ZeroShotSpec
 
 
@@ -22,6 +23,10 @@ class ZeroShot(Evaluator):
 
     def __init__(self, spec: ZeroShotSpec, dims: Dims) -> None:
         self.spec = spec
+
+    def obstacle(self, pipeline: InputPipeline, split: str) -> str | None:
+        """The label does not vary in the split."""
+        return label_obstacle(pipeline, split, self.spec.label)
 
     def evaluate(self, run: EvaluationRun) -> Card:
         """One row.

@@ -5,7 +5,11 @@ from __future__ import annotations
 import attrs
 
 from medvlp_core.components import ComponentSpec, Role, component, param
-from medvlp_core.contract import Contract, Divides
+from medvlp_core.contract import Constraint, Contract, Divides
+
+
+def _fitting_heads(heads: int | None) -> tuple[Constraint, ...]:
+    return () if heads is None else (Divides("Dt", by=heads, field="heads"),)
 
 
 @component("standard.no_fusion", role=Role.FUSION, build="medvlp_standard.fusion:NoFusion")
@@ -54,7 +58,7 @@ class CrossAttentionSpec(ComponentSpec):
     """Text tokens attend to image tokens in pre-LN layers of self-attention, cross-attention and feed-forward."""
 
     layers: int = param(2, help="layers", at_least=1)
-    heads: int = param(12, help="attention heads K; must divide the text width", at_least=1)
+    heads: int | None = param(None, help="attention heads K; must divide the text width; null = one for each 64 of it", at_least=1)
     ffn_ratio: float = param(4.0, help="width of the feed-forward layer, as a multiple of the text width", above=0)
     dropout: float = param(0.1, help="dropout in attention and feed-forward layers", at_least=0, below=1)
 
@@ -63,13 +67,13 @@ class CrossAttentionSpec(ComponentSpec):
         return Contract(
             needs={"text_tokens": "B L Dt", "text_is_valid": "B L:bool", "image_tokens": "B S Di"},
             gives={"fused_text_tokens": "B L Dt"},
-            require=(Divides("Dt", by=self.heads, field="heads"),),
+            require=_fitting_heads(self.heads),
         )
 
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:
-        """One and two layers."""
-        return (cls(layers=1, heads=1, ffn_ratio=2.0, dropout=0.0), cls(layers=2, heads=2, ffn_ratio=1.0))
+        """One and two layers, heads given and not."""
+        return (cls(layers=1, heads=1, ffn_ratio=2.0, dropout=0.0), cls(layers=2, ffn_ratio=1.0))
 
 
 @component("standard.concat_attention", role=Role.FUSION, build="medvlp_standard.fusion:ConcatAttention")
@@ -78,7 +82,7 @@ class ConcatAttentionSpec(ComponentSpec):
     """Text and image tokens in one sequence with modality embeddings and joint self-attention, as in M3AE."""
 
     layers: int = param(2, help="layers", at_least=1)
-    heads: int = param(12, help="attention heads K; must divide the text width", at_least=1)
+    heads: int | None = param(None, help="attention heads K; must divide the text width; null = one for each 64 of it", at_least=1)
     ffn_ratio: float = param(4.0, help="width of the feed-forward layer, as a multiple of the text width", above=0)
     dropout: float = param(0.1, help="dropout in attention and feed-forward layers", at_least=0, below=1)
 
@@ -87,13 +91,13 @@ class ConcatAttentionSpec(ComponentSpec):
         return Contract(
             needs={"text_tokens": "B L Dt", "text_is_valid": "B L:bool", "image_tokens": "B S Di"},
             gives={"fused_text_tokens": "B L Dt", "fused_image_tokens": "B S Dt"},
-            require=(Divides("Dt", by=self.heads, field="heads"),),
+            require=_fitting_heads(self.heads),
         )
 
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:
-        """One and two layers."""
-        return (cls(layers=1, heads=1, ffn_ratio=2.0, dropout=0.0), cls(layers=2, heads=2, ffn_ratio=1.0))
+        """One and two layers, heads given and not."""
+        return (cls(layers=1, heads=1, ffn_ratio=2.0, dropout=0.0), cls(layers=2, ffn_ratio=1.0))
 
 
 SPECS: tuple[type[ComponentSpec], ...] = (NoFusionSpec, PooledAddSpec, CrossAttentionSpec, ConcatAttentionSpec)

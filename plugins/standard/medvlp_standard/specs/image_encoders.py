@@ -14,8 +14,13 @@ from medvlp_standard.timm_facts import cnn_facts, misspelt, vit_facts
 Fault = tuple[str, str, str | None]
 
 
-def _misspelling(model: str, kind: str) -> Iterable[Fault]:
-    if near := misspelt(model, kind):
+def _wrong_name(model: str, kind: str) -> Iterable[Fault]:
+    """A name of the other component's models, or a misspelt one."""
+    if kind == "cnn" and vit_facts(model):
+        yield "model", f"{model!r} is a vision transformer, without feature maps", "use standard.timm_vit"
+    elif kind == "vit" and cnn_facts(model):
+        yield "model", f"{model!r} is a model with feature maps, and no VisionTransformer", "use standard.timm_cnn"
+    elif near := misspelt(model, kind):
         yield "model", f"timm has no model {model!r}", f"did you mean {near!r}?"
 
 
@@ -61,7 +66,7 @@ class TimmViTSpec(ComponentSpec):
 
     def problems(self) -> Iterable[Fault]:
         """A misspelt name, a missing checkpoint, a patch that does not divide the image, heads that do not divide the width."""
-        yield from _misspelling(self.model, "vit")
+        yield from _wrong_name(self.model, "vit")
         yield from _missing_checkpoint(self.pretrained)
         facts = vit_facts(self.model)
         patch = self.patch_size or (facts.patch if facts else 1)
@@ -119,7 +124,7 @@ class TimmCNNSpec(ComponentSpec):
 
     def problems(self) -> Iterable[Fault]:
         """A misspelt name, a missing checkpoint, a stage that does not exist, an image that the cells do not divide."""
-        yield from _misspelling(self.model, "cnn")
+        yield from _wrong_name(self.model, "cnn")
         yield from _missing_checkpoint(self.pretrained)
         facts = cnn_facts(self.model)
         if facts is None:
