@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import os
 import textwrap
 from typing import Any
 
@@ -117,8 +118,14 @@ def recipe_text(example: ComponentSpec) -> str:
     """The block of a recipe that makes this example; parameters with their default value are left out."""
     declaration = type(example).declaration
     defaults = {param.name: param.default for param in params_of(type(example))}
-    given = {name: value for name, value in plain(example).items() if getattr(example, name) != defaults[name]}
+    given = {name: _portable(value) for name, value in plain(example).items() if getattr(example, name) != defaults[name]}
     document: dict[str, Any] = {"use": declaration.name, **given}
     for part in reversed(SLOTS[declaration.role].replace("*", "my_name").split(".")):
         document = {part: document}
     return dump_yaml(document)
+
+
+def _portable(value: Any) -> Any:
+    """A path of this machine (examples may use files that ship with their package) as a path to fill in."""
+    is_path = isinstance(value, str) and os.path.isabs(value)
+    return f"/path/to/{os.path.basename(value)}" if is_path else value

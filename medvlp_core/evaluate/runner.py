@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,6 +64,10 @@ def evaluate_all(
                     card = attrs.evolve(evaluator.evaluate(run), evaluator=slot)
             except MedvlpError as error:
                 card = Card(evaluator=slot, problem=str(error))
+            except Exception as error:  # a fault of one evaluator must not cost the results of the others
+                where = traceback.extract_tb(error.__traceback__)[-1]
+                problem = f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})"
+                card = Card(evaluator=slot, problem=problem)
             cards.append(card)
             on_done(card, time.perf_counter() - started)
     finally:

@@ -108,7 +108,9 @@ def count_steps(spec: TrainSpec, steps_per_epoch: int) -> int:
 
 
 def check_length(spec: TrainSpec, steps_per_epoch: int = 1) -> None:
-    """Refuse epochs that nobody can wait for, as TrainSpec does with steps. An epoch has at least one step, so most are found before the data are known.
+    """Refuse epochs that nobody can wait for, as TrainSpec does with steps.
+
+    An epoch has at least one step, so most are found before the data are known.
 
     Raises:
         SpecError: the steps are more than :data:`MAX_STEPS` (MV104).

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -167,3 +168,17 @@ def test_evaluators_with_an_obstacle_are_left_out_and_told(tmp_path: Path, monke
         ("evaluators.a", "no split"),
         ("evaluators.c", "no split"),
     ]
+
+
+def test_an_evaluator_that_breaks_does_not_cost_the_results_of_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(run: Any) -> Card:
+        raise ZeroDivisionError("no images")
+
+    monkeypatch.setattr(runner, "build_component", lambda plan, component: component.built)
+    parts = {"a": evaluator("a", None), "b": evaluator("b", None)}
+    parts["a"].built.evaluate = broken
+    model = SimpleNamespace(training=False, eval=lambda: None, train=lambda mode: None)
+    run: Any = SimpleNamespace(plan=SimpleNamespace(evaluators=parts, skipped=()), model=model, folder=tmp_path, split="test")
+    first, second = runner.evaluate_all(run, on_done=lambda card, seconds: None)
+    assert re.fullmatch(r"ZeroDivisionError: no images \(test_core_evaluate\.py:\d+\)", first.problem or "")
+    assert second.problem is None

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from medvlp_core.compose import plan_recipe
+from medvlp_core.errors import Report
+from medvlp_core.yamlio import parse_override
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,3 +47,24 @@ def test_the_commands_name_files_and_extras_that_exist() -> None:
     [wanted] = re.findall(r"\.\[(\w+)\]", second)
     assert re.search(rf"^{wanted} = \[", extras, re.MULTILINE)
     assert second.rstrip().endswith("-m pytest")
+
+
+ABLATIONS = re.findall(r"^python examples/pretrain_mpma\.py (.*)$", README, re.MULTILINE)
+
+
+@pytest.mark.parametrize("words", ABLATIONS)
+def test_the_ablations_can_be_planned_as_they_stand(words: str) -> None:
+    parts = shlex.split(words)
+    report = Report()
+    changes = [(kind.removeprefix("--"), text) for kind, text in zip(parts[::2], parts[1::2], strict=True)]
+    overrides = [parse_override(kind, text, report) for kind, text in changes]  # type: ignore[arg-type]
+    plan = plan_recipe(ROOT / "examples" / "configs" / "mpma_small.yaml", [one for one in overrides if one is not None])
+    assert len(ABLATIONS) >= 4
+    assert plan.steps
+
+
+@pytest.mark.parametrize("change", ["model.fusion=standard.cross_attention", "model.masking=standard.random"])
+def test_swaps_need_no_further_parameter(change: str) -> None:
+    override = parse_override("use", change, Report())
+    assert override is not None
+    assert not plan_recipe("mpma:small", [override]).warnings
