@@ -126,8 +126,8 @@ def param(
 ) -> Any:
     """Declare a parameter of a spec: default (none = required), help (with unit), range.
 
-    ``is_path``: a file or folder. A relative one starts from the working folder, as on the command line; the plan keeps it
-    absolute, so that a saved recipe works from any folder.
+    ``is_path``: a file or folder. A relative one starts from the working folder, as on the command line; a run saves it as an
+    absolute one, so that its recipe works from any folder.
 
     Raises:
         ValueError: when a spec is created from Python with a value out of range.

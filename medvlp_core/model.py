@@ -163,7 +163,7 @@ class ComposedModel(nn.Module):
         sizes = zip(image.shape[1:], self.image_shape, strict=False)
         if image.is_floating_point() and image.ndim == 4 and all(b in (None, a) for a, b in sizes):
             return
-        hint = "medvlp_core.data.pipeline makes such images from files: one channel of gray, cropped, resized, normalised"
+        hint = "the input pipeline makes such images from files (cropped, resized, normalised); LoadedRun.read_image reads one"
         text = f"image must be float of shape (B, {shape}), found {_described(image)}"
         raise DataError(Problem(code="MV505", text=text, hint=hint))
 

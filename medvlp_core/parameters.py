@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import types
 import typing
 from typing import Any, TypeVar
@@ -73,7 +72,7 @@ def _read_param(param: Param, node: Node, values: dict[str, Any], label: str, re
             hint = f"did you mean '{near}'?" if near else None
         report.add("MV104", text, at=node.position, hint=hint)
         return False
-    values[param.name] = os.path.abspath(os.path.expanduser(value)) if param.rules.is_path and value else value
+    values[param.name] = value
     return True
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -106,7 +107,7 @@ class ModelPlan:
             *parents, slot = path.split(".")
             for parent in parents:
                 block = block.setdefault(parent, {})
-            block[slot] = {"use": component.name, **plain(component.spec)}
+            block[slot] = {"use": component.name, **plain(component.spec, has_absolute_paths=True)}
         for term, weight in self.losses.items():
             slot, _, name = term.partition(".")
             document.setdefault("losses", {}).setdefault(slot, {})[name] = weight
@@ -124,14 +125,17 @@ class ModelPlan:
         return [f"{space}=={versions[space]}" if versions.get(space) else space for space in spaces]
 
 
-def plain(block: SpecBlock) -> dict[str, Any]:
-    """The parameters of a block as plain data (lists instead of tuples).
+def plain(block: SpecBlock, *, has_absolute_paths: bool = False) -> dict[str, Any]:
+    """The parameters of a block as plain data (lists instead of tuples), paths made absolute if wanted.
 
     Example:
         >>> plain(TrainSpec(steps=5))["betas"]
         [0.9, 0.95]
     """
-    values = {param.name: getattr(block, param.name) for param in params_of(type(block))}
+    params = params_of(type(block))
+    values = {param.name: getattr(block, param.name) for param in params}
+    if has_absolute_paths:
+        values |= {param.name: os.path.abspath(values[param.name]) for param in params if param.rules.is_path and values[param.name]}
     return {name: _plain_value(value) for name, value in values.items()}
 
 

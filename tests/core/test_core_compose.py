@@ -64,6 +64,15 @@ def test_resolved_yaml_gives_the_same_plan_again(plan_text, micro) -> None:
     assert "mpma==0.1.0" in plan.resolved()["requires"]
 
 
+def test_a_saved_recipe_names_files_absolutely(plan_text, micro, tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = micro.replace("{use: open_cxr.pairs, sources: [nih]}", "{use: standard.manifest, path: lists/studies.csv}")
+    plan, _ = plan_text(text)
+    assert plan.one(Role.DATA).spec.path == "lists/studies.csv"
+    assert plan.resolved()["data"]["path"] == str(tmp_path / "lists" / "studies.csv")
+    assert plan.resolved()["data"]["image_root"] is None
+
+
 def test_a_missing_tokenizer_is_one_message_that_lists_who_needs_it(plan_text, micro) -> None:
     plan, report = plan_text(micro, "unset tokenizer")
     assert plan is None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import attrs
 import pytest
 
@@ -74,21 +72,6 @@ def test_messages(text: str, message: str) -> None:
     block, problems = read(text)
     assert block is None
     assert problems == [message]
-
-
-def test_paths_become_absolute_so_that_a_saved_recipe_works_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    @attrs.frozen(kw_only=True)
-    class Files(SpecBlock):
-        """A path."""
-
-        path: str | None = param(None, help="file", is_path=True)
-
-    monkeypatch.chdir(tmp_path)
-    report = Report()
-    for text, expected in (("{path: a/b.csv}", str(tmp_path / "a" / "b.csv")), ("{path: /x.csv}", "/x.csv"), ("{}", None)):
-        node = parse_yaml(text, file="f.yaml", report=report)
-        assert node is not None
-        assert read_block(Files, node, path="data", report=report) == Files(path=expected)
 
 
 def test_null_only_where_the_type_says_so() -> None:
