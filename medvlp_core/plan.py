@@ -135,7 +135,9 @@ def plain(block: SpecBlock, *, has_absolute_paths: bool = False) -> dict[str, An
     params = params_of(type(block))
     values = {param.name: getattr(block, param.name) for param in params}
     if has_absolute_paths:
-        values |= {param.name: os.path.abspath(values[param.name]) for param in params if param.rules.is_path and values[param.name]}
+        values |= {
+            param.name: os.path.abspath(values[param.name]) for param in params if param.rules.is_path and values[param.name]
+        }
     return {name: _plain_value(value) for name, value in values.items()}
 
 

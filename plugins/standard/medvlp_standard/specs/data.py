@@ -20,7 +20,9 @@ class ManifestSpec(ComponentSpec):
     """
 
     path: str = param(help="the manifest, .csv or .jsonl, UTF-8; relative to the folder that the command runs in", is_path=True)
-    image_root: str | None = param(None, help="folder that relative image paths start from; null = the manifest's folder", is_path=True)
+    image_root: str | None = param(
+        None, help="folder that relative image paths start from; null = the manifest's folder", is_path=True
+    )
     image_column: str = param("image", help="column with the path of a PNG or JPEG, 8 or 16 bit")
     text_column: str = param("text", help="column with the text")
     findings_column: str = param("findings", help="column with the findings; used if there is no text column")
