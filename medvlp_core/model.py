@@ -146,6 +146,11 @@ class ComposedModel(nn.Module):
 
     def attention_maps(self, batch: ImageTextBatch) -> Tensor | None:
         """Which patches each word looks at, on clean inputs: (B, L, N), from the fusion or the first alignment that can tell."""
+        found = self.attention_maps_and_giver(batch)
+        return None if found is None else found[0]
+
+    def attention_maps_and_giver(self, batch: ImageTextBatch) -> tuple[Tensor, str] | None:
+        """:meth:`attention_maps`, and the path of the part that gave them (``model.fusion``)."""
         parts: dict[str, nn.Module | None] = {"model.fusion": self.fusion}
         parts |= {f"model.alignments.{slot}": module for slot, module in self.alignments.items()}
         for path, module in parts.items():
@@ -155,7 +160,7 @@ class ComposedModel(nn.Module):
                 ports = self._run(self.plan.wiring.route(key for _, key in takes), batch)
                 maps = module.attention_maps(**_arguments(takes, ports))
                 if maps is not None:
-                    return maps
+                    return maps, path
         return None
 
     def _check_image(self, image: Tensor) -> None:

@@ -127,7 +127,8 @@ class EvaluationRun:
     """A trained model with all that an evaluator needs to look at it.
 
     ``model`` is on ``device`` and in evaluation mode. ``folder`` takes pictures; ``history`` holds the lines of metrics.jsonl, if
-    there are any; ``fresh_model`` makes the same model with new random weights (a baseline), on ``device``.
+    there are any; ``fresh_model`` gives the same model with new random weights (a baseline), on ``device``; all evaluators get
+    the same one, so they must leave it as it was, too.
     """
 
     model: ComposedModel

@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 
 import attrs
@@ -129,7 +130,8 @@ def evaluation_run(built: BuiltRun, *, folder: Path, device: torch.device) -> Ev
         folder=folder / "pictures",
         split=held_out_split(built.pipeline),
         history=tuple(read_metrics(folder / METRICS)),
-        fresh_model=lambda: untrained_model(built, seed=seed + 1, device=device),
+        # One model serves all evaluators: building and calibrating it takes a pass over the training images.
+        fresh_model=cache(lambda: untrained_model(built, seed=seed + 1, device=device)),
     )
 
 

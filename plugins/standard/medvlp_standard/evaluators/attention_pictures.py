@@ -8,8 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medvlp_core.batch import ImageTextBatch
-from medvlp_core.components import Role
 from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.evaluate.protocol import Card, EvaluationRun, split_obstacle
 from medvlp_core.interfaces import Dims, Evaluator
@@ -46,15 +44,15 @@ class AttentionPictures(Evaluator):
     def evaluate(self, run: EvaluationRun) -> Card:
         """One picture; none if no part of the model has attention maps."""
         batch = next(batches(run, run.split, max_pairs=self.spec.images))
-        maps, giver = maps_and_giver(run, batch)
-        if maps is None:
+        found = run.model.attention_maps_and_giver(batch)
+        if found is None:
             return Card(evaluator="", note="no attention maps: neither the fusion nor an alignment of this model has any.")
+        maps, giver = found[0].float(), run.plan.components[found[1]].label
         rows, columns = run.port_dims("image_grid")
         if maps.shape[-1] != rows * columns:
             return Card(
                 evaluator="", note=f"no pictures: the maps cover {maps.shape[-1]} tokens, not the {rows} x {columns} patches."
             )
-        maps = maps.float()
         count, height, width = len(batch.image), batch.image.shape[-2], batch.image.shape[-1]
         figure, axes = new_figure(1.8 * (self.spec.words + 1), 2.0 * count + 0.5, count, self.spec.words + 1)
         caption = (
@@ -78,28 +76,6 @@ class AttentionPictures(Evaluator):
                 show_gray(axis, gray, f"{words[position]}  ({float(grid.max()) * rows * columns:.1f}x)")
                 axis.imshow(heat.cpu().numpy(), cmap="inferno", alpha=0.5)
         return Card(evaluator="", pictures=(save(figure, run, "attention.png"),))
-
-
-def maps_and_giver(run: EvaluationRun, batch: ImageTextBatch) -> tuple[Tensor | None, str]:
-    """The model's attention maps, and the label of the part that gave them.
-
-    The model asks one part after the other and stops at the first that answers, so that is the last one whose layers ran.
-    """
-    parts = [run.plan.one(Role.FUSION), *run.plan.of_role(Role.ALIGNMENT).values()]
-    labels = [part.label for part in parts if part is not None]
-    modules = [module for module in (run.model.fusion, *run.model.alignments.values()) if module is not None]
-    ran: list[str] = []
-    hooks = [
-        layer.register_forward_hook(lambda *_, label=label: ran.append(label))
-        for label, module in zip(labels, modules, strict=True)
-        for layer in module.modules()
-    ]
-    try:
-        maps = run.model.attention_maps(batch)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return maps, ran[-1] if ran else "the model"
 
 
 def are_content_words(strings: Sequence[str]) -> list[bool]:
