@@ -48,6 +48,9 @@ CODES: dict[str, str] = {
     "MV302": "a plugin declares something that is not allowed",
     "MV303": "a component could not be built",
     "MV304": "a preset is already taken, or does not exist on disk",
+    "MV401": "a kernel path that was asked for cannot serve",
+    "MV402": "a kernel gets tensors that do not fit together",
+    "MV403": "a kernel's gradient is differentiated again",
     "MV501": "an image cannot be read",
     "MV502": "a manifest cannot be used",
     "MV503": "a split is empty or does not exist",
@@ -117,6 +120,10 @@ class SpecError(MedvlpError):
 
 class PluginError(MedvlpError):
     """A plugin cannot be loaded or declares something that is not allowed."""
+
+
+class KernelError(MedvlpError):
+    """A kernel path cannot serve a call, or the call does not fit together."""
 
 
 class DataError(MedvlpError):

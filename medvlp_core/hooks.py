@@ -22,6 +22,7 @@ import pluggy
 if TYPE_CHECKING:
     from medvlp_core.compose import ModelPlan
     from medvlp_core.errors import Report
+    from medvlp_core.kernels.registry import PluginKernels
     from medvlp_core.plugins import PluginComponents
 
 PROJECT = "medvlp"
@@ -41,6 +42,14 @@ def medvlp_register_components(registry: PluginComponents) -> None:
 @hookspec
 def medvlp_register_presets(register: Callable[[str, Path], None]) -> None:
     """Register recipes: ``register("base", path)`` makes ``extends: <namespace>:base`` work."""
+
+
+@hookspec
+def medvlp_register_kernels(registry: PluginKernels) -> None:
+    """Register ops with several implementations: ``registry.add(KernelOp(name=..., summary=..., build="package.module:KERNEL"))``.
+
+    Names must start with the plugin's namespace and a dot. What ``build`` names is imported when it is used, not here.
+    """
 
 
 # -------------------------------------------------------------------------------------------------------------- observation

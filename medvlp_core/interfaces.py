@@ -165,6 +165,21 @@ class HasAttentionMaps(Protocol):
         ...
 
 
+@runtime_checkable
+class ChoosesKernels(Protocol):
+    """Any module of a model that calls ops with several implementations (medvlp_core.kernels); a run's header names its choices."""
+
+    def kernel_choices(self, device: str, dtype: str) -> dict[str, str]:
+        """Ops by name, and the path that serves their calls with tensors of this torch device type and dtype name.
+
+        ``dtype`` is what autocast makes of the run's precision. Asked in training mode, before the first step.
+
+        Raises:
+            KernelError: a path that was asked for cannot serve (MV401).
+        """
+        ...
+
+
 class Alignment(nn.Module, ABC):
     """Pulls images and their texts together: a contrastive or matching loss."""
 

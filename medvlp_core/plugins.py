@@ -23,6 +23,7 @@ import pluggy
 from medvlp_core import hooks
 from medvlp_core.components import ComponentRegistry, ComponentSpec
 from medvlp_core.errors import PluginError, Problem, did_you_mean
+from medvlp_core.kernels.registry import Kernel, KernelOp, PluginKernels
 
 ALLOW_VARIABLE = "MEDVLP_PLUGINS"
 
@@ -48,6 +49,7 @@ class LoadedPlugin:
     module: str
     components: tuple[str, ...]
     presets: tuple[str, ...]
+    kernels: tuple[str, ...]
     hooks: tuple[str, ...]
 
 
@@ -96,6 +98,7 @@ class PluginHost:
 
     components: ComponentRegistry = attrs.field(factory=ComponentRegistry)
     presets: dict[str, Path] = attrs.field(factory=dict)
+    kernels: dict[str, KernelOp] = attrs.field(factory=dict)
     plugins: tuple[LoadedPlugin, ...] = ()
     broken: tuple[BrokenPlugin, ...] = ()
     manager: pluggy.PluginManager = attrs.field(factory=lambda: _new_manager())
@@ -140,7 +143,7 @@ class PluginHost:
             taken = [one for one in self.plugins if one.namespace == candidate.namespace]
             if taken:
                 _refuse(f"the namespace {candidate.namespace!r} is already taken by {taken[0].distribution or taken[0].module}")
-            plugin, specs, presets = _try(candidate)
+            plugin, specs, presets, kernels = _try(candidate)
         except PluginError as error:
             self._leave_out(candidate, error.problems[0])
         except (Exception, SystemExit) as error:
@@ -151,6 +154,7 @@ class PluginHost:
             for spec in specs:
                 self.components.add(spec, distribution=candidate.label)
             self.presets.update(presets)
+            self.kernels.update(kernels)
             self.plugins = (*self.plugins, plugin)
 
     def _leave_out(self, candidate: _Candidate, problem: Problem) -> None:
@@ -213,7 +217,9 @@ def _new_manager() -> pluggy.PluginManager:
     return manager
 
 
-def _try(candidate: _Candidate) -> tuple[LoadedPlugin, tuple[type[ComponentSpec], ...], dict[str, Path]]:
+def _try(
+    candidate: _Candidate,
+) -> tuple[LoadedPlugin, tuple[type[ComponentSpec], ...], dict[str, Path], dict[str, KernelOp]]:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", candidate.namespace):
         _refuse(f"{candidate.namespace!r} cannot be a namespace", hint="use lower-case letters, digits and _")
     module = candidate.load()
@@ -225,6 +231,8 @@ def _try(candidate: _Candidate) -> tuple[LoadedPlugin, tuple[type[ComponentSpec]
     manager.hook.medvlp_register_components(registry=registry)
     presets: dict[str, Path] = {}
     manager.hook.medvlp_register_presets(register=lambda name, path: _add_preset(presets, candidate.namespace, name, path))
+    kernels = PluginKernels(candidate.namespace)
+    manager.hook.medvlp_register_kernels(registry=kernels)
     name, version = candidate.distribution
     plugin = LoadedPlugin(
         namespace=candidate.namespace,
@@ -233,9 +241,10 @@ def _try(candidate: _Candidate) -> tuple[LoadedPlugin, tuple[type[ComponentSpec]
         module=getattr(module, "__name__", type(module).__name__),
         components=tuple(spec.declaration.name for spec in registry.specs()),
         presets=tuple(presets),
+        kernels=tuple(op.name for op in kernels),
         hooks=implemented,
     )
-    return plugin, registry.specs(), presets
+    return plugin, registry.specs(), presets, {op.name: op for op in kernels}
 
 
 def _check_hooks(module: Any) -> tuple[str, ...]:
@@ -285,7 +294,7 @@ def _where(error: BaseException) -> str:
 
 
 def load_object(build: str, *, owner: str) -> Any:
-    """Import what ``package.module:Name`` names; done when ``owner`` (a component) is built, not before.
+    """Import what ``package.module:Name`` names; done when ``owner`` (a component or kernel) is built, not before.
 
     Raises:
         PluginError: MV303, with the import string and the reason.
@@ -307,3 +316,19 @@ def load_object(build: str, *, owner: str) -> Any:
             hint=f"install the package that brings the module {missing!r}" if is_foreign else None,
         )
         raise PluginError(problem) from error
+
+
+def load_kernel(op: KernelOp) -> Kernel:
+    """Import the kernel that an op declares.
+
+    Raises:
+        PluginError: it cannot be imported (MV303), or is not the kernel of that op (MV302).
+    """
+    found = load_object(op.build, owner=op.name)
+    if not isinstance(found, Kernel):
+        hint = "build must name a Kernel of medvlp_core.kernels.registry"
+        raise PluginError(Problem(code="MV302", text=f"{op.name}: {op.build} is not a Kernel", hint=hint))
+    if found.name != op.name:
+        text = f"{op.name}: {op.build} is the kernel of {found.name!r}"
+        raise PluginError(Problem(code="MV302", text=text, hint="KernelOp and Kernel must have the same name"))
+    return found

@@ -1,4 +1,4 @@
-"""The command line ``medvlp``: one file per command, imported only when it runs. Light: no command but ``pretrain`` needs torch.
+"""The command line ``medvlp``: one file per command, imported only when it runs. Light: torch is for a few of them.
 
 Exit codes: 0 all is well, 1 problems were found, 2 the command line is wrong.
 """
@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "show": ("show", "show one component or preset: parameters, ports, documentation"),
     "fill": ("fill", "write a recipe with every default filled in"),
     "schema": ("schema", "write a JSON Schema of recipes for editors"),
+    "kernels": ("kernels", "show which implementation of each op serves on this machine, and why not another"),
+    "bench": ("bench", "measure kernels on this machine: our paths against others' ways, after a check"),
     "pretrain": ("pretrain", "train the model of a recipe"),
 }
 

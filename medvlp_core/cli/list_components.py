@@ -17,7 +17,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the components, then presets and broken plugins."""
+    """Print the components, then presets, kernels and broken plugins."""
     from medvlp_core.plugins import load_plugins
 
     host = load_plugins()
@@ -33,6 +33,11 @@ def run(arguments: argparse.Namespace) -> int:
         print("presets:")
         for name in sorted(host.presets):
             print(f"  {name}")
+    if host.kernels and arguments.role is None:
+        print("kernels:")
+        longest = max(map(len, host.kernels))
+        ops = sorted(host.kernels.values(), key=lambda op: op.name)
+        print_folded((f"  {op.name:<{longest}}  {op.summary}" for op in ops), hang=longest + 4)
     brought = [(one.namespace, f"{one.distribution} {one.version}") for one in host.plugins if one.distribution]
     if brought and arguments.role is None:
         print("bundles:")

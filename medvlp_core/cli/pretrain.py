@@ -1,4 +1,4 @@
-"""``medvlp pretrain RECIPE``: trains the model of a recipe. The only command that always needs torch."""
+"""``medvlp pretrain RECIPE``: trains the model of a recipe. Needs torch."""
 
 from __future__ import annotations
 

@@ -23,16 +23,18 @@ from pathlib import Path
 import attrs
 import torch
 from rich.console import Console
+from torch import nn
 
 from medvlp_core.build import BuiltRun, build_run
 from medvlp_core.contract import Symbol
 from medvlp_core.data.pipeline import InputPipeline
-from medvlp_core.device import autocast, choose_device
+from medvlp_core.device import AUTOCAST_DTYPES, autocast, choose_device
 from medvlp_core.errors import DataError, Problem
 from medvlp_core.evaluate.baseline import calibrate
 from medvlp_core.evaluate.protocol import Card, EvaluationRun, held_out_split
 from medvlp_core.evaluate.runner import by_reason, evaluate_all, find_obstacles, write_cards
 from medvlp_core.evaluate.table import print_cards
+from medvlp_core.interfaces import ChoosesKernels
 from medvlp_core.model import ComposedModel
 from medvlp_core.plan import ModelPlan
 from medvlp_core.train.checkpoint import RECIPE, save_checkpoint
@@ -72,6 +74,7 @@ def pretrain(
 
     Raises:
         DataError: the run folder is not empty or cannot be made (MV508), or data cannot be read (MV5xx).
+        KernelError: the recipe or MEDVLP_KERNELS asks for a kernel path that cannot serve (MV401).
         SpecError: the plan cannot be built (MV303, MV206), the device does not exist or the run is too long (MV104).
         MedvlpError: training diverged.
     """
@@ -211,9 +214,26 @@ def describe_run(built: BuiltRun, folder: Path, device: torch.device, console: C
     parameters = sum(parameter.numel() for parameter in built.model.parameters() if parameter.requires_grad)
     console.print(f"{plan.name}: {parameters:,} trainable parameters on {device}, {plan.train.precision}", markup=False)
     console.print(f"data: {', '.join(_split_sizes(pipeline))} image-text pairs", markup=False)
+    if kernels := kernels_in_use(built.model, device, plan.train.precision):
+        console.print(f"kernels: {kernels}", markup=False, soft_wrap=True)
     if cut := cut_texts(built):
         console.print(cut, markup=False, soft_wrap=True)
     console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
+
+
+def kernels_in_use(model: nn.Module, device: torch.device, precision: str) -> str:
+    """Every op that parts of the model call and the path that serves it, e.g. ``mpma.memory_topk composite``; empty if none does.
+
+    Raises:
+        KernelError: a path that was asked for cannot serve (MV401).
+    """
+    dtype = str(AUTOCAST_DTYPES.get(precision, torch.float32)).removeprefix("torch.")
+    found: dict[str, set[str]] = {}
+    for module in model.modules():
+        if isinstance(module, ChoosesKernels):
+            for op, path in module.kernel_choices(device.type, dtype).items():
+                found.setdefault(op, set()).add(path)
+    return ", ".join(f"{op} {' and '.join(sorted(paths))}" for op, paths in sorted(found.items()))
 
 
 def cut_texts(built: BuiltRun) -> str | None:

@@ -16,7 +16,8 @@ from medvlp_core.components import ComponentRegistry, ComponentSpec, Role, compo
 from medvlp_core.contract import Contract
 from medvlp_core.errors import PluginError
 from medvlp_core.hooks import hookimpl
-from medvlp_core.plugins import KNOWN_BUNDLES, PluginHost, hook_arguments, install_hint, load_object, load_plugins
+from medvlp_core.kernels.registry import KernelOp
+from medvlp_core.plugins import KNOWN_BUNDLES, PluginHost, hook_arguments, install_hint, load_kernel, load_object, load_plugins
 
 
 def make_spec(name: str) -> type[ComponentSpec]:
@@ -43,6 +44,18 @@ def registering(*names: str) -> Callable[..., None]:
             registry.add(make_spec(name))
 
     return hookimpl(medvlp_register_components)
+
+
+def make_op(name: str, build: str = "acme.ops:KERNEL") -> KernelOp:
+    return KernelOp(name=name, summary="a gate", build=build)
+
+
+def adding_kernels(*ops: Any) -> Callable[..., None]:
+    def medvlp_register_kernels(registry: Any) -> None:
+        for op in ops:
+            registry.add(op)
+
+    return hookimpl(medvlp_register_kernels)
 
 
 def module(**members: Any) -> types.ModuleType:
@@ -75,6 +88,20 @@ def test_a_plugin_brings_components_presets_and_hooks(tmp_path: Path) -> None:
     assert (plugin.namespace, plugin.module, plugin.components) == ("acme", "acme_plugin", ("acme.a", "acme.b"))
     assert plugin.presets == ("acme:base",)
     assert plugin.hooks == ("medvlp_register_components", "medvlp_register_presets")
+
+
+def test_a_plugin_brings_kernels_by_name() -> None:
+    gate, mix = make_op("acme.gate"), make_op("acme.mix")
+    acme = module(medvlp_register_kernels=adding_kernels(mix, gate))
+    host = PluginHost.from_modules({"acme": acme, "other": module(medvlp_register_kernels=adding_kernels(make_op("other.gate")))})
+    assert not host.broken
+    assert host.kernels == {"acme.gate": gate, "acme.mix": mix, "other.gate": make_op("other.gate")}
+    assert [plugin.kernels for plugin in host.plugins] == [("acme.gate", "acme.mix"), ("other.gate",)]
+    assert host.plugins[0].hooks == ("medvlp_register_kernels",)
+
+
+def test_the_bundle_mpma_declares_its_kernels(host: PluginHost) -> None:
+    assert list(host.kernels) == ["mpma.memory_attention", "mpma.memory_topk"]
 
 
 def test_calls_reach_plugins_with_the_arguments_they_take() -> None:
@@ -169,6 +196,17 @@ BROKEN = {
     "foreign name": (module(medvlp_register_components=registering("acme.a", "other.b")), "MV302", "name it 'acme.b'"),
     "a name twice": (module(medvlp_register_components=registering("acme.a", "acme.a")), "MV302", "already registered"),
     "not a component": (module(medvlp_register_components=adding_undeclared), "MV302", "is not a component"),
+    "foreign kernel": (
+        module(medvlp_register_kernels=adding_kernels(make_op("acme.a"), make_op("other.b"))),
+        "MV302",
+        "name it 'acme.b'",
+    ),
+    "a kernel twice": (
+        module(medvlp_register_kernels=adding_kernels(make_op("acme.a"), make_op("acme.a"))),
+        "MV302",
+        "registered twice",
+    ),
+    "not a kernel": (module(medvlp_register_kernels=adding_kernels("acme.a")), "MV302", "'acme.a' is not a KernelOp"),
     "preset missing": (module(medvlp_register_presets=presets_missing), "MV304", "does not exist"),
     "preset twice": (module(medvlp_register_presets=presets_twice), "MV304", "registered twice"),
     "preset name": (module(medvlp_register_presets=presets_named_badly), "MV302", "the namespace comes by itself"),
@@ -187,6 +225,7 @@ def test_a_broken_plugin_leaves_nothing_behind(case: str) -> None:
     assert list(host.components) == ["first.pairs", "last.pairs"]
     assert [plugin.namespace for plugin in host.plugins] == ["first", "last"]
     assert not host.presets
+    assert not host.kernels
     assert host.manager.get_plugin("acme") is None
     assert "is installed and broken" in (host.install_hint("acme") or "")
 
@@ -320,3 +359,21 @@ def test_import_strings_that_fail_say_why(site: Path, build: str, reason: str, h
     assert "acme.vit" in problem.text
     assert reason in problem.details[0]
     assert problem.hint == hint
+
+
+def test_a_kernel_is_imported_when_it_is_used(site: Path) -> None:
+    (site / "ops_of_acme.py").write_text(
+        "from medvlp_core.kernels.registry import Kernel, Path\n"
+        "PATHS = (Path(name='composite', why_not=lambda call: ()),)\n"
+        "KERNEL = Kernel(name='acme.gate', paths=PATHS, order=lambda call: ('composite',))\n"
+    )
+    kernel = load_kernel(make_op("acme.gate", "ops_of_acme:KERNEL"))
+    assert kernel.select("auto", kernel.example) == "composite"
+    for op, code, text in (
+        (make_op("acme.gate", "ops_of_acme:KERNAL"), "MV303", "acme.gate cannot be built: importing 'ops_of_acme:KERNAL' failed"),
+        (make_op("acme.gate", "pathlib:Path"), "MV302", "acme.gate: pathlib:Path is not a Kernel"),
+        (make_op("acme.mix", "ops_of_acme:KERNEL"), "MV302", "acme.mix: ops_of_acme:KERNEL is the kernel of 'acme.gate'"),
+    ):
+        with pytest.raises(PluginError) as caught:
+            load_kernel(op)
+        assert (caught.value.problems[0].code, caught.value.problems[0].text) == (code, text)

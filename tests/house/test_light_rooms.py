@@ -12,8 +12,32 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "timm", "transformers", "tokenizers", "numpy", "PIL", "sklearn", "matplotlib", "torchvision", "torchdata")
 BUNDLES = sorted(path.parent.parent.name for path in ROOT.glob("plugins/*/*/plugin.py"))
-CORE = ("errors", "components", "contract", "blocks", "hooks", "yamltree", "references", "yamlio", "plugins", "parameters")
-PLANNING = ("wiring", "connect", "plan", "compose", "schema", "cli", "cli.check", "cli.explain", "cli.show", "cli.list_components")
+CORE = (
+    "errors",
+    "components",
+    "contract",
+    "blocks",
+    "hooks",
+    "yamltree",
+    "references",
+    "yamlio",
+    "plugins",
+    "parameters",
+    "kernels.registry",
+)
+PLANNING = (
+    "wiring",
+    "connect",
+    "plan",
+    "compose",
+    "schema",
+    "cli",
+    "cli.check",
+    "cli.explain",
+    "cli.show",
+    "cli.list_components",
+    "cli.kernels",
+)
 LIGHT = ("medvlp_core", *(f"medvlp_core.{room}" for room in (*CORE, *PLANNING)))
 
 

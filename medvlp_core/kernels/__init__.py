@@ -1,0 +1,1 @@
+"""Ops with several implementations: who declares them, and which implementation serves a call."""
