@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Kernels are tested in Triton's interpreter, which is chosen when Triton is imported: before any other test does that. Then the
+# variable goes again, so that commands and pages show what a user sees.
+os.environ["TRITON_INTERPRET"] = "1"
+with contextlib.suppress(ImportError):  # there are builds for Linux only
+    import triton.language  # noqa: F401
+del os.environ["TRITON_INTERPRET"]
 
 import pytest
 

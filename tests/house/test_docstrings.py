@@ -23,6 +23,9 @@ Definition = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 def public(body: list[ast.stmt], prefix: str = "") -> Iterator[tuple[str, Definition]]:
     """Public classes and functions of a module, and the methods of those classes; nested functions are private."""
     for node in body:
+        is_overload = any(isinstance(one, ast.Name) and one.id == "overload" for one in getattr(node, "decorator_list", ()))
+        if is_overload:  # the implementation has the docstring
+            continue
         if isinstance(node, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and not node.name.startswith("_"):
             yield f"{prefix}{node.name}", node
             if isinstance(node, ast.ClassDef):

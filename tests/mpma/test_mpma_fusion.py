@@ -135,7 +135,7 @@ def test_the_memory_is_one_for_both_modalities() -> None:
     calls: list[int] = []
     module.memory.register_forward_hook(lambda _module, inputs, _output: calls.append(inputs[0].shape[1]))
     module(**needs(SMALL))
-    assert calls == [4, 5], "report tokens and image tokens query the same matrix"
+    assert calls == [4 + 5], "report tokens and image tokens query the same matrix, in one call"
 
 
 def test_slots_as_keys_need_an_attention() -> None:

@@ -47,7 +47,8 @@ class MemoryFusion(Fusion):
         self.image_map = nn.Linear(image_width, text_width) if is_mapped else nn.Identity()
         topk = spec.topk if spec.memory == "cmn_topk" else spec.slots
         has_memory = spec.has_shared_memory
-        self.memory = SharedMemory(text_width, spec.slots, spec.heads, topk, spec.dropout) if has_memory else None
+        memory = (text_width, spec.slots, spec.heads, topk, spec.dropout, spec.kernel)
+        self.memory = SharedMemory(*memory) if has_memory else None
         is_pooled = spec.fuse != "cross_attention"
         self.pooled = nn.Linear(text_width if needs_text_width else image_width, text_width) if is_pooled else None
         self.layers = nn.ModuleList(_layer(spec, text_width) for _ in range(spec.layers if spec.has_layers else 0))
@@ -98,7 +99,9 @@ class MemoryFusion(Fusion):
         image = self.image_map(image_tokens)
         if self.memory is None:
             return text, image
-        return text + self.memory(text), image + self.memory(image)
+        answers = self.memory(torch.cat([text, image], dim=1))  # together: the memory is projected once
+        of_text, of_image = answers.split([text.shape[1], image.shape[1]], dim=1)
+        return text + of_text, image + of_image
 
     def _keys(self, image: Tensor) -> Tensor:
         """Image tokens, and their pooled token if there is one: (B, S, Dt) or (B, S + 1, Dt)."""
@@ -143,7 +146,7 @@ class FusionLayer(nn.Module):
 def _layer(spec: MemoryFusionSpec, width: int) -> FusionLayer:
     cross: nn.Module = MultiHeadAttention(width, spec.heads, dropout=spec.dropout)
     if spec.memory == "kv_slots":
-        cross = SlotCrossAttention(width, spec.slots, spec.heads, spec.dropout)
+        cross = SlotCrossAttention(width, spec.slots, spec.heads, spec.dropout, spec.kernel)
     return FusionLayer(width, spec.heads, round(spec.ffn_ratio * width), spec.dropout, cross)
 
 

@@ -7,15 +7,19 @@ import math
 import torch
 from torch import Tensor, nn
 
+from medvlp_core.kernels.registry import Call, Kernel, wanted
 from medvlp_core.layers import MultiHeadAttention, xavier_linear
-from medvlp_mpma.kernels.memory_attention.reference import memory_attention
-from medvlp_mpma.kernels.memory_topk.reference import memory_topk
+from medvlp_mpma.kernels.memory_attention.op import KERNEL as ATTENTION
+from medvlp_mpma.kernels.memory_attention.op import memory_attention
+from medvlp_mpma.kernels.memory_topk.op import KERNEL as TOPK
+from medvlp_mpma.kernels.memory_topk.op import memory_topk
 
 
 class SharedMemory(nn.Module):
     """Answers of one learned matrix to the tokens of any modality, to be added to them (querying and responding).
 
-    ``q = X Wq, k = M Wk, v = M Wv``; each head attends to its ``topk`` best slots; ``R = concat_i(r_i) Wo``.
+    ``q = X Wq, k = M Wk, v = M Wv``; each head attends to its ``topk`` best slots; ``R = concat_i(r_i) Wo``. The memory is
+    projected once per call, so a caller with tokens of several modalities gives them together. ``kernel`` is the path of the op.
 
     One matrix and one set of four projections serve both modalities: that is what makes it a common space. At the initial values
     the answers are close to 0, so that ``X + R`` starts close to X. The order of the slots carries no meaning.
@@ -29,9 +33,9 @@ class SharedMemory(nn.Module):
         kind is a reconstruction.
     """
 
-    def __init__(self, width: int, slots: int, heads: int, topk: int, dropout: float) -> None:
+    def __init__(self, width: int, slots: int, heads: int, topk: int, dropout: float, kernel: str = "auto") -> None:
         super().__init__()
-        self.heads, self.topk, self.dropout = heads, topk, dropout
+        self.heads, self.topk, self.dropout, self.kernel = heads, topk, dropout, kernel
         self.slots = nn.Parameter(torch.randn(slots, width) / width)
         self.query, self.key, self.value, self.output = (xavier_linear(width, width) for _ in range(4))
 
@@ -41,7 +45,13 @@ class SharedMemory(nn.Module):
             x.unflatten(-1, (self.heads, -1)) for x in (self.query(tokens), self.key(self.slots), self.value(self.slots))
         )
         dropout = self.dropout if self.training else 0.0
-        return self.output(memory_topk(query, key, value, self.topk, dropout_p=dropout).flatten(2))
+        return self.output(memory_topk(query, key, value, self.topk, dropout_p=dropout, path=self.kernel).flatten(2))
+
+    def kernel_choices(self, device: str, dtype: str) -> dict[str, str]:
+        """The op that serves and its path, for calls on such a device."""
+        slots, width = self.slots.shape
+        op = TOPK if self.topk < slots else ATTENTION
+        return _choice(op, self.kernel, device, dtype, slots=slots, heads=self.heads, width=width)
 
 
 class SlotCrossAttention(nn.Module):
@@ -57,8 +67,9 @@ class SlotCrossAttention(nn.Module):
         self-attention; in the cross-attention they are our reading of "memory-augmented cross-modal fusion".
     """
 
-    def __init__(self, width: int, slots: int, heads: int, dropout: float) -> None:
+    def __init__(self, width: int, slots: int, heads: int, dropout: float, kernel: str = "auto") -> None:
         super().__init__()
+        self.kernel = kernel
         head_width = width // heads
         self.attention = MultiHeadAttention(width, heads, dropout=dropout)
         self.slot_keys = nn.Parameter(torch.randn(slots, width) / head_width)
@@ -79,8 +90,19 @@ class SlotCrossAttention(nn.Module):
             )
         )
         dropout = part.dropout if self.training else 0.0
-        return part.output(memory_attention(query, key, value, slot_keys, slot_values, dropout_p=dropout).flatten(2))
+        mixed = memory_attention(query, key, value, slot_keys, slot_values, dropout_p=dropout, path=self.kernel)
+        return part.output(mixed.flatten(2))
+
+    def kernel_choices(self, device: str, dtype: str) -> dict[str, str]:
+        """The op that serves and its path, for calls on such a device with few keys."""
+        slots, width = self.slot_keys.shape
+        return _choice(ATTENTION, self.kernel, device, dtype, slots=slots, heads=self.attention.heads, width=width)
 
     def weights(self, queries: Tensor, keys_values: Tensor) -> Tensor:
         """The weights of the sample's keys among themselves, without the slots: (B, K, L, S), rows sum to 1."""
         return self.attention.weights(queries, keys_values)
+
+
+def _choice(op: Kernel, kernel: str, device: str, dtype: str, *, slots: int, heads: int, width: int) -> dict[str, str]:
+    sizes = (("B", 1), ("L", 1), ("S", 0), ("M", slots), ("H", heads), ("D", width // heads))
+    return {op.name: op.select(wanted(kernel), Call(device, dtype, sizes))}

@@ -1,4 +1,4 @@
-"""Registers the MPMA components and presets. Light: no torch here or in ``specs``."""
+"""Registers the MPMA components, presets and kernels. Light: no torch here or in ``specs``."""
 
 from __future__ import annotations
 
@@ -7,12 +7,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medvlp_core.hooks import hookimpl
+from medvlp_core.kernels.registry import KernelOp
 from medvlp_mpma.specs import SPECS
 
 if TYPE_CHECKING:
+    from medvlp_core.kernels.registry import PluginKernels
     from medvlp_core.plugins import PluginComponents
 
 PRESETS = Path(__file__).parent / "presets"
+
+KERNELS = (
+    KernelOp(
+        name="mpma.memory_attention",
+        summary="attention over the keys of a sample and memory slots that all samples share, one softmax",
+        build="medvlp_mpma.kernels.memory_attention.op:KERNEL",
+        benchmark="medvlp_mpma.kernels.memory_attention.benchmark:BENCHMARK",
+    ),
+    KernelOp(
+        name="mpma.memory_topk",
+        summary="attention over the K best memory slots of each query",
+        build="medvlp_mpma.kernels.memory_topk.op:KERNEL",
+        benchmark="medvlp_mpma.kernels.memory_topk.benchmark:BENCHMARK",
+    ),
+)
 
 
 @hookimpl
@@ -27,3 +44,10 @@ def medvlp_register_presets(register: Callable[[str, Path], None]) -> None:
     """Register ``mpma:base`` (paper scale) and ``mpma:small`` (a CPU and the embedded data)."""
     register("base", PRESETS / "base.yaml")
     register("small", PRESETS / "small.yaml")
+
+
+@hookimpl
+def medvlp_register_kernels(registry: PluginKernels) -> None:
+    """Register the ops of the memory."""
+    for op in KERNELS:
+        registry.add(op)

@@ -67,6 +67,12 @@ class MemoryFusionSpec(ComponentSpec):
     )
     ffn_ratio: float = param(4.0, help="hidden width of the feed-forward parts, in widths", above=0)
     dropout: float = param(0.1, help="dropout of memory, attention and feed-forward parts", at_least=0, below=1)
+    kernel: str = param(
+        "auto",
+        help="implementation of the memory's op: reference, composite, triton, or auto, which leaves the choice to MEDVLP_KERNELS "
+        "and else takes the best that serves (docs/kernels.md)",
+        one_of=("auto", "reference", "composite", "triton"),
+    )
 
     @property
     def has_shared_memory(self) -> bool:

@@ -1,0 +1,123 @@
+"""What the ops of this bundle share: facts about a call, autocast, checks, and why Triton cannot serve."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import math
+import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, ExitStack
+
+import torch
+from torch import Tensor
+
+from medvlp_core.errors import KernelError, Problem
+from medvlp_core.kernels.registry import Call
+
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+def describe(q: Tensor, keys: int, slots: int, *features: str) -> Call:
+    """The facts about a call with queries ``q`` (B, L, H, D), ``keys`` keys a sample and ``slots`` memory slots."""
+    batch, queries, heads, width = q.shape
+    sizes = (("B", batch), ("L", queries), ("S", keys), ("M", slots), ("H", heads), ("D", width))
+    return Call(q.device.type, str(q.dtype).removeprefix("torch."), sizes, frozenset(features))
+
+
+def in_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors in the dtype of the autocast context, if there is one; float64 is left alone, as torch does."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
+
+
+def default_scale(q: Tensor) -> float:
+    """``1 / sqrt(D)``."""
+    return 1.0 / math.sqrt(max(1, q.shape[-1]))
+
+
+def running_on(q: Tensor) -> AbstractContextManager[object]:
+    """The context of an op's own work: on the GPU of its tensors, for Triton launches on the current one, and without autocast.
+
+    Contexts cost microseconds, and so they are only entered where they change something.
+    """
+    stack = ExitStack()
+    if q.is_cuda:
+        stack.enter_context(torch.cuda.device_of(q))
+    if torch.is_autocast_enabled(q.device.type):
+        stack.enter_context(torch.autocast(q.device.type, enabled=False))
+    return stack
+
+
+def refuse(op: str, faults: Iterable[str]) -> None:
+    """Raise with all faults of a call, if there are any.
+
+    Raises:
+        KernelError: tensors or numbers do not fit together (MV402).
+    """
+    if found := tuple(faults):
+        text = f"{op}: {found[0]}" if len(found) == 1 else f"{op}: the call does not fit together"
+        raise KernelError(Problem(code="MV402", text=text, details=found if len(found) > 1 else ()))
+
+
+def shape_faults(**expected: tuple[Tensor | None, tuple[int, ...]]) -> list[str]:
+    """A sentence for each tensor whose shape is not the expected one; absent tensors have none."""
+    pairs = ((name, x, shape) for name, (x, shape) in expected.items() if x is not None)
+    return [f"{name} has the shape {tuple(x.shape)}, expected {shape}" for name, x, shape in pairs if tuple(x.shape) != shape]
+
+
+def place_faults(q: Tensor, large: Iterable[tuple[str, Tensor]], small: Iterable[tuple[str, Tensor | None]]) -> list[str]:
+    """A sentence for each tensor on another device than ``q``, or, for the large ones, of another dtype."""
+    large = list(large)
+    faults = [f"{name} is {x.dtype}, and q {q.dtype}" for name, x in large if x.dtype != q.dtype]
+    everywhere = [*large, *((name, x) for name, x in small if x is not None)]
+    return faults + [f"{name} is on {x.device}, and q on {q.device}" for name, x in everywhere if x.device != q.device]
+
+
+def number_faults(scale: float, dropout_p: float) -> list[str]:
+    """A sentence for each number that is out of its range."""
+    faults = [] if scale > 0 else [f"scale is {scale}, expected a number above 0"]
+    return faults if 0.0 <= dropout_p < 1.0 else [*faults, f"dropout_p is {dropout_p}, expected 0 <= dropout_p < 1"]
+
+
+def is_interpreted() -> bool:
+    """Whether Triton's interpreter runs the kernels: the variable must be set before they are imported."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def import_problem() -> str | None:
+    """Why Triton cannot be imported, or None."""
+    try:
+        importlib.import_module("triton")
+    except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "triton":
+            return "the package triton is not installed (there are builds for Linux)"
+        return f"the package triton cannot be imported: {type(error).__name__}: {error}"
+    return None
+
+
+def why_not_triton(call: Call) -> list[str]:
+    """What keeps Triton from a call, whatever the op: package, device, dtype."""
+    reasons = [problem] if (problem := import_problem()) else []
+    if call.device == "cuda":
+        if torch.version.hip is not None:
+            reasons.append("its kernels are made for NVIDIA GPUs")
+        elif torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+            major, minor = torch.cuda.get_device_capability()
+            reasons.append(f"it needs a GPU of compute capability 8.0 or newer, this one has {major}.{minor}")
+        elif not torch.cuda.is_available():
+            reasons.append("there is no GPU that torch can use")
+    elif call.device == "cpu":
+        if not is_interpreted():
+            reasons.append("it needs a GPU (or TRITON_INTERPRET=1, which runs it slowly in Triton's interpreter)")
+    else:
+        reasons.append(f"it serves NVIDIA GPUs, not {call.device}")
+    if call.dtype not in DTYPES:
+        reasons.append(f"it computes in {', '.join(DTYPES)}, not in {call.dtype}")
+    elif call.dtype == "bfloat16" and is_interpreted():
+        reasons.append("Triton's interpreter gives wrong numbers in bfloat16")
+    return reasons

@@ -1,0 +1,152 @@
+"""``mpma.memory_topk`` as an op of torch: the public function, the choice of a path, gradients, fake tensors, FLOPs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from medvlp_core.kernels.registry import Call, Kernel, Path, wanted
+from medvlp_mpma.kernels import calls
+from medvlp_mpma.kernels.dropout import draw_seed
+from medvlp_mpma.kernels.inputs import AttentionInputs
+from medvlp_mpma.kernels.memory_attention.op import backward_op, memory_attention, too_wide
+from medvlp_mpma.kernels.memory_topk import composite, launch, reference, tuning
+
+NAME = "mpma.memory_topk"
+
+
+def memory_topk(
+    q: Tensor,
+    mem_k: Tensor,
+    mem_v: Tensor,
+    topk: int,
+    *,
+    scale: float | None = None,
+    dropout_p: float = 0.0,
+    path: str = "auto",
+) -> Tensor:
+    """Attend from each query to its K best memory slots, chosen per head.
+
+    ``s = scale q mem_k^T``; ``S = {j : s_j >= the K-th largest s}``; ``out = sum_{j in S} softmax_S(s)_j mem_v_j``.
+
+    Slots that tie with the K-th are all winners; only winners get a gradient; ``topk >= M`` is attention over all slots
+    (``mpma.memory_attention``). Scores are compared in float32 at least. No tensor with a number per query and slot is saved, in no
+    path but ``reference``. Dropout acts on the weights after the selection. Under autocast the inputs are cast to its dtype.
+
+    Shape:
+        q (B, L, H, D), mem_k and mem_v (M, H, D) with M >= 1, result (B, L, H, D); ``scale`` > 0 defaults to 1 / sqrt(D).
+
+    Raises:
+        KernelError: shapes, dtypes or devices disagree (MV402); the path that is asked for cannot serve (MV401).
+
+    Example:
+        >>> import torch
+        >>> q, slots = torch.randn(2, 3, 4, 16), torch.randn(100, 4, 16)
+        >>> memory_topk(q, slots, slots, topk=8).shape
+        torch.Size([2, 3, 4, 16])
+
+    Reference:
+        Chen et al., Cross-modal Memory Networks for Radiology Report Generation, ACL 2021. Deviation: ties are all kept.
+    """
+    q, mem_k, mem_v = calls.in_autocast_dtype(q, mem_k, mem_v)
+    scale = calls.default_scale(q) if scale is None else scale
+    _check(q, mem_k, mem_v, topk, scale, dropout_p)
+    no_keys = q[:, :0]
+    if topk >= mem_k.shape[0]:
+        return memory_attention(q, no_keys, no_keys, mem_k, mem_v, scale=scale, dropout_p=dropout_p, path=path)
+    wish = wanted(path)
+    seed = draw_seed(q.device) if dropout_p > 0.0 else None
+    if wish == "reference":
+        inputs = AttentionInputs(q, no_keys, no_keys, mem_k, mem_v, seed=seed, scale=scale, dropout_p=dropout_p)
+        return reference.memory_topk(inputs, topk)[0]
+    return forward_op(q, mem_k, mem_v, seed, topk, scale, dropout_p, wish)[0]
+
+
+def _check(q: Tensor, mem_k: Tensor, mem_v: Tensor, topk: int, scale: float, dropout_p: float) -> None:
+    if q.dim() != 4 or mem_k.dim() != 3:
+        shapes = f"q {tuple(q.shape)}, mem_k {tuple(mem_k.shape)}"
+        calls.refuse(NAME, [f"expected q (B, L, H, D) and mem_k (M, H, D), found {shapes}"])
+    slots, (_, _, heads, width) = mem_k.shape[0], q.shape
+    faults = calls.shape_faults(mem_k=(mem_k, (slots, heads, width)), mem_v=(mem_v, (slots, heads, width)))
+    faults += calls.place_faults(q, [("mem_k", mem_k), ("mem_v", mem_v)], [])
+    faults += calls.number_faults(scale, dropout_p)
+    faults += [f"topk is {topk}, expected at least 1"] if topk < 1 else []
+    faults += ["the memory has no slots"] if slots == 0 else []
+    calls.refuse(NAME, faults)
+
+
+# ----------------------------------------------------------------------------------------------------------- choice of the path
+
+
+def _why_not_triton(call: Call) -> tuple[str, ...]:
+    reasons = calls.why_not_triton(call)
+    if call.dtype in calls.DTYPES:
+        reasons += tuning.why_not(call["M"], call["D"], call.dtype) or too_wide(call)
+    return tuple(reasons)
+
+
+def _order(call: Call) -> tuple[str, ...]:
+    """What ``auto`` may take. Float32 has no tensor cores in our kernels."""
+    is_for_triton = call.device == "cuda" and call.dtype in ("float16", "bfloat16")
+    return ("triton", "composite") if is_for_triton else ("composite",)
+
+
+KERNEL = Kernel(
+    name=NAME,
+    paths=(
+        Path(name="triton", why_not=_why_not_triton),
+        Path(name="composite", why_not=lambda call: ()),
+        Path(name="reference", why_not=lambda call: ()),
+    ),
+    order=_order,
+    example=Call("cpu", "float32", (("B", 256), ("L", 149), ("S", 0), ("M", 2048), ("H", 12), ("D", 64))),
+)
+
+# ----------------------------------------------------------------------------------------------------------------- torch's side
+
+
+@torch.library.custom_op("medvlp_mpma::memory_topk", mutates_args=())
+def forward_op(
+    q: Tensor, mem_k: Tensor, mem_v: Tensor, seed: Tensor | None, topk: int, scale: float, dropout_p: float, wish: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``out`` (B, L, H, D), ``lse`` and the threshold of winners in units of ``q mem_k^T`` (B, L, H), for ``topk`` < M."""
+    no_keys = q[:, :0]
+    inputs = AttentionInputs(q, no_keys, no_keys, mem_k, mem_v, seed=seed, scale=scale, dropout_p=dropout_p)
+    path = KERNEL.select(wish, calls.describe(q, 0, mem_k.shape[0]))
+    with calls.running_on(q):
+        return (launch if path == "triton" else composite).forward(inputs, topk)
+
+
+@forward_op.register_fake
+def _forward_fake(q: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.promote_types(q.dtype, torch.float32)
+    return q.new_empty(q.shape), q.new_empty(q.shape[:-1], dtype=dtype), q.new_empty(q.shape[:-1], dtype=dtype)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    q, mem_k, mem_v, seed, _, *ctx.numbers = inputs
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(*output, q, mem_k, mem_v, seed)
+
+
+def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    out, lse, threshold, q, mem_k, mem_v, seed = ctx.saved_tensors
+    grad_out = torch.zeros_like(out) if grad_out is None else grad_out
+    no_keys = q[:, :0]
+    call = (q, no_keys, no_keys, mem_k, mem_v, None, None, None, None, threshold, seed, *ctx.numbers)
+    d_q, _, _, d_mem_k, d_mem_v, _ = backward_op(grad_out, grad_lse, out, lse, *call)
+    return d_q, d_mem_k, d_mem_v, *(None,) * 5
+
+
+forward_op.register_autograd(_backward, setup_context=_save)
+
+
+@register_flop_formula(torch.ops.medvlp_mpma.memory_topk)
+def _forward_flops(q: Any, mem_k: Any, *others: Any, out_shape: Any = None, **options: Any) -> int:
+    """Two masked-dense products, as for attention over all slots; comparisons are not counted."""
+    batch, queries, heads, width = q
+    return 4 * batch * queries * heads * mem_k[0] * width
