@@ -19,7 +19,7 @@ from medvlp_core.plugins import PluginHost
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-RUNNABLE = ("../README.md", "concepts.md", "errors.md", "ports.md", "training.md", "yaml.md")
+RUNNABLE = ("../README.md", "concepts.md", "errors.md", "kernels.md", "ports.md", "training.md", "yaml.md")
 EXAMPLES = [(page, section) for page in RUNNABLE for section in sections(DOCS / page) if section.blocks]
 
 
