@@ -50,7 +50,7 @@ CODES: dict[str, str] = {
     "MV304": "a preset is already taken, or does not exist on disk",
     "MV401": "a kernel path that was asked for cannot serve",
     "MV402": "a kernel gets tensors that do not fit together",
-    "MV403": "a kernel's gradient is differentiated again",
+    "MV403": "a kernel does not have the derivative that is asked for",
     "MV501": "an image cannot be read",
     "MV502": "a manifest cannot be used",
     "MV503": "a split is empty or does not exist",

@@ -111,7 +111,7 @@ def wanted(explicit: str = "auto") -> str:
     Raises:
         KernelError: it is none of :data:`WISHES` (MV401).
     """
-    wish = explicit if explicit != "auto" else os.environ.get(VARIABLE, "auto")
+    wish = explicit if explicit != "auto" else os.environ.get(VARIABLE) or "auto"
     if wish in WISHES:
         return wish
     source = f"{VARIABLE}={wish}" if wish != explicit else repr(wish)

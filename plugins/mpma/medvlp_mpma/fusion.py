@@ -51,7 +51,7 @@ class MemoryFusion(Fusion):
         self.memory = SharedMemory(*memory) if has_memory else None
         is_pooled = spec.fuse != "cross_attention"
         self.pooled = nn.Linear(text_width if needs_text_width else image_width, text_width) if is_pooled else None
-        self.layers = nn.ModuleList(_layer(spec, text_width) for _ in range(spec.layers if spec.has_layers else 0))
+        self.layers = nn.ModuleList(_layer(spec, dims) for _ in range(spec.layers if spec.has_layers else 0))
         self.norm = nn.LayerNorm(text_width, eps=1e-6) if spec.has_layers else nn.Identity()
 
     def forward(  # type: ignore[override]
@@ -143,10 +143,11 @@ class FusionLayer(nn.Module):
         return text + self.dropout(self.self_attention(normed, normed, text_is_valid))
 
 
-def _layer(spec: MemoryFusionSpec, width: int) -> FusionLayer:
+def _layer(spec: MemoryFusionSpec, dims: Dims) -> FusionLayer:
+    width = dims["Dt"]
     cross: nn.Module = MultiHeadAttention(width, spec.heads, dropout=spec.dropout)
     if spec.memory == "kv_slots":
-        cross = SlotCrossAttention(width, spec.slots, spec.heads, spec.dropout, spec.kernel)
+        cross = SlotCrossAttention(width, spec.slots, spec.heads, spec.dropout, spec.kernel, usual_keys=dims.get("S", 0))
     return FusionLayer(width, spec.heads, round(spec.ffn_ratio * width), spec.dropout, cross)
 
 

@@ -51,13 +51,15 @@ class SharedMemory(nn.Module):
         """The op that serves and its path, for calls on such a device."""
         slots, width = self.slots.shape
         op = TOPK if self.topk < slots else ATTENTION
-        return _choice(op, self.kernel, device, dtype, slots=slots, heads=self.heads, width=width)
+        sizes = {"S": 0, "M": slots, "H": self.heads, "D": width // self.heads}
+        return _choice(op, self.kernel, Call(device, dtype, tuple(sizes.items())))
 
 
 class SlotCrossAttention(nn.Module):
     """Cross-attention with learned slots beside the keys: ``softmax(Q [K ; sqrt(d) Mk]^T / sqrt(d)) [V ; sqrt(M) Mv] Wo``.
 
     The slots enter after the projections and belong to this layer alone; d is the width of a head, M the number of slots.
+    ``usual_keys`` is the S that :meth:`kernel_choices` speaks of.
 
     Shape:
         queries (B, L, D), keys_values (B, S, D), result (B, L, D).
@@ -67,9 +69,9 @@ class SlotCrossAttention(nn.Module):
         self-attention; in the cross-attention they are our reading of "memory-augmented cross-modal fusion".
     """
 
-    def __init__(self, width: int, slots: int, heads: int, dropout: float, kernel: str = "auto") -> None:
+    def __init__(self, width: int, slots: int, heads: int, dropout: float, kernel: str = "auto", usual_keys: int = 0) -> None:
         super().__init__()
-        self.kernel = kernel
+        self.kernel, self.usual_keys = kernel, usual_keys
         head_width = width // heads
         self.attention = MultiHeadAttention(width, heads, dropout=dropout)
         self.slot_keys = nn.Parameter(torch.randn(slots, width) / head_width)
@@ -94,15 +96,16 @@ class SlotCrossAttention(nn.Module):
         return part.output(mixed.flatten(2))
 
     def kernel_choices(self, device: str, dtype: str) -> dict[str, str]:
-        """The op that serves and its path, for calls on such a device with few keys."""
+        """The op that serves and its path, for calls on such a device with the usual number of keys."""
         slots, width = self.slot_keys.shape
-        return _choice(ATTENTION, self.kernel, device, dtype, slots=slots, heads=self.attention.heads, width=width)
+        features = frozenset({"dropout"} if self.training and self.attention.dropout > 0.0 else ())
+        sizes = {"S": self.usual_keys, "M": slots, "H": self.attention.heads, "D": width // self.attention.heads}
+        return _choice(ATTENTION, self.kernel, Call(device, dtype, tuple(sizes.items()), features))
 
     def weights(self, queries: Tensor, keys_values: Tensor) -> Tensor:
         """The weights of the sample's keys among themselves, without the slots: (B, K, L, S), rows sum to 1."""
         return self.attention.weights(queries, keys_values)
 
 
-def _choice(op: Kernel, kernel: str, device: str, dtype: str, *, slots: int, heads: int, width: int) -> dict[str, str]:
-    sizes = (("B", 1), ("L", 1), ("S", 0), ("M", slots), ("H", heads), ("D", width // heads))
-    return {op.name: op.select(wanted(kernel), Call(device, dtype, sizes))}
+def _choice(op: Kernel, kernel: str, call: Call) -> dict[str, str]:
+    return {op.name: op.select(wanted(kernel), call)}

@@ -89,6 +89,8 @@ class MemoryFusionSpec(ComponentSpec):
         if self.memory == "kv_slots" and not self.has_layers:
             text = "memory=kv_slots adds keys to a cross-attention, and fuse=pooled_add has none"
             yield "memory", text, "use fuse cross_attention or pooled_and_cross, or memory cmn_topk, cmn_softmax or none"
+        if self.memory == "none" and self.kernel != "auto":
+            yield "kernel", f"kernel={self.kernel} says how the memory is computed, and memory=none has none", "leave kernel out"
 
     def contract(self) -> Contract:
         """Late: tokens to fused tokens; early: embeddings to fused embeddings."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 
 import attrs
@@ -47,7 +49,7 @@ def test_all_paths_agree_in_output_and_gradients(memory: str, fuse: str, positio
             torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def losses(plan: ModelPlan, batch: ImageTextBatch, steps: int = 12) -> list[float]:
+def losses(plan: ModelPlan, batch: ImageTextBatch, steps: int = 8) -> list[float]:
     """The loss of a few steps on one batch, with dropout and new masks in each step."""
     model = build_model(plan, seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -89,6 +91,19 @@ def test_a_run_names_its_kernels(plan_of: Callable[[str], ModelPlan], monkeypatc
     monkeypatch.setenv("MEDVLP_KERNELS", "reference")
     assert used("") == "mpma.memory_topk reference"
     assert used("model: {fusion: {kernel: composite}}") == "mpma.memory_topk composite", "the recipe counts more"
+
+
+def test_a_wish_for_a_memory_that_there_is_not_is_a_problem() -> None:
+    [(field, text, _)] = attrs.evolve(SMALL, memory="none", kernel="triton").problems()
+    assert field == "kernel"
+    assert "memory=none has none" in text
+    assert not list(attrs.evolve(SMALL, memory="none").problems())
+
+
+def test_the_fusion_can_be_copied_and_pickled() -> None:
+    module = MemoryFusion(attrs.evolve(SMALL, memory="kv_slots"), {"Dt": 16, "Di": 12, "S": 7})
+    for again in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert all(torch.equal(one, other) for one, other in zip(module.parameters(), again.parameters(), strict=True))
 
 
 def test_a_path_that_cannot_serve_stops_a_run_before_it_starts(

@@ -60,7 +60,11 @@ def test_opcheck(path: str, is_full: bool) -> None:
     )
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     torch.library.opcheck(attention.backward_op, (*grads, *detached, *optional, *numbers), test_utils=checks)
-    torch.library.opcheck(topk.forward_op, (x[0], x[3], x[4], seed if is_full else None, 3, *numbers))
+    call = (x[0], x[3], x[4], seed if is_full else None)
+    torch.library.opcheck(topk.forward_op, (*call, 3, *numbers))
+    of_topk = [one.detach() for one in topk.forward_op(*call, 3, *numbers)]
+    detached = [one.detach() if one is not None else None for one in call]
+    torch.library.opcheck(topk.backward_op, (grads[0], None, *of_topk, *detached, *numbers), test_utils=checks)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])
@@ -181,6 +185,32 @@ def test_a_second_derivative_is_refused(path: str) -> None:
             torch.autograd.grad(first.sum(), x[0])
 
 
+@pytest.mark.parametrize("path", ["composite", "triton"])
+def test_forward_mode_is_refused_instead_of_giving_zero(path: str) -> None:
+    x = [one.detach() for one in tensors()]
+    calls = (lambda q: memory_attention(q, *x[1:], path=path), lambda q: memory_topk(q, x[3], x[4], 3, path=path))
+    for call in calls:
+        with pytest.raises(KernelError, match=r"MV403.*no forward-mode derivative"):
+            torch.func.jvp(call, (x[0],), (torch.ones_like(x[0]),))
+    _, tangent = torch.func.jvp(lambda q: memory_topk(q, x[3], x[4], 3, path="reference"), (x[0],), (torch.ones_like(x[0]),))
+    assert tangent.any()
+
+
+def test_forward_and_backward_go_the_same_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[tuple[str, str]] = []
+    select = type(topk.KERNEL).select
+
+    def watch(kernel: Any, wish: str, call: Any) -> str:
+        taken.append((kernel.name, select(kernel, wish, call)))
+        return taken[-1][1]
+
+    monkeypatch.setattr(type(topk.KERNEL), "select", watch)
+    x = tensors()
+    memory_topk(x[0], x[3], x[4], 3).sum().backward()
+    memory_attention(*x, key_lens=LENS, dropout_p=0.1).sum().backward()
+    assert taken == [("mpma.memory_topk", "composite")] * 2 + [("mpma.memory_attention", "composite")] * 2
+
+
 def test_the_reference_has_a_second_derivative() -> None:
     x = [one.requires_grad_() for one in tensors(dtype=torch.float64)]
     assert torch.autograd.gradgradcheck(lambda *x: memory_attention(*x, path="reference"), x)
@@ -201,8 +231,13 @@ def test_all_faults_of_a_call_at_once() -> None:
         memory_attention(q[0], k, v, mem_k, mem_v)
     with pytest.raises(KernelError, match="gate has two softmaxes"):
         memory_attention(q, k, v, mem_k, mem_v, gate=torch.zeros(H), mem_bias=torch.zeros(H))
-    with pytest.raises(KernelError, match=r"MV402.*topk is 0"):
-        memory_topk(q, mem_k, mem_v, 0)
+    for wrong in (0, 2.0, None):
+        with pytest.raises(KernelError, match=r"MV402.*topk is "):
+            memory_topk(q, mem_k, mem_v, wrong)  # type: ignore[arg-type]
+    with pytest.raises(KernelError, match=r"(?s)MV402.*q is torch.int64, expected floating"):
+        memory_attention(q.long(), k, v, mem_k, mem_v, path="reference")
+    with pytest.raises(KernelError, match=r"MV402.*gate has the shape \(2, 3\), expected \(2,\) or \(2, 3, 2\)"):
+        memory_attention(q, k, v, mem_k, mem_v, gate=torch.zeros(2, 3))
     with pytest.raises(KernelError, match=r"MV402.*no slots"):
         memory_topk(q, mem_k[:0], mem_v[:0], 1)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from unittest import mock
 
 import attrs
@@ -61,8 +62,9 @@ def check_exact(q: Tensor, mem_k: Tensor, topk: int, tiles: Tiles | None = None)
     assert torch.equal(scores >= found, scores >= least)
     assert (found <= least).all()
     losers = scores.masked_fill(scores >= least, float("-inf")).amax(dim=-1, keepdim=True)
-    middle = torch.where(losers > float("-inf"), (losers + least) / 2, least)
-    assert torch.equal(found.float(), torch.where(middle.float() > losers, middle, least).float())
+    middle = ((losers + least) / 2).float()
+    between = torch.where(middle > losers, middle, least.float())
+    assert torch.equal(found.float(), torch.where(losers > float("-inf"), between, losers.float())), "-inf where nobody loses"
 
 
 LAYOUTS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -121,7 +123,7 @@ def calls(draw: st.DrawFn) -> Call:
     )
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=25)
 @given(call=calls(), largest=st.sampled_from([0, 1, 4]), exponents=st.tuples(st.integers(-74, 55), st.integers(-74, 55)))
 def test_integers_times_powers_of_two(call: Call, largest: int, exponents: tuple[int, int]) -> None:
     """Many ties, zeros, and scores from the smallest float32 numbers to 1e36."""
@@ -130,7 +132,7 @@ def test_integers_times_powers_of_two(call: Call, largest: int, exponents: tuple
     check_exact(*tensors, call.topk, call.tiles)
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 @given(call=calls(), is_negative=st.booleans())
 def test_float16(call: Call, is_negative: bool) -> None:
     signs = iter([1.0, -1.0 if is_negative else 1.0])
@@ -139,7 +141,7 @@ def test_float16(call: Call, is_negative: bool) -> None:
     check_exact(*tensors, call.topk, call.tiles)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=20)
 @given(call=calls(), exponents=st.tuples(st.integers(-20, 20), st.integers(-20, 20)), shift=st.sampled_from([0.0, 3.0, -3.0]))
 def test_any_numbers(call: Call, exponents: tuple[int, int], shift: float) -> None:
     """Scores that float32 rounds: only those as near to the K-th as rounding errors may change sides. Some calls overflow."""
@@ -156,10 +158,10 @@ def test_any_numbers(call: Call, exponents: tuple[int, int], shift: float) -> No
 
 
 def test_all_scores_equal() -> None:
-    """Everything ties with the K-th: all slots win, and no loser pulls the separator down."""
+    """Everything ties with the K-th: all slots win, and the separator is one that no rounding gets below."""
     q, mem_k = torch.ones(1, 3, 1, 16), torch.ones(20, 1, 16)
-    assert (threshold_of(q, mem_k, 5) == 16.0).all()
-    assert (threshold_of(0 * q, mem_k, 5) == 0.0).all()
+    assert (threshold_of(q, mem_k, 5) == float("-inf")).all()
+    assert (threshold_of(0 * q, mem_k, 5) == float("-inf")).all()
 
 
 def test_zeros_of_both_signs_tie() -> None:
@@ -182,7 +184,7 @@ def test_neighbouring_numbers_are_separated() -> None:
 def test_infinite_scores() -> None:
     infinity = float("inf")
     mem_k = torch.tensor([infinity, 2.0, -infinity, infinity, 1.0, -infinity]).view(6, 1, 1)
-    expected = {1: infinity, 2: infinity, 3: 1.5, 4: 1.0, 5: -infinity}
+    expected = {1: infinity, 2: infinity, 3: 1.5, 4: -infinity, 5: -infinity}
     assert {topk: threshold_of(torch.ones(1, 1, 1, 1), mem_k, topk).item() for topk in expected} == expected
 
 
@@ -231,9 +233,19 @@ def test_why_not(is_interpreted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_tables_of_other_architectures() -> None:
-    """A GPU without a table takes that of the nearest older one."""
+    """A GPU without a table takes that of the nearest older one that its shared memory suffices for."""
     with mock.patch.dict("os.environ", TRITON_INTERPRET="0"):
-        for capability, expected in {(8, 0): "sm_80", (8, 9): "sm_80", (9, 0): "sm_90", (12, 0): "sm_90"}.items():
+        for capability, kib, expected in (
+            ((8, 0), 163, "sm_80"),
+            ((8, 9), 99, "sm_80"),
+            ((9, 0), 227, "sm_90"),
+            ((10, 0), 227, "sm_90"),
+            ((12, 0), 99, "sm_80"),
+        ):
             device = torch.device("cuda", 10 * capability[0] + capability[1])
-            with mock.patch("torch.cuda.get_device_capability", return_value=capability):
+            properties = SimpleNamespace(shared_memory_per_block_optin=1024 * kib)
+            with (
+                mock.patch("torch.cuda.get_device_capability", return_value=capability),
+                mock.patch("torch.cuda.get_device_properties", return_value=properties),
+            ):
                 assert tuning.table_name(tuning.TABLES, device) == expected

@@ -8,9 +8,11 @@ import math
 import os
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, ExitStack
+from typing import NoReturn
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from medvlp_core.errors import KernelError, Problem
 from medvlp_core.kernels.registry import Call
@@ -28,7 +30,7 @@ def describe(q: Tensor, keys: int, slots: int, *features: str) -> Call:
 def in_autocast_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors in the dtype of the autocast context, if there is one; float64 is left alone, as torch does."""
     device = tensors[0].device.type
-    if not torch.is_autocast_enabled(device):
+    if device == "meta" or not torch.is_autocast_enabled(device):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(x if x.dtype == torch.float64 else x.to(dtype) for x in tensors)
@@ -47,7 +49,7 @@ def running_on(q: Tensor) -> AbstractContextManager[object]:
     stack = ExitStack()
     if q.is_cuda:
         stack.enter_context(torch.cuda.device_of(q))
-    if torch.is_autocast_enabled(q.device.type):
+    if not q.is_meta and torch.is_autocast_enabled(q.device.type):
         stack.enter_context(torch.autocast(q.device.type, enabled=False))
     return stack
 
@@ -63,6 +65,26 @@ def refuse(op: str, faults: Iterable[str]) -> None:
         raise KernelError(Problem(code="MV402", text=text, details=found if len(found) > 1 else ()))
 
 
+def refuse_derivative(op: str, what: str) -> NoReturn:
+    """Raise because a fast path has only its one gradient.
+
+    Raises:
+        KernelError: always (MV403).
+    """
+    hint = "use the path 'reference' for that (kernel: reference in a recipe, or MEDVLP_KERNELS=reference)"
+    raise KernelError(Problem(code="MV403", text=f"{op}: {what}", hint=hint))
+
+
+def refuse_forward_mode(op: str, *tensors: Tensor) -> None:
+    """Refuse forward-mode derivatives, which torch would silently take as 0.
+
+    Raises:
+        KernelError: a tensor carries a tangent (MV403).
+    """
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(x).tangent is not None for x in tensors):
+        refuse_derivative(op, "it has no forward-mode derivative")
+
+
 def shape_faults(**expected: tuple[Tensor | None, tuple[int, ...]]) -> list[str]:
     """A sentence for each tensor whose shape is not the expected one; absent tensors have none."""
     pairs = ((name, x, shape) for name, (x, shape) in expected.items() if x is not None)
@@ -72,14 +94,15 @@ def shape_faults(**expected: tuple[Tensor | None, tuple[int, ...]]) -> list[str]
 def place_faults(q: Tensor, large: Iterable[tuple[str, Tensor]], small: Iterable[tuple[str, Tensor | None]]) -> list[str]:
     """A sentence for each tensor on another device than ``q``, or, for the large ones, of another dtype."""
     large = list(large)
-    faults = [f"{name} is {x.dtype}, and q {q.dtype}" for name, x in large if x.dtype != q.dtype]
+    faults = [] if q.dtype.is_floating_point and q.element_size() > 1 else [f"q is {q.dtype}, expected floating-point numbers"]
+    faults += [f"{name} is {x.dtype}, and q {q.dtype}" for name, x in large if x.dtype != q.dtype]
     everywhere = [*large, *((name, x) for name, x in small if x is not None)]
     return faults + [f"{name} is on {x.device}, and q on {q.device}" for name, x in everywhere if x.device != q.device]
 
 
 def number_faults(scale: float, dropout_p: float) -> list[str]:
     """A sentence for each number that is out of its range."""
-    faults = [] if scale > 0 else [f"scale is {scale}, expected a number above 0"]
+    faults = [] if 0.0 < scale < math.inf else [f"scale is {scale}, expected a finite number above 0"]
     return faults if 0.0 <= dropout_p < 1.0 else [*faults, f"dropout_p is {dropout_p}, expected 0 <= dropout_p < 1"]
 
 

@@ -27,8 +27,8 @@ def forward(inputs: AttentionInputs, topk: int | None = None) -> tuple[Tensor, T
     """``out`` (B, L, H, D), ``lse`` (B, L, H) and the threshold (B, L, H) that separates the ``topk`` < M winners from the losers.
 
     The threshold lies in the middle between the worst winner and the best loser, so that scores that are computed again, with
-    another rounding, fall on the same side; where slots tie across the border it is the winners' score itself. Without ``topk``
-    it is empty.
+    another rounding, fall on the same side; where float32 has nothing between them it is the worst winner. Without ``topk`` it is
+    empty.
     """
     q = inputs.q
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
@@ -161,8 +161,12 @@ def _chunks(inputs: AttentionInputs) -> Iterator[_Chunk]:
 
 def _separator(raw: Tensor, topk: int) -> Tensor:
     worst_winner, best_loser = raw.topk(topk + 1, dim=-1).values[..., -2:].unbind(-1)
+    is_tied = worst_winner == best_loser  # then the best loser is further down
+    if raw.is_cuda or is_tied.any():  # a look costs little on a CPU and a stop of the queue on a GPU
+        best_loser = raw.masked_fill(raw >= worst_winner[..., None], -torch.inf).amax(dim=-1)
     middle = best_loser + (worst_winner - best_loser) / 2
-    return torch.where(middle > best_loser, middle, worst_winner)
+    separator = torch.where(middle > best_loser, middle, worst_winner)
+    return torch.where(best_loser == -torch.inf, best_loser, separator)  # nobody loses
 
 
 def _largest(scores: Tensor) -> Tensor:

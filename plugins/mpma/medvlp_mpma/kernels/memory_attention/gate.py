@@ -59,21 +59,26 @@ POINTERS = {
     "GRAD_LSE": ("grad_lse", "*fp32"),
 }
 
-#: What is on: nothing, or everything.
-VARIANTS: tuple[frozenset[str], ...] = (frozenset(), frozenset(POINTERS))
+#: What is on: nothing; what training with top-k has on; everything. Compilers are erratic, and any may spill where others do not.
+NOTHING: frozenset[str] = frozenset()
+TOPK_TRAINING = frozenset({"THRESHOLD", "DROPOUT"})
+EVERYTHING = frozenset(POINTERS)
 
 
 def cases(arch: int) -> Iterator[Case]:
-    """Every rule of an architecture's table, plain and with everything on, at the widest head that it serves."""
+    """Every rule of an architecture's table, at its widest heads: plain, for top-k training, with everything on.
+
+    Padded heads, and heads of half the width, are covered for top-k training.
+    """
     for rule_kernel, rules in tuning.rules(f"sm_{arch}").items():
         for rule in rules:
             kind, width = "bf16" if rule["bits"] == 16 else "fp32", rule["head_width"]
-            for on in VARIANTS:
+            for on in (NOTHING, TOPK_TRAINING, EVERYTHING):
                 yield case(rule_kernel, rule, kind, width, on, arch)
-            if rule_kernel == "forward":  # heads that are padded; their loads are masked, the same way in every kernel
-                yield case(rule_kernel, rule, kind, width - 8, VARIANTS[0], arch)
+            for narrower in (width - 8, width // 2):
+                yield case(rule_kernel, rule, kind, narrower, TOPK_TRAINING, arch)
             if kind == "bf16":
-                yield case(rule_kernel, rule, "fp16", width, VARIANTS[1], arch)
+                yield case(rule_kernel, rule, "fp16", width, EVERYTHING, arch)
 
 
 def case(rule_kernel: str, rule: dict[str, int], kind: str, width: int, on: frozenset[str], arch: int) -> Case:

@@ -26,8 +26,8 @@ def forward(inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
         return out, lse
     q, k, v, mem_k, mem_v = _rows(inputs)
     tiles = tuning.choose("forward", inputs)
-    forward_kernel[(_tiles(queries, tiles.block_l), batch * heads)](
-        q, k, v, mem_k, mem_v, out, lse, *_masks(inputs), inputs.mem_bias, _float(inputs.threshold), inputs.seed,
+    forward_kernel[(_tiles(queries, tiles.block_l) * batch * heads,)](
+        q, k, v, mem_k, mem_v, out, lse, *_masks(inputs), *_small(inputs),
         *_strides(q, k, v), *mem_k.stride()[:2], *mem_v.stride()[:2],
         heads, queries, k.shape[1], mem_k.shape[0], *_numbers(inputs, inputs.scale * tuning.LOG2E),
         WIDTH=width, **tiles.blocks(), **_mask_flags(inputs), **_memory_flags(inputs), HAS_DROPOUT=inputs.dropout_p > 0.0,
@@ -56,9 +56,9 @@ def backward(inputs: AttentionInputs, out: Tensor, lse: Tensor, grad_out: Tensor
 
     with_keys = tuning.holds_all_queries(inputs)
     tiles = tuning.choose("grad_query_with_keys" if with_keys else "grad_query", inputs)
-    kernels.grad_query_kernel[(_tiles(queries, tiles.block_l), batch * heads)](
+    kernels.grad_query_kernel[(_tiles(queries, tiles.block_l) * batch * heads,)](
         q, k, v, mem_k, mem_v, out, lse, grad_out, grad_lse, grad_q, grad_k, grad_v, delta,
-        *_masks(inputs), inputs.mem_bias, _float(inputs.threshold), inputs.seed,
+        *_masks(inputs), *_small(inputs),
         *_strides(q, k, v), *mem_k.stride()[:2], *mem_v.stride()[:2],
         heads, queries, keys, slots, *_numbers(inputs, inputs.scale),
         **common, **tiles.blocks(), **_mask_flags(inputs), **_memory_flags(inputs),
@@ -67,7 +67,7 @@ def backward(inputs: AttentionInputs, out: Tensor, lse: Tensor, grad_out: Tensor
 
     if not with_keys and keys > 0:
         tiles = tuning.choose("grad_key", inputs)
-        kernels.grad_key_kernel[(_tiles(keys, tiles.block_n), batch * heads)](
+        kernels.grad_key_kernel[(_tiles(keys, tiles.block_n) * batch * heads,)](
             q, k, v, lse, grad_out, grad_k, grad_v, delta, *_masks(inputs), inputs.seed,
             *_strides(q, k, v), heads, queries, keys, *_numbers(inputs, inputs.scale),
             **common, **tiles.blocks(), **_mask_flags(inputs), **tiles.launch(),
@@ -84,7 +84,7 @@ def backward(inputs: AttentionInputs, out: Tensor, lse: Tensor, grad_out: Tensor
     partial_bias = torch.zeros(splits, slot_tiles, heads, dtype=torch.float32, device=device)
     kernels.grad_slot_kernel[(slot_tiles, heads, splits)](
         q, mem_k, mem_v, lse, grad_out, delta, partial_k, partial_v, partial_bias,
-        inputs.mem_bias, _float(inputs.threshold), inputs.seed,
+        *_small(inputs),
         *q.stride()[:3], *mem_k.stride()[:2], *mem_v.stride()[:2],
         heads, queries, keys, slots, rows, rows_per_split, *_numbers(inputs, inputs.scale),
         **common, **tiles.blocks(), **_memory_flags(inputs), **tiles.launch(),
@@ -103,8 +103,12 @@ def _strides(*tensors: Tensor) -> list[int]:
 
 
 def _masks(inputs: AttentionInputs) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    mask = inputs.key_is_valid
-    return inputs.key_lens, None if mask is None else mask.contiguous().view(torch.uint8), inputs.query_lens
+    key_lens, mask, query_lens = (_packed(x) for x in (inputs.key_lens, inputs.key_is_valid, inputs.query_lens))
+    return key_lens, None if mask is None else mask.view(torch.uint8), query_lens
+
+
+def _small(inputs: AttentionInputs) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    return _packed(inputs.mem_bias, torch.float32), _packed(inputs.threshold, torch.float32), inputs.seed
 
 
 def _mask_flags(inputs: AttentionInputs) -> dict[str, bool]:
@@ -128,8 +132,9 @@ def _memory_zeros(inputs: AttentionInputs) -> list[Tensor]:
     return [torch.zeros(shape, dtype=torch.float32, device=inputs.q.device) for shape in shapes]
 
 
-def _float(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.float().contiguous()
+def _packed(x: Tensor | None, dtype: torch.dtype | None = None) -> Tensor | None:
+    """Small tensors are indexed as if they were contiguous."""
+    return None if x is None else x.to(dtype or x.dtype).contiguous()
 
 
 def _tiles(size: int, tile: int) -> int:

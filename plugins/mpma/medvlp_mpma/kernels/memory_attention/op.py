@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from medvlp_core.errors import KernelError, Problem
 from medvlp_core.kernels.registry import Call, Kernel, Path, wanted
 from medvlp_mpma.kernels import calls
 from medvlp_mpma.kernels.dropout import draw_seed
@@ -84,7 +83,8 @@ def memory_attention(
     Neither the memory nor the scores are held once per sample, in no path but ``reference``. A key counts if it is below the
     sample's length and valid; others may hold anything and get zero gradients. A query beyond ``query_lens``, or one that reaches
     nothing, gives 0 (lse -inf). Dropout acts on the weights; its mask comes from torch's generator. Under autocast the inputs are
-    cast to the context's dtype; scores and sums are float32 at least. Gradients repeat bit by bit on the same machine.
+    cast to the context's dtype; scores and sums are float32 at least. On a CPU, and on the path
+    ``triton``, gradients repeat bit by bit.
 
     Shape:
         q (B, L, H, D), k and v (B, S, H, D), mem_k and mem_v (M, H, D), S and M may be 0; key_lens and query_lens (B,) integers,
@@ -115,6 +115,8 @@ def memory_attention(
         of_slots = memory_attention(q, no_keys, no_keys, mem_k, mem_v, **common)
         return torch.lerp(of_keys, of_slots, gate[..., None].to(q.dtype))
     wish = wanted(path)
+    if wish != "reference":
+        calls.refuse_forward_mode(NAME, q, k, v, mem_k, mem_v)
     seed = draw_seed(q.device) if dropout_p > 0.0 else None
     inputs = AttentionInputs(q, k, v, mem_k, mem_v, key_lens, key_is_valid, query_lens, mem_bias, None, seed, scale, dropout_p)
     out, lse = reference.memory_attention(inputs) if wish == "reference" else forward_op(*inputs, wish)
@@ -139,7 +141,6 @@ def _check(
     batch, queries, heads, width = q.shape
     keys, slots = k.shape[1], mem_k.shape[0]
     gate, mem_bias = small["gate"], small["mem_bias"]
-    is_per_query = gate is not None and gate.dim() == 3
     faults = calls.shape_faults(
         k=(k, (batch, keys, heads, width)),
         v=(v, (batch, keys, heads, width)),
@@ -149,9 +150,15 @@ def _check(
         query_lens=(small["query_lens"], (batch,)),
         key_is_valid=(small["key_is_valid"], (batch, keys)),
         mem_bias=(mem_bias, (heads,)),
-        gate=(gate, (batch, queries, heads) if is_per_query else (heads,)),
     )
+    if gate is not None and tuple(gate.shape) not in ((heads,), (batch, queries, heads)):
+        faults.append(f"gate has the shape {tuple(gate.shape)}, expected {(heads,)} or {(batch, queries, heads)}")
     faults += calls.place_faults(q, [("k", k), ("v", v), ("mem_k", mem_k), ("mem_v", mem_v)], small.items())
+    faults += [
+        f"{name} is {x.dtype}, expected floating-point numbers"
+        for name in ("mem_bias", "gate")
+        if (x := small[name]) is not None and not x.dtype.is_floating_point
+    ]
     faults += calls.number_faults(scale, dropout_p)
     mask = small["key_is_valid"]
     if mask is not None and mask.dtype != torch.bool:
@@ -257,7 +264,7 @@ def backward_op(
     dropout_p: float,
     wish: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, mem_k, mem_v and mem_bias; with a threshold those of ``mpma.memory_topk``."""
+    """Gradients of q, k, v, mem_k, mem_v and mem_bias, by the path that served the call."""
     inputs = AttentionInputs(q, k, v, mem_k, mem_v, key_lens, key_is_valid, query_lens, mem_bias, threshold, seed, scale, dropout_p)
     with calls.running_on(q):
         found = _serving(inputs, wish).backward(inputs, out, lse, grad_out, grad_lse)
@@ -293,13 +300,7 @@ def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None) -> tup
 
 
 def _refuse_again(*_: Any) -> NoReturn:
-    raise KernelError(
-        Problem(
-            code="MV403",
-            text="mpma.memory_attention, mpma.memory_topk: their gradients cannot be differentiated again",
-            hint="use the path 'reference' where second derivatives are needed",
-        )
-    )
+    calls.refuse_derivative(NAME, "its gradient cannot be differentiated again")
 
 
 forward_op.register_autograd(_backward, setup_context=_save)

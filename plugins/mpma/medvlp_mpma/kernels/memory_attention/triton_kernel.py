@@ -82,6 +82,13 @@ def limit(lens: tl.tensor, sample: tl.tensor, size: tl.tensor, HAS_LENS: tl.cons
 
 
 @triton.jit
+def place_of(tiles: tl.tensor, H: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """Tile, sample and head of this program. The grid has one axis, since the others of a GPU end at 65,535."""
+    program = tl.program_id(0)
+    return program % tiles, (program // tiles // H).to(tl.int64), program // tiles % H
+
+
+@triton.jit
 def softmax_step(
     scores: tl.tensor, values: tl.tensor, largest: tl.tensor, total: tl.tensor, mixed: tl.tensor, words: tl.tensor,
     columns: tl.tensor, level: tl.tensor, keep_factor: tl.tensor, HAS_DROPOUT: tl.constexpr,
@@ -109,12 +116,12 @@ def forward_kernel(
     HAS_KEY_LENS: tl.constexpr, HAS_KEY_MASK: tl.constexpr, HAS_QUERY_LENS: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_THRESHOLD: tl.constexpr, HAS_DROPOUT: tl.constexpr,
 ) -> None:  # fmt: skip
-    """``out`` (B, L, H, D) and ``lse`` (B, L, H), one tile of queries of one head; grid (tiles of L, B H)."""
-    sample, head = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
-    queries, d = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_D)
+    """``out`` (B, L, H, D) and ``lse`` (B, L, H), one tile of queries of one head; grid (tiles of L times B H)."""
+    tile, sample, head = place_of(tl.cdiv(L, BLOCK_L), H)
+    queries, d = tile * BLOCK_L + tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_D)
     query_limit = limit(query_lens, sample, L, HAS_QUERY_LENS)
     is_query = queries < query_limit
-    has_queries = tl.program_id(0) * BLOCK_L < query_limit
+    has_queries = tile * BLOCK_L < query_limit
     key_limit = tl.where(has_queries, limit(key_lens, sample, S, HAS_KEY_LENS), 0)
     slot_limit = tl.where(has_queries, M, 0)
     places = (sample * L + queries) * H + head
@@ -185,16 +192,16 @@ def grad_query_kernel(
     HAS_KEY_LENS: tl.constexpr, HAS_KEY_MASK: tl.constexpr, HAS_QUERY_LENS: tl.constexpr, HAS_BIAS: tl.constexpr,
     HAS_THRESHOLD: tl.constexpr, HAS_DROPOUT: tl.constexpr, HAS_GRAD_LSE: tl.constexpr, WITH_KEYS: tl.constexpr,
 ) -> None:  # fmt: skip
-    """``grad_q`` and ``delta`` of one tile of queries; grid (tiles of L, B H).
+    """``grad_q`` and ``delta`` of one tile of queries; grid (tiles of L times B H).
 
     WITH_KEYS: the tile holds all queries of the sample, so that the gradients of its keys are complete here: five products
     instead of the seven of two kernels.
     """
-    sample, head = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
-    queries, d = tl.program_id(0) * BLOCK_L + tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_D)
+    tile, sample, head = place_of(tl.cdiv(L, BLOCK_L), H)
+    queries, d = tile * BLOCK_L + tl.arange(0, BLOCK_L), tl.arange(0, BLOCK_D)
     query_limit = limit(query_lens, sample, L, HAS_QUERY_LENS)
     is_query = queries < query_limit
-    has_queries = tl.program_id(0) * BLOCK_L < query_limit
+    has_queries = tile * BLOCK_L < query_limit
     key_limit = limit(key_lens, sample, S, HAS_KEY_LENS)
     if not WITH_KEYS:  # keys get their zeros even from a tile without queries
         key_limit = tl.where(has_queries, key_limit, 0)
@@ -264,12 +271,12 @@ def grad_key_kernel(
     WIDTH: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_N: tl.constexpr, HAS_KEY_LENS: tl.constexpr,
     HAS_KEY_MASK: tl.constexpr, HAS_QUERY_LENS: tl.constexpr, HAS_DROPOUT: tl.constexpr,
 ) -> None:  # fmt: skip
-    """``grad_k`` and ``grad_v`` of one tile of keys; grid (tiles of S, B H). Scores are transposed: (keys, queries)."""
-    sample, head = (tl.program_id(1) // H).to(tl.int64), tl.program_id(1) % H
-    columns, d = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
+    """``grad_k`` and ``grad_v`` of one tile of keys; grid (tiles of S times B H). Scores are transposed: (keys, queries)."""
+    tile, sample, head = place_of(tl.cdiv(S, BLOCK_N), H)
+    columns, d = tile * BLOCK_N + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_D)
     key_limit = limit(key_lens, sample, S, HAS_KEY_LENS)
     query_limit = limit(query_lens, sample, L, HAS_QUERY_LENS)
-    query_limit = tl.where(tl.program_id(0) * BLOCK_N < key_limit, query_limit, 0)
+    query_limit = tl.where(tile * BLOCK_N < key_limit, query_limit, 0)
     is_key = usable_keys(key_is_valid, sample, columns, key_limit, S, HAS_KEY_MASK)
     key = load_rows(k + sample * k_b + head * k_h, columns * k_s, d, is_key, WIDTH, BLOCK_D)
     value = load_rows(v + sample * v_b + head * v_h, columns * v_s, d, is_key, WIDTH, BLOCK_D)

@@ -26,7 +26,7 @@ def memory_threshold(q: Tensor, mem_k: Tensor, topk: int, tiles: Tiles | None = 
 
     With raw scores ``r_j = q . mem_k_j`` in float32 and winners ``{j : r_j >= the K-th largest r}``, the result is the middle
     between the smallest winner and the largest loser, so that scores summed in another order still fall on their side. If there is
-    no number between them, it is the smallest winner. A row whose scores hold NaN gets any number or NaN.
+    no number between them, it is the smallest winner; if all slots win, -inf. A row whose scores hold NaN gets any number or NaN.
 
     Shape:
         q (B, L, H, D), mem_k (M, H, D) of the same dtype, result (B, L, H) float32, contiguous.

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from medvlp_core.kernels.registry import Call, Kernel, Path, wanted
-from medvlp_mpma.kernels import calls
+from medvlp_mpma.kernels import calls, chunked
 from medvlp_mpma.kernels.dropout import draw_seed
 from medvlp_mpma.kernels.inputs import AttentionInputs
-from medvlp_mpma.kernels.memory_attention.op import backward_op, memory_attention, too_wide
-from medvlp_mpma.kernels.memory_topk import composite, launch, reference, tuning
+from medvlp_mpma.kernels.memory_attention import launch as attention_launch
+from medvlp_mpma.kernels.memory_attention.op import memory_attention, too_wide
+from medvlp_mpma.kernels.memory_topk import launch, reference, tuning
 
 NAME = "mpma.memory_topk"
 
@@ -58,6 +59,8 @@ def memory_topk(
     if topk >= mem_k.shape[0]:
         return memory_attention(q, no_keys, no_keys, mem_k, mem_v, scale=scale, dropout_p=dropout_p, path=path)
     wish = wanted(path)
+    if wish != "reference":
+        calls.refuse_forward_mode(NAME, q, mem_k, mem_v)
     seed = draw_seed(q.device) if dropout_p > 0.0 else None
     if wish == "reference":
         inputs = AttentionInputs(q, no_keys, no_keys, mem_k, mem_v, seed=seed, scale=scale, dropout_p=dropout_p)
@@ -73,7 +76,9 @@ def _check(q: Tensor, mem_k: Tensor, mem_v: Tensor, topk: int, scale: float, dro
     faults = calls.shape_faults(mem_k=(mem_k, (slots, heads, width)), mem_v=(mem_v, (slots, heads, width)))
     faults += calls.place_faults(q, [("mem_k", mem_k), ("mem_v", mem_v)], [])
     faults += calls.number_faults(scale, dropout_p)
-    faults += [f"topk is {topk}, expected at least 1"] if topk < 1 else []
+    faults += (
+        [] if isinstance(topk, (int, torch.SymInt)) and topk >= 1 else [f"topk is {topk!r}, expected a whole number from 1 on"]
+    )
     faults += ["the memory has no slots"] if slots == 0 else []
     calls.refuse(NAME, faults)
 
@@ -105,6 +110,12 @@ KERNEL = Kernel(
     example=Call("cpu", "float32", (("B", 256), ("L", 149), ("S", 0), ("M", 2048), ("H", 12), ("D", 64))),
 )
 
+
+def _path(wish: str, q: Tensor, mem_k: Tensor) -> str:
+    """The path of a call; forward and backward ask the same, and so go the same way."""
+    return KERNEL.select(wish, calls.describe(q, 0, mem_k.shape[0]))
+
+
 # ----------------------------------------------------------------------------------------------------------------- torch's side
 
 
@@ -115,9 +126,8 @@ def forward_op(
     """``out`` (B, L, H, D), ``lse`` and the threshold of winners in units of ``q mem_k^T`` (B, L, H), for ``topk`` < M."""
     no_keys = q[:, :0]
     inputs = AttentionInputs(q, no_keys, no_keys, mem_k, mem_v, seed=seed, scale=scale, dropout_p=dropout_p)
-    path = KERNEL.select(wish, calls.describe(q, 0, mem_k.shape[0]))
     with calls.running_on(q):
-        return (launch if path == "triton" else composite).forward(inputs, topk)
+        return (launch if _path(wish, q, mem_k) == "triton" else chunked).forward(inputs, topk)
 
 
 @forward_op.register_fake
@@ -133,20 +143,65 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.save_for_backward(*output, q, mem_k, mem_v, seed)
 
 
+@torch.library.custom_op("medvlp_mpma::memory_topk_backward", mutates_args=())
+def backward_op(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    threshold: Tensor,
+    q: Tensor,
+    mem_k: Tensor,
+    mem_v: Tensor,
+    seed: Tensor | None,
+    scale: float,
+    dropout_p: float,
+    wish: str,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of q, mem_k and mem_v: those of memory attention under the threshold, by the path that served the call."""
+    no_keys = q[:, :0]
+    inputs = AttentionInputs(q, no_keys, no_keys, mem_k, mem_v, threshold=threshold, seed=seed, scale=scale, dropout_p=dropout_p)
+    with calls.running_on(q):
+        serving = attention_launch if _path(wish, q, mem_k) == "triton" else chunked
+        found = serving.backward(inputs, out, lse, grad_out, grad_lse)
+    return found.q.contiguous(), found.mem_k.to(mem_k.dtype).contiguous(), found.mem_v.to(mem_v.dtype).contiguous()
+
+
+@backward_op.register_fake
+def _backward_fake(
+    grad_out: Tensor, grad_lse: Tensor | None, out: Tensor, lse: Tensor, threshold: Tensor, q: Tensor, mem_k: Tensor, *others: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    return q.new_empty(q.shape), mem_k.new_empty(mem_k.shape), mem_k.new_empty(mem_k.shape)
+
+
 def _backward(ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
     out, lse, threshold, q, mem_k, mem_v, seed = ctx.saved_tensors
     grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-    no_keys = q[:, :0]
-    call = (q, no_keys, no_keys, mem_k, mem_v, None, None, None, None, threshold, seed, *ctx.numbers)
-    d_q, _, _, d_mem_k, d_mem_v, _ = backward_op(grad_out, grad_lse, out, lse, *call)
-    return d_q, d_mem_k, d_mem_v, *(None,) * 5
+    grads = backward_op(grad_out, grad_lse, out, lse, threshold, q, mem_k, mem_v, seed, *ctx.numbers)
+    return *grads, *(None,) * 5
+
+
+def _refuse_again(*_: Any) -> NoReturn:
+    calls.refuse_derivative(NAME, "its gradient cannot be differentiated again")
 
 
 forward_op.register_autograd(_backward, setup_context=_save)
+backward_op.register_autograd(_refuse_again)
+
+
+def _product(q: Any, mem_k: Any) -> int:
+    """The operations of one product between all queries and all slots; comparisons are not counted."""
+    batch, queries, heads, width = q
+    return 2 * batch * queries * heads * mem_k[0] * width
 
 
 @register_flop_formula(torch.ops.medvlp_mpma.memory_topk)
 def _forward_flops(q: Any, mem_k: Any, *others: Any, out_shape: Any = None, **options: Any) -> int:
-    """Two masked-dense products, as for attention over all slots; comparisons are not counted."""
-    batch, queries, heads, width = q
-    return 4 * batch * queries * heads * mem_k[0] * width
+    return 2 * _product(q, mem_k)
+
+
+@register_flop_formula(torch.ops.medvlp_mpma.memory_topk_backward)
+def _backward_flops(
+    grad_out: Any, grad_lse: Any, out: Any, lse: Any, threshold: Any, q: Any, mem_k: Any, *others: Any, **options: Any
+) -> int:
+    return 5 * _product(q, mem_k)

@@ -104,4 +104,5 @@ def threshold_kernel(
     # Rounding, and halves of the smallest numbers, may carry the middle onto the loser; infinities make it NaN.
     between = 0.5 * worst_winner + 0.5 * best_loser
     between = tl.where((between > best_loser) & (between <= worst_winner), between, worst_winner)
+    between = tl.where(best_loser == float("-inf"), best_loser, between)  # nobody loses
     tl.store(threshold + row.to(tl.int64) * tl.num_programs(1) + head, between, mask=row < rows)
