@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "list": ("list_components", "list the components and presets that are installed"),
     "show": ("show", "show one component or preset: parameters, ports, documentation"),
     "fill": ("fill", "write a recipe with every default filled in"),
+    "diff": ("diff", "compare two recipes as resolved: components, parameters, where each value comes from"),
     "schema": ("schema", "write a JSON Schema of recipes for editors"),
     "kernels": ("kernels", "show which implementation of each op serves on this machine, and why not another"),
     "bench": ("bench", "measure kernels on this machine: our paths against others' ways, after a check"),

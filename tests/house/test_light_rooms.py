@@ -31,11 +31,13 @@ PLANNING = (
     "plan",
     "compose",
     "schema",
+    "compatible",
     "cli",
     "cli.check",
     "cli.explain",
     "cli.show",
     "cli.list_components",
+    "cli.diff",
     "cli.kernels",
 )
 LIGHT = ("medvlp_core", *(f"medvlp_core.{room}" for room in (*CORE, *PLANNING)))
@@ -65,7 +67,19 @@ def test_every_bundle_declares_without_torch() -> None:
     assert heavy_after(statements) == set()
 
 
-@pytest.mark.parametrize("command", ["--help", "list", "schema", "check mpma:small", "explain mpma:small", "fill mpma:small"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        "--help",
+        "list",
+        "list --role decoder --compatible-with mpma:small",
+        "schema",
+        "check mpma:small",
+        "explain mpma:small",
+        "fill mpma:small",
+        "diff mpma:small mpma:small",
+    ],
+)
 def test_commands_without_torch(command: str) -> None:
     statements = f"from medvlp_core.cli import main\nassert main({command.split()!r}) == 0"
     assert heavy_after(statements) == set()
