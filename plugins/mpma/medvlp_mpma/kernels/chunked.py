@@ -94,16 +94,18 @@ def backward(inputs: AttentionInputs, out: Tensor, lse: Tensor, grad_out: Tensor
 class _Chunk:
     """Some samples of a call, laid out by head; ``is_lost`` marks rows of padding, (H, b, L) or None."""
 
-    def __init__(self, inputs: AttentionInputs, samples: slice, mem_k: Tensor, mem_v: Tensor) -> None:
+    def __init__(
+        self, inputs: AttentionInputs, samples: slice, mem_k: Tensor, mem_v: Tensor, hidden: Tensor | None, lost: Tensor | None
+    ) -> None:
         self.inputs, self.samples, self.mem_k, self.mem_v = inputs, samples, mem_k, mem_v
         self.q, self.k, self.v = (self.by_head(x) for x in (inputs.q, inputs.k, inputs.v))
         self.is_hidden: Tensor | None = None
         self.is_lost: Tensor | None = None
         self.threshold: Tensor | None = None
-        if (hidden := inputs.hidden_keys) is not None:  # so that not even NaN in padding gets through a product with weight 0
+        if hidden is not None:  # so that not even NaN in padding gets through a product with weight 0
             self.is_hidden = hidden[samples]
             self.k, self.v = (x.masked_fill(self.is_hidden[..., None], 0.0) for x in (self.k, self.v))
-        if (lost := inputs.lost_queries) is not None:
+        if lost is not None:
             self.is_lost = lost[samples].expand(self.q.shape[:-1])
             self.q = self.q.masked_fill(self.is_lost[..., None], 0.0)
         if inputs.threshold is not None:
@@ -155,8 +157,9 @@ def _chunks(inputs: AttentionInputs) -> Iterator[_Chunk]:
     scores = max(1, queries * heads * (inputs.k.shape[1] + inputs.mem_k.shape[0]))
     step = max(1, SCORES_AT_A_TIME.get(inputs.q.device.type, SCORES_AT_A_TIME["cuda"]) // scores)
     mem_k, mem_v = (x.transpose(0, 1).to(inputs.dtype).contiguous() for x in (inputs.mem_k, inputs.mem_v))
+    masks = inputs.hidden_keys, inputs.lost_queries
     for start in range(0, batch, step):
-        yield _Chunk(inputs, slice(start, min(start + step, batch)), mem_k, mem_v)
+        yield _Chunk(inputs, slice(start, min(start + step, batch)), mem_k, mem_v, *masks)
 
 
 def _separator(raw: Tensor, topk: int) -> Tensor:

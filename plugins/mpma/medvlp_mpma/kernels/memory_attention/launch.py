@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from medvlp_mpma.kernels.chunked import LOG2E
 from medvlp_mpma.kernels.dropout import keep_level
 from medvlp_mpma.kernels.inputs import AttentionInputs, Gradients
 from medvlp_mpma.kernels.memory_attention import tuning
@@ -29,7 +30,7 @@ def forward(inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
     forward_kernel[(_tiles(queries, tiles.block_l) * batch * heads,)](
         q, k, v, mem_k, mem_v, out, lse, *_masks(inputs), *_small(inputs),
         *_strides(q, k, v), *mem_k.stride()[:2], *mem_v.stride()[:2],
-        heads, queries, k.shape[1], mem_k.shape[0], *_numbers(inputs, inputs.scale * tuning.LOG2E),
+        heads, queries, k.shape[1], mem_k.shape[0], *_numbers(inputs, LOG2E * inputs.scale),
         WIDTH=width, **tiles.blocks(), **_mask_flags(inputs), **_memory_flags(inputs), HAS_DROPOUT=inputs.dropout_p > 0.0,
         **tiles.launch(),
     )  # fmt: skip
@@ -49,16 +50,15 @@ def backward(inputs: AttentionInputs, out: Tensor, lse: Tensor, grad_out: Tensor
     # Keys beyond a sample's length are not visited.
     new = torch.empty if inputs.key_lens is None else torch.zeros
     grad_k, grad_v = (new(x.shape, dtype=x.dtype, device=device) for x in (k, v))
-    nothing = Gradients(grad_q, grad_k.zero_(), grad_v.zero_(), *_memory_zeros(inputs)) if grad_q.numel() == 0 else None
-    if nothing is not None:
-        return nothing
+    if grad_q.numel() == 0:
+        return Gradients(grad_q, grad_k.zero_(), grad_v.zero_(), *_memory_zeros(inputs))
+    masks, small = _masks(inputs), _small(inputs)
     common: dict[str, Any] = {"WIDTH": width, "HAS_DROPOUT": inputs.dropout_p > 0.0}
 
     with_keys = tuning.holds_all_queries(inputs)
     tiles = tuning.choose("grad_query_with_keys" if with_keys else "grad_query", inputs)
     kernels.grad_query_kernel[(_tiles(queries, tiles.block_l) * batch * heads,)](
-        q, k, v, mem_k, mem_v, out, lse, grad_out, grad_lse, grad_q, grad_k, grad_v, delta,
-        *_masks(inputs), *_small(inputs),
+        q, k, v, mem_k, mem_v, out, lse, grad_out, grad_lse, grad_q, grad_k, grad_v, delta, *masks, *small,
         *_strides(q, k, v), *mem_k.stride()[:2], *mem_v.stride()[:2],
         heads, queries, keys, slots, *_numbers(inputs, inputs.scale),
         **common, **tiles.blocks(), **_mask_flags(inputs), **_memory_flags(inputs),
@@ -68,7 +68,7 @@ def backward(inputs: AttentionInputs, out: Tensor, lse: Tensor, grad_out: Tensor
     if not with_keys and keys > 0:
         tiles = tuning.choose("grad_key", inputs)
         kernels.grad_key_kernel[(_tiles(keys, tiles.block_n) * batch * heads,)](
-            q, k, v, lse, grad_out, grad_k, grad_v, delta, *_masks(inputs), inputs.seed,
+            q, k, v, lse, grad_out, grad_k, grad_v, delta, *masks, inputs.seed,
             *_strides(q, k, v), heads, queries, keys, *_numbers(inputs, inputs.scale),
             **common, **tiles.blocks(), **_mask_flags(inputs), **tiles.launch(),
         )  # fmt: skip
@@ -83,8 +83,7 @@ def backward(inputs: AttentionInputs, out: Tensor, lse: Tensor, grad_out: Tensor
     partial_k, partial_v = (torch.empty(splits, *mem_k.shape, dtype=torch.float32, device=device) for _ in range(2))
     partial_bias = torch.zeros(splits, slot_tiles, heads, dtype=torch.float32, device=device)
     kernels.grad_slot_kernel[(slot_tiles, heads, splits)](
-        q, mem_k, mem_v, lse, grad_out, delta, partial_k, partial_v, partial_bias,
-        *_small(inputs),
+        q, mem_k, mem_v, lse, grad_out, delta, partial_k, partial_v, partial_bias, *small,
         *q.stride()[:3], *mem_k.stride()[:2], *mem_v.stride()[:2],
         heads, queries, keys, slots, rows, rows_per_split, *_numbers(inputs, inputs.scale),
         **common, **tiles.blocks(), **_memory_flags(inputs), **tiles.launch(),

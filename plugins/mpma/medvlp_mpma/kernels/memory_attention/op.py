@@ -208,7 +208,7 @@ KERNEL = Kernel(
 
 def _serving(inputs: AttentionInputs, wish: str) -> ModuleType:
     """The module whose ``forward`` and ``backward`` serve a call."""
-    given = {"threshold": inputs.threshold, "key_lens": inputs.key_lens, "key_is_valid": inputs.key_is_valid}
+    given = {"key_lens": inputs.key_lens, "key_is_valid": inputs.key_is_valid}
     features = [name for name, x in given.items() if x is not None]
     if inputs.dropout_p > 0.0:
         features.append("dropout")

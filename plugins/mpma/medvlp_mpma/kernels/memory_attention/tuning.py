@@ -6,7 +6,6 @@ A table lists, per kernel, rules in order; the first that fits decides. A rule s
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,6 @@ import attrs
 
 from medvlp_mpma.kernels.inputs import AttentionInputs
 from medvlp_mpma.kernels.tables import gpu_tables, read_table, table_name
-
-LOG2E = math.log2(math.e)
 
 #: Up to so many keys a sample ``auto`` takes our kernels on a GPU: for more, library kernels are expected to be faster (a model,
 #: not yet a measurement).

@@ -59,12 +59,11 @@ def memory_topk(
     if topk >= mem_k.shape[0]:
         return memory_attention(q, no_keys, no_keys, mem_k, mem_v, scale=scale, dropout_p=dropout_p, path=path)
     wish = wanted(path)
-    if wish != "reference":
-        calls.refuse_forward_mode(NAME, q, mem_k, mem_v)
     seed = draw_seed(q.device) if dropout_p > 0.0 else None
     if wish == "reference":
         inputs = AttentionInputs(q, no_keys, no_keys, mem_k, mem_v, seed=seed, scale=scale, dropout_p=dropout_p)
         return reference.memory_topk(inputs, topk)[0]
+    calls.refuse_forward_mode(NAME, q, mem_k, mem_v)
     return forward_op(q, mem_k, mem_v, seed, topk, scale, dropout_p, wish)[0]
 
 
