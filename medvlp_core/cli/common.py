@@ -14,6 +14,7 @@ from medvlp_core.errors import PluginError, Problem, Report, nearest
 if TYPE_CHECKING:
     from medvlp_core.plan import ModelPlan
     from medvlp_core.plugins import PluginHost
+    from medvlp_core.yamlio import Override
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "hint": "cyan"}
 
@@ -86,6 +87,11 @@ class _AddOverride(argparse.Action):
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE and the overrides."""
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a preset such as mpma:small")
+    add_override_arguments(parser)
+
+
+def add_override_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--set``, ``--use`` and ``--unset``, in ``overrides`` as (kind, text) in the order given."""
     parser.set_defaults(overrides=[])
     options = (
         ("set", "PATH=VALUE", "set a value, e.g. train.steps=100; the value is read as YAML"),
@@ -96,16 +102,23 @@ def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", metavar=form, action=_AddOverride, dest="overrides", help=text)
 
 
+def read_overrides(arguments: argparse.Namespace, report: Report) -> list[Override]:
+    """The overrides of the command line that have the right form; the others go to ``report``."""
+    from medvlp_core.yamlio import parse_override
+
+    parsed = [parse_override(kind, text, report) for kind, text in arguments.overrides]
+    return [override for override in parsed if override is not None]
+
+
 def read_plan(arguments: argparse.Namespace, report: Report, host: PluginHost | None = None) -> ModelPlan | None:
     """Load and plan the recipe of the command line; problems and warnings go to ``report``."""
     from medvlp_core.compose import compose, recipe_name
     from medvlp_core.plugins import load_plugins
-    from medvlp_core.yamlio import load_recipe, parse_override
+    from medvlp_core.yamlio import load_recipe
 
-    parsed = [parse_override(kind, text, report) for kind, text in arguments.overrides]
-    overrides = [override for override in parsed if override is not None]
+    overrides = read_overrides(arguments, report)
     host = host or load_plugins()
-    recipe = load_recipe(arguments.recipe, presets=host.presets, overrides=overrides, report=report)
+    recipe = load_recipe(arguments.recipe, presets=host.presets, overrides=overrides, report=report, install_hint=host.install_hint)
     return compose(recipe, host, report, name=recipe_name(arguments.recipe))
 
 

@@ -10,14 +10,14 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from medvlp_core.cli.common import add_recipe_arguments, columns, print_problems, read_plan
+from medvlp_core.cli.common import add_override_arguments, columns, print_problems, read_plan
 from medvlp_core.cli.explain import origin, value_lines
 from medvlp_core.cli.folding import print_folded
-from medvlp_core.cli.show import yaml_value
 from medvlp_core.components import SLOTS, SpecBlock
 from medvlp_core.errors import MedvlpError, Report
 from medvlp_core.plan import ModelPlan, plain
 from medvlp_core.wiring import INPUTS, PlannedComponent
+from medvlp_core.wording import yaml_value
 
 SAME, DIFFERENT, TROUBLE = 0, 1, 2
 
@@ -25,10 +25,8 @@ SAME, DIFFERENT, TROUBLE = 0, 1, 2
 def configure(parser: argparse.ArgumentParser) -> None:
     """Two recipes; the overrides belong to the second."""
     parser.add_argument("first", metavar="A", help="a YAML file, or a preset such as mpma:small")
-    add_recipe_arguments(parser)
-    for action in parser._actions:
-        if action.dest == "recipe":
-            action.metavar, action.help = "B", "the recipe to compare with A; --set, --use and --unset change only B"
+    parser.add_argument("recipe", metavar="B", help="the recipe to compare with A; --set, --use and --unset change only B")
+    add_override_arguments(parser)
     parser.epilog = "Exit code: 0 = no difference, 1 = the recipes differ, 2 = one of them has errors."
 
 
