@@ -13,7 +13,7 @@ from medvlp_core.components import Role
 from medvlp_core.connect import check_constraints
 from medvlp_core.contract import Symbol
 from medvlp_core.data.pipeline import InputGeometry, InputPipeline
-from medvlp_core.errors import MedvlpError, PluginError, Problem, Report, SpecError
+from medvlp_core.errors import MedvlpError, PluginError, Problem, Report, SpecError, describe_error
 from medvlp_core.interfaces import (
     Alignment,
     DataSource,
@@ -68,7 +68,13 @@ def build_component(plan: ModelPlan, component: PlannedComponent) -> Any:
         PluginError: the object does not implement its role (MV302).
     """
     declaration = type(component.spec).declaration
-    kind = load_object(declaration.build, owner=component.name)
+    origin = f"{declaration.build} from {plan.host.components.distribution(component.name) or 'no distribution'}"
+    try:
+        kind = load_object(declaration.build, owner=component.label, install=declaration.install)
+    except PluginError as error:
+        raise PluginError(
+            *(attrs.evolve(one, position=component.position(), details=(*one.details, origin)) for one in error.problems)
+        ) from error
     try:
         built = kind(component.spec, plan.dims(component.path))
     except MedvlpError:
@@ -76,15 +82,15 @@ def build_component(plan: ModelPlan, component: PlannedComponent) -> Any:
     except Exception as error:
         problem = Problem(
             code="MV303",
-            text=f"{component.label} could not be built: {type(error).__name__}: {error}",
+            text=f"{component.label} could not be built: {describe_error(error)}",
             position=component.position(),
-            details=(f"{declaration.build} from {plan.host.components.distribution(component.name)}",),
+            details=(origin,),
         )
         raise SpecError(problem) from error
     if not isinstance(built, INTERFACES[component.role]):
         text = f"{component.label}: {declaration.build} does not implement {INTERFACES[component.role].__name__}"
         hint = f"derive it from medvlp_core.interfaces.{INTERFACES[component.role].__name__}"
-        raise PluginError(Problem(code="MV302", text=text, position=component.position(), hint=hint))
+        raise PluginError(Problem(code="MV302", text=text, position=component.position(), details=(origin,), hint=hint))
     if component.role is not Role.TOKENIZER:
         adopt_dims(plan, component, built)
     return built
@@ -152,7 +158,7 @@ def build_model(plan: ModelPlan, *, seed: int) -> ComposedModel:
         for component in plan.of_role(role).values():
             parts[component.path] = build_component(plan, component)
     model = ComposedModel(plan, parts)
-    plan.host.call("medvlp_model_built", plan=plan, model=model)
+    plan.host.observe("medvlp_model_built", plan=plan, model=model)
     return model
 
 

@@ -92,7 +92,7 @@ def _try(
 
 def _plan(source: str | Path, host: PluginHost, *overrides: Override) -> tuple[Node, Report]:
     report = Report()
-    recipe = load_recipe(source, presets=host.presets, overrides=overrides, report=report)
+    recipe = load_recipe(source, presets=host.presets, overrides=overrides, report=report, install_hint=host.install_hint)
     compose(recipe, host, report)
     return recipe, report
 

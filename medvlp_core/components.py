@@ -1,4 +1,4 @@
-"""How a component is declared: its role, its torch-free spec with documented parameters, and the registry. Light.
+"""How a component is declared: its role, its torch-free spec with documented parameters. Light.
 
 Example:
     >>> import attrs
@@ -33,16 +33,18 @@ import re
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, ClassVar, TypeVar
 
 import attrs
 
 from medvlp_core.contract import Contract
-from medvlp_core.errors import PluginError, Problem, did_you_mean, nearest
+from medvlp_core.errors import PluginError, Problem
 
-#: Version of the interface between the core and plugins. Raised when a plugin must change to keep working.
+#: Version of the interface between the core and plugins. Raised when a plugin must change to keep working (docs/versioning.md).
 INTERFACE_VERSION = 1
+#: The oldest version that plugins may still be written for.
+OLDEST_INTERFACE = 1
 
 
 class Role(str, enum.Enum):
@@ -92,13 +94,15 @@ class ParamRules:
     below: float | None = None
     one_of: tuple[Any, ...] | None = None
     is_path: bool = False
+    deprecated: str = ""
 
     def violation(self, value: Any) -> str | None:
-        """What is wrong with ``value``, or None. Items of a list are checked one by one."""
+        """What is wrong with ``value``, or None. Items of a list or mapping are checked one by one."""
         if value is None or isinstance(value, bool):
             return None
-        if isinstance(value, (tuple, list)):
-            return next((text for item in value if (text := self.violation(item))), None)
+        if isinstance(value, (tuple, list, dict)):
+            items = value.values() if isinstance(value, dict) else value
+            return next((text for item in items if (text := self.violation(item))), None)
         if self.one_of is not None and value not in self.one_of:
             return f"must be one of {', '.join(map(repr, self.one_of))}"
         if isinstance(value, (int, float)):
@@ -123,11 +127,15 @@ def param(
     below: float | None = None,
     one_of: Iterable[Any] | None = None,
     is_path: bool = False,
+    deprecated: str = "",
 ) -> Any:
     """Declare a parameter of a spec: default (none = required), help (with unit), range.
 
     ``is_path``: a file or folder. A relative one starts from the working folder, as on the command line; a run saves it as an
     absolute one, so that its recipe works from any folder.
+
+    ``deprecated``: what to use instead (``use heads``). The parameter must have a default and goes on working; `medvlp check` warns
+    where a recipe gives it another value.
 
     Raises:
         ValueError: when a spec is created from Python with a value out of range.
@@ -140,6 +148,7 @@ def param(
         below=below,
         one_of=tuple(one_of) if one_of is not None else None,
         is_path=is_path,
+        deprecated=deprecated,
     )
 
     def check(instance: object, attribute: attrs.Attribute, value: Any) -> None:
@@ -195,12 +204,13 @@ def params_of(spec: type) -> tuple[Param, ...]:
 
 @attrs.frozen(kw_only=True)
 class Declaration:
-    """Name, role and builder of a component; ``distribution`` is filled in at registration (``name version``)."""
+    """Name, role and builder of a component; what to use instead if it is deprecated; how to install what it needs besides."""
 
     name: str
     role: Role
     build: str
-    distribution: str = ""
+    deprecated: str = ""
+    install: str = ""
 
 
 class SpecBlock:
@@ -226,6 +236,18 @@ class ComponentSpec(SpecBlock, ABC):
         """At least two small instances; the conformance kit and the wiring tests run on them."""
 
 
+def contract_of(spec: ComponentSpec) -> Contract:
+    """What a spec's ``contract()`` returns.
+
+    Raises:
+        TypeError: it is no contract.
+    """
+    contract = spec.contract()
+    if not isinstance(contract, Contract):
+        raise TypeError(f"contract() returned {type(contract).__name__}, expected Contract")
+    return contract
+
+
 S = TypeVar("S", bound=type)
 _NAME = re.compile(r"^[a-z][a-z0-9_]*\.[a-z][a-z0-9_]*$")
 _BUILD = re.compile(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")
@@ -247,13 +269,31 @@ def spec_faults(cls: type) -> list[str]:
             faults.append(f"field {field.name!r} must be declared with param(..., help=...)")
         elif not field.metadata[_PARAM].help:
             faults.append(f"field {field.name!r} needs a help text")
+        elif field.metadata[_PARAM].deprecated and field.default is attrs.NOTHING:
+            faults.append(f"field {field.name!r} is deprecated and needs a default")
         if field.type is None:
             faults.append(f"field {field.name!r} needs a type annotation")
+        elif not _is_recipe_type(kind := typing.get_type_hints(cls)[field.name]):
+            kinds = "int, float, str, bool, tuple[X, ...] or dict[str, X] of these, X | None"
+            faults.append(f"field {field.name!r} is {inspect.formatannotation(kind)}, which a recipe cannot hold; it holds {kinds}")
     return faults
 
 
-def component(name: str, *, role: Role, build: str) -> Callable[[S], S]:
+def _is_recipe_type(kind: Any) -> bool:
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        inner = [arg for arg in args if arg is not type(None)]
+        return len(inner) == 1 and _is_recipe_type(inner[0])
+    if origin is tuple:
+        return args[1:] == (Ellipsis,) and _is_recipe_type(args[0])
+    return _is_recipe_type(args[1]) if origin is dict and args[0] is str else kind in (int, float, str, bool)
+
+
+def component(name: str, *, role: Role, build: str, deprecated: str = "", install: str = "") -> Callable[[S], S]:
     """Declare a spec class as a component. ``build`` is ``package.module:Class``, imported only when built.
+
+    ``deprecated``: what to use instead (``use acme.gated_fusion``); the component goes on working, and `medvlp check` warns.
+    ``install``: the command that brings an optional dependency of ``build`` (``pip install acme[vit]``), the hint if it is missing.
 
     Raises:
         PluginError: the name, the build string or the class is not allowed, with every fault listed.
@@ -277,69 +317,7 @@ def component(name: str, *, role: Role, build: str) -> Callable[[S], S]:
                     details=tuple(faults),
                 )
             )
-        cls.declaration = Declaration(name=name, role=role, build=build)  # type: ignore[attr-defined]
+        cls.declaration = Declaration(name=name, role=role, build=build, deprecated=deprecated, install=install)  # type: ignore[attr-defined]
         return cls
 
     return declare
-
-
-@attrs.define
-class ComponentRegistry:
-    """Every component that the loaded plugins registered, by name."""
-
-    _specs: dict[str, type[ComponentSpec]] = attrs.field(factory=dict)
-    _distributions: dict[str, str] = attrs.field(factory=dict)
-
-    def add(self, spec: type[ComponentSpec], *, distribution: str = "") -> None:
-        """Register a spec class that ``@component`` declared.
-
-        Raises:
-            PluginError: not declared, or the name is taken.
-        """
-        declaration = spec.__dict__.get("declaration")
-        if declaration is None:
-            raise PluginError(
-                Problem(
-                    code="MV302",
-                    text=f"{spec.__module__}.{spec.__qualname__} is not a component",
-                    hint='decorate it with @component("namespace.name", role=..., build=...)',
-                )
-            )
-        name = declaration.name
-        if name in self._specs:
-            raise PluginError(
-                Problem(
-                    code="MV302",
-                    text=f"component {name!r} is already registered by {self._distributions[name] or 'another plugin'}",
-                    hint="component names are permanent and unique; give it another name",
-                )
-            )
-        self._specs[name] = spec
-        self._distributions[name] = distribution
-
-    def __getitem__(self, name: str) -> type[ComponentSpec]:
-        return self._specs[name]
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._specs
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._specs))
-
-    def __len__(self) -> int:
-        return len(self._specs)
-
-    def distribution(self, name: str) -> str:
-        """The distribution and version that registered a component, e.g. ``medvlp-mpma 0.1.0``."""
-        return self._distributions[name]
-
-    def of_role(self, role: Role) -> dict[str, type[ComponentSpec]]:
-        """The components of one role, sorted by name."""
-        return {name: self._specs[name] for name in self if self._specs[name].declaration.role is role}
-
-    def hint(self, name: str, role: Role | None = None) -> str:
-        """What to write instead of an unknown ``name``: the nearest, then the others that fit the slot."""
-        if role is None:
-            near = nearest(name, self)
-            return f"did you mean '{near}'?" if near else "`medvlp list` shows all components"
-        return did_you_mean(name, self.of_role(role), what=f"{role} components")

@@ -10,9 +10,9 @@ import attrs
 from packaging.requirements import InvalidRequirement, Requirement
 
 from medvlp_core.blocks import InputSpec, TrainSpec
-from medvlp_core.components import SLOTS, Role
+from medvlp_core.components import SLOTS, Role, contract_of
 from medvlp_core.connect import connect
-from medvlp_core.errors import Report, did_you_mean
+from medvlp_core.errors import Report, describe_error, did_you_mean
 from medvlp_core.parameters import B, describe, read_block
 from medvlp_core.plan import FORMAT_VERSION, ModelPlan, SkippedEvaluator
 from medvlp_core.plugins import PluginHost, load_plugins
@@ -36,7 +36,7 @@ def plan_recipe(source: str | Path, overrides: Sequence[Override] = (), *, host:
     """
     host = host or load_plugins()
     report = Report()
-    recipe = load_recipe(source, presets=host.presets, overrides=overrides, report=report)
+    recipe = load_recipe(source, presets=host.presets, overrides=overrides, report=report, install_hint=host.install_hint)
     plan = compose(recipe, host, report, name=recipe_name(source))
     report.raise_errors()
     assert plan is not None
@@ -87,7 +87,7 @@ def compose(recipe: Node, host: PluginHost, report: Report, *, name: str = "reci
         recipe=recipe,
         host=host,
     )
-    host.call("medvlp_check_plan", plan=plan, report=report)
+    report.problems += host.call("medvlp_check_plan", plan=plan, report=report)
     return None if report.has_errors else attrs.evolve(plan, warnings=report.warnings)
 
 
@@ -103,7 +103,7 @@ def _check_blocks(recipe: Node, host: PluginHost, report: Report) -> None:
     version = recipe.get("medvlp")
     if version is None:
         report.add("MV008", "the format version is missing", at=recipe.position, hint=f"add `medvlp: {FORMAT_VERSION}` at the top")
-    elif version.value != FORMAT_VERSION:
+    elif isinstance(version.value, bool) or version.value != FORMAT_VERSION:
         text = f"format version {FORMAT_VERSION} is supported, found {describe(version)}"
         report.add("MV008", text, at=version.position)
     if (requires := recipe.get("requires")) is not None:
@@ -118,7 +118,7 @@ def _check_requires(node: Node, host: PluginHost, report: Report) -> None:
     versions = {plugin.namespace: plugin.version for plugin in host.plugins}
     for child in node.value:
         try:
-            wanted = Requirement(str(child.value))
+            wanted = Requirement(child.value if isinstance(child.value, str) else "")
         except InvalidRequirement:
             text = f"requires: {describe(child)} is not a bundle name with an optional version"
             report.add("MV103", text, at=child.position, hint="write 'mpma' or 'mpma>=0.1,<1'")
@@ -133,7 +133,7 @@ def _check_requires(node: Node, host: PluginHost, report: Report) -> None:
 
 def _core_block(recipe: Node, path: str, kind: type[B], report: Report) -> B | None:
     node = recipe.get(path)
-    if node is None:
+    if node is None or node.value is None:
         node = Node(value={}, position=recipe.position, key_position=None)
     return read_block(kind, node, path=path, report=report)
 
@@ -174,6 +174,8 @@ def _read_components(recipe: Node, host: PluginHost, report: Report) -> tuple[di
             report.add("MV102", f"a model has no part {key!r}", at=node.key_position or node.position, hint=hint)
     if model is None:
         report.add("MV105", "the block `model` is missing", at=recipe.position)
+    elif not isinstance(model.value, dict) and model.value is not None:
+        report.add("MV103", f"model must be a mapping of parts, found {describe(model)}", at=model.position)
     components: dict[str, PlannedComponent] = {}
     broken: set[Role] = set()
     names: dict[str, str] = {}
@@ -196,26 +198,31 @@ def _read_component(path: str, role: Role, node: Node, host: PluginHost, report:
     use = node.get("use")
     if use is None or not isinstance(use.value, str):
         found = describe(node) if use is None else f"use: {describe(use)}"
-        hint = f"write `use: NAME`; {role} components: {', '.join(host.components.of_role(role))}"
+        hint = f"write `use: NAME`; {role} components: {', '.join(host.components.offered(role))}"
         report.add("MV105", f"{path} names no component, found {found}", at=(use or node).position, hint=hint)
         return None
     if use.value not in host.components:
-        space = use.value.partition(".")[0]
-        is_loaded = space in {plugin.namespace for plugin in host.plugins}
-        hint = host.components.hint(use.value, role)
-        if not is_loaded and (install := host.install_hint(space)):
-            hint = install
-        report.add("MV101", f"unknown {role} {use.value!r}", at=use.position, hint=hint)
+        report.problems.append(host.unknown_component(use.value, role, at=use.position))
         return None
     kind = host.components[use.value]
     if kind.declaration.role is not role:
         text = f"{path} takes a component of role {role}, and {use.value} is of role {kind.declaration.role}"
-        report.add("MV106", text, at=use.position, hint=f"{role} components: {', '.join(host.components.of_role(role))}")
+        report.add("MV106", text, at=use.position, hint=f"{role} components: {', '.join(host.components.offered(role))}")
         return None
-    spec = read_block(kind, node, path=path, report=report, who=use.value)
-    if spec is None:
+    if kind.declaration.deprecated:
+        text = f"{path} ({use.value}): this component is deprecated"
+        report.add("MV109", text, at=use.position, hint=kind.declaration.deprecated, is_warning=True)
+    try:
+        spec = read_block(kind, node, path=path, report=report, who=use.value)
+        contract = contract_of(spec) if spec is not None else None
+    except Exception as error:  # of the plugin's own code: problems(), contract()
+        text = f"{path} ({use.value}): its spec failed: {describe_error(error)}"
+        details = (f"{kind.__module__}.{kind.__qualname__} from {host.components.distribution(use.value) or 'no distribution'}",)
+        report.add("MV306", text, at=use.position, details=details, hint="its author must repair it")
         return None
-    return PlannedComponent(path=path, name=use.value, role=role, spec=spec, contract=spec.contract(), node=node)
+    if spec is None or contract is None:
+        return None
+    return PlannedComponent(path=path, name=use.value, role=role, spec=spec, contract=contract, node=node)
 
 
 # -------------------------------------------------------------------------------------------------- losses, evaluators, route
@@ -225,14 +232,14 @@ def _read_losses(recipe: Node, heads: Sequence[PlannedComponent], broken: frozen
     """The weight of every emitted term: 1 unless ``losses:`` says otherwise."""
     weights = {f"{head.slot}.{term}": 1.0 for head in heads for term in head.contract.losses}
     node = recipe.get("losses")
-    if node is None:
+    if node is None or node.value is None:
         return weights
     if not isinstance(node.value, dict):
         report.add("MV103", f"losses must be a mapping, found {describe(node)}", at=node.position)
         return weights
     for slot, block in node.value.items():
-        terms = block.value if isinstance(block.value, dict) else None
-        if terms is None:
+        terms = {} if block.value is None else block.value
+        if not isinstance(terms, dict):
             text = f"losses.{slot} must map terms to weights, found {describe(block)}"
             report.add("MV103", text, at=block.position, hint=f"write `losses: {{{slot}: {{TERM: 1.0}}}}`")
             continue
@@ -242,7 +249,7 @@ def _read_losses(recipe: Node, heads: Sequence[PlannedComponent], broken: frozen
             if name not in weights and not broken & set(HEADS):
                 hint = did_you_mean(name, weights, what="terms")
                 report.add("MV107", f"no component emits the loss {name!r}", at=child.key_position or child.position, hint=hint)
-            elif not is_number or float(child.value) < 0:  # type: ignore[arg-type]
+            elif not is_number or not float(child.value) >= 0:  # type: ignore[arg-type]
                 text = f"losses.{name} must be a number of at least 0, found {describe(child)}"
                 report.add("MV104" if is_number else "MV103", text, at=child.position)
             elif name in weights:

@@ -12,7 +12,9 @@ Checks do not stop at the first problem: they add each to a :class:`Report` and 
 from __future__ import annotations
 
 import difflib
+import traceback
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import attrs
 
@@ -34,6 +36,7 @@ CODES: dict[str, str] = {
     "MV106": "the component has another role than its slot",
     "MV107": "`losses:` names a term that no component emits",
     "MV108": "a bundle that `requires:` names is missing or has another version",
+    "MV109": "a component or parameter is deprecated",
     "MV201": "no component gives a port that another one needs",
     "MV202": "two components disagree about a dimension",
     "MV203": "a constraint on a dimension does not hold",
@@ -48,6 +51,9 @@ CODES: dict[str, str] = {
     "MV302": "a plugin declares something that is not allowed",
     "MV303": "a component could not be built",
     "MV304": "a preset is already taken, or does not exist on disk",
+    "MV305": "a new package cannot be written",
+    "MV306": "a plugin's own code failed",
+    "MV307": "a plugin is written for another version of the interface",
     "MV401": "a kernel path that was asked for cannot serve",
     "MV402": "a kernel gets tensors that do not fit together",
     "MV403": "a kernel does not have the derivative that is asked for",
@@ -60,6 +66,7 @@ CODES: dict[str, str] = {
     "MV507": "a checkpoint cannot be read",
     "MV508": "a run folder cannot be used",
     "MV601": "training cannot go on",
+    "MV602": "an ablation has no metric of that name",
 }
 
 
@@ -215,3 +222,26 @@ def did_you_mean(name: str, candidates: Iterable[str], *, what: str = "known nam
     others = [other for other in names if other != near]
     rest = f" other {what}: {', '.join(others)}" if others else ""
     return f"did you mean '{near}'?{rest}"
+
+
+def describe_error(error: BaseException) -> str:
+    """An error of somebody's code in one line: type, text, and the last line outside the core that it passed.
+
+    Example:
+        >>> describe_error(KeyError("width"))
+        "KeyError: 'width'"
+    """
+    frames = _foreign_frames(error)
+    where = f" (in {Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {error}{where}"
+
+
+def traceback_of(error: BaseException) -> str:
+    """The traceback of an error of somebody's code, without the lines of the core and of Python's import."""
+    return "".join([*traceback.format_list(_foreign_frames(error)), *traceback.format_exception_only(error)])
+
+
+def _foreign_frames(error: BaseException) -> list[traceback.FrameSummary]:
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(("<frozen", "<attrs"))]
+    frames = [frame for frame in frames if "importlib" not in frame.filename]
+    return [frame for frame in frames if not Path(frame.filename).is_relative_to(Path(__file__).parent)]

@@ -6,9 +6,13 @@ An implementation may take any subset of a hook's arguments::
     # acme/plugin.py                                  [project.entry-points."medvlp.plugins"]
     from medvlp_core.hooks import hookimpl            acme = "acme.plugin"
 
+    MEDVLP_INTERFACE = 1
+
     @hookimpl
     def medvlp_register_components(registry):
         registry.add(GateSpec)
+
+docs/hooks.md says for each hook when it is called, what is forbidden, and what happens when it raises.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ if TYPE_CHECKING:
     from medvlp_core.compose import ModelPlan
     from medvlp_core.errors import Report
     from medvlp_core.kernels.registry import PluginKernels
-    from medvlp_core.plugins import PluginComponents
+    from medvlp_core.registry import PluginComponents
 
 PROJECT = "medvlp"
 ENTRY_POINT_GROUP = "medvlp.plugins"
@@ -36,7 +40,10 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def medvlp_register_components(registry: PluginComponents) -> None:
-    """Register component specs: ``registry.add(SpecClass)``. Names must start with the plugin's namespace and a dot."""
+    """Register component specs: ``registry.add(SpecClass)``. Names must start with the plugin's namespace and a dot.
+
+    ``registry.retire(name, since=..., text=...)`` says what replaces a component that is gone.
+    """
 
 
 @hookspec

@@ -8,14 +8,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medvlp_core.batch import ImageFeatures, ImageTextBatch, MaskPlan, StepOutput, TokenBatch
+from medvlp_core.batch import DecoderOutput, ImageFeatures, ImageTextBatch, MaskPlan, StepOutput, TokenBatch
 from medvlp_core.components import Role
+from medvlp_core.contract import View
 from medvlp_core.errors import DataError, Problem, SpecError
 from medvlp_core.interfaces import Alignment, Fusion, HasAttentionMaps, ImageEncoder, Masking, TextEncoder
 from medvlp_core.plan import ModelPlan
 from medvlp_core.wiring import INPUTS, PortKey, Step
 
 Ports = dict[PortKey, Tensor]
+
+_CONTAINERS = {Role.MASKING: "MaskPlan", Role.IMAGE_ENCODER: "ImageFeatures", Role.FUSION: "FusedFeatures"}
 
 
 class ComposedModel(nn.Module):
@@ -37,7 +40,7 @@ class ComposedModel(nn.Module):
         """One training pass: hide, encode, fuse, then align and decode.
 
         Raises:
-            SpecError: a component returned a loss that its contract does not declare, or left one out (MV206).
+            SpecError: a component returned something else than its role and its contract say (MV206).
             DataError: a tensor of the batch has another dtype or shape than the model takes (MV505).
         """
         self._check_image(batch.image)
@@ -51,6 +54,8 @@ class ComposedModel(nn.Module):
         for slot, module in self.decoders.items():
             path = f"model.decoders.{slot}"
             output = module(**_arguments(self.plan.takes(path), ports))
+            if not isinstance(output, DecoderOutput):
+                raise self._wrong_output(path, _kind(output), "DecoderOutput of medvlp_core.batch")
             losses |= self._terms(path, output.losses)
             predictions[slot] = output.prediction
         loss = sum(self.plan.losses[name] * value for name, value in losses.items())
@@ -71,31 +76,63 @@ class ComposedModel(nn.Module):
             arguments = _arguments(step.takes, ports)
             if step.stage == "mask":
                 assert self.masking is not None
-                plan = self.masking(**arguments)
-                ports |= {(port, "masked"): value for port, value in plan._asdict().items()}
+                ports |= self._outputs(self.masking(**arguments), step.path, "masked")
             elif step.stage == "encode_image":
                 assert self.image_encoder is not None
-                ports |= _outputs(self.image_encoder(**arguments), step)
+                ports |= self._outputs(self.image_encoder(**arguments), step.path, step.view)
             elif step.stage == "embed_text":
                 assert self.text_encoder is not None
-                ports["text_embeddings", step.view] = self.text_encoder.embed(**arguments)
+                ports["text_embeddings", step.view] = self._tensor(self.text_encoder.embed(**arguments), step.path)
             elif step.stage == "encode_text":
                 assert self.text_encoder is not None
-                ports["text_tokens", step.view] = self.text_encoder.encode(**arguments)
+                ports["text_tokens", step.view] = self._tensor(self.text_encoder.encode(**arguments), step.path)
             elif step.stage == "fuse":
                 assert self.fusion is not None
-                ports |= _outputs(self.fusion(**arguments), step)
+                ports |= self._outputs(self.fusion(**arguments), step.path, step.view)
             elif step.stage == "encode_fused":
                 assert self.text_encoder is not None
-                ports["fused_text_tokens", step.view] = self.text_encoder.encode(**arguments)
+                ports["fused_text_tokens", step.view] = self._tensor(self.text_encoder.encode(**arguments), step.path)
         return ports
 
     def _terms(self, path: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         component = self.plan.components[path]
+        declared = ", ".join(component.contract.losses)
+        if not isinstance(losses, dict):
+            raise self._wrong_output(path, f"{_kind(losses)} of losses", f"a dict with {declared}")
         if set(losses) != set(component.contract.losses):
-            declared, found = ", ".join(component.contract.losses), ", ".join(losses)
-            raise SpecError(Problem(code="MV206", text=f"{component.label} declares the losses {declared}, and returned {found}"))
+            raise self._wrong_output(path, f"the losses {', '.join(losses) or '(none)'}", f"{declared}, as its contract declares")
+        for term, value in losses.items():
+            if not isinstance(value, Tensor) or value.ndim:
+                raise self._wrong_output(path, f"{_kind(value)} as the loss {term!r}", "a scalar tensor")
         return {f"{component.slot}.{term}": value for term, value in losses.items()}
+
+    def _outputs(self, output: Any, path: str, view: View | None) -> Ports:
+        """Ports from the NamedTuple that a module returned; None fields are ports that it does not give."""
+        component = self.plan.components[path]
+        if not hasattr(output, "_asdict"):
+            raise self._wrong_output(path, _kind(output), f"{_CONTAINERS[component.role]} of medvlp_core.batch")
+        found = {port: value for port, value in output._asdict().items() if value is not None}
+        gives = component.contract.gives.values()
+        missing = [spec.port for spec in gives if spec.dtype != "shape" and spec.view in (None, view) and spec.port not in found]
+        if missing:
+            text = f"{', '.join(map(str, missing))}, as its contract declares"
+            raise self._wrong_output(path, f"only {', '.join(found) or 'nothing'}", text)
+        for port, value in found.items():
+            if not isinstance(value, Tensor):
+                raise self._wrong_output(path, f"{_kind(value)} as {port}", "a tensor")
+        return {(port, view): value for port, value in found.items()}
+
+    def _tensor(self, output: Any, path: str) -> Tensor:
+        if not isinstance(output, Tensor):
+            raise self._wrong_output(path, _kind(output), "a tensor")
+        return output
+
+    def _wrong_output(self, path: str, found: str, expected: str) -> SpecError:
+        component = self.plan.components[path]
+        source = type(component.spec).declaration.build
+        details = (f"{source} from {self.plan.host.components.distribution(component.name) or 'no distribution'}",)
+        text = f"{component.label} returned {found}, expected {expected}"
+        return SpecError(Problem(code="MV206", text=text, position=component.position(), details=details))
 
     # ------------------------------------------------------------------------------------------------- use after training
 
@@ -212,9 +249,12 @@ def _arguments(takes: Iterable[tuple[str, PortKey]], ports: Ports) -> dict[str, 
     return {argument: ports[key] for argument, key in takes}
 
 
-def _outputs(output: Any, step: Step) -> Ports:
-    """Ports from the NamedTuple that a module returned; None fields are ports that it does not give."""
-    return {(port, step.view): value for port, value in output._asdict().items() if value is not None}
+def _kind(output: Any) -> str:
+    """What a module returned, in a few words."""
+    if isinstance(output, Tensor):
+        return f"a tensor ({_described(output)})"
+    size = f" of {len(output)}" if isinstance(output, (tuple, list, dict)) else ""
+    return f"{type(output).__name__}{size}"
 
 
 def _mask_plan(ports: Ports) -> MaskPlan | None:

@@ -22,7 +22,7 @@ class _WrongType(Exception):
 
 
 def read_block(kind: type[B], node: Node, *, path: str, report: Report, who: str | None = None) -> B | None:
-    """Make a ``kind`` from the mapping ``node``; the key ``use`` is not a parameter.
+    """Make a ``kind`` from the mapping ``node``; the key ``use`` is not a parameter of a component.
 
     Adds MV102 (unknown name), MV103 (type), MV104 (range, dependence between fields), MV105 (missing) to ``report`` and returns
     None if there was any. ``who`` is the component's name for the messages.
@@ -32,11 +32,12 @@ def read_block(kind: type[B], node: Node, *, path: str, report: Report, who: str
         report.add("MV103", f"{label}: expected a mapping, found {describe(node)}", at=node.position)
         return None
     params = {param.name: param for param in params_of(kind)}
-    given = {key: child for key, child in node.value.items() if key != "use"}
+    given = {key: child for key, child in node.value.items() if key != "use" or who is None}
     is_good = True
     for key, child in given.items():
         if key not in params:
-            hint = did_you_mean(key, params, what="parameters")
+            offered = [name for name, param in params.items() if not param.rules.deprecated]
+            hint = did_you_mean(key, offered, what="parameters")
             report.add("MV102", f"{label} has no parameter {key!r}", at=child.key_position or child.position, hint=hint)
             is_good = False
     values: dict[str, Any] = {}
@@ -49,6 +50,11 @@ def read_block(kind: type[B], node: Node, *, path: str, report: Report, who: str
             is_good = False
     if not is_good:
         return None
+    for name, child in given.items():
+        rules = params[name].rules
+        if rules.deprecated and values[name] != params[name].default:
+            text = f"{label}: the parameter {name} is deprecated"
+            report.add("MV109", text, at=child.key_position or child.position, hint=rules.deprecated, is_warning=True)
     block = kind(**values)
     for field, text, advice in block.problems():
         at = given[field].position if field in given else node.position

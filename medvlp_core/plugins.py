@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
-import inspect
+import logging
 import os
-import re
-import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +19,18 @@ import attrs
 import pluggy
 
 from medvlp_core import hooks
-from medvlp_core.components import ComponentRegistry, ComponentSpec
-from medvlp_core.errors import PluginError, Problem, did_you_mean
-from medvlp_core.kernels.registry import Kernel, KernelOp, PluginKernels
+from medvlp_core.candidates import Candidate, hook_arguments, new_manager, refuse
+from medvlp_core.components import Role
+from medvlp_core.errors import MedvlpError, PluginError, Position, Problem, describe_error, did_you_mean, traceback_of
+from medvlp_core.kernels.registry import Kernel, KernelOp
+from medvlp_core.registry import ComponentRegistry
 
 ALLOW_VARIABLE = "MEDVLP_PLUGINS"
 
-#: Bundles of this repository, for the install line when a recipe names one that is missing.
+#: Bundles of this repository: the install line when a recipe names one that is missing, and whose namespaces nobody else gets.
 KNOWN_BUNDLES = {"standard": "medvlp-standard", "mpma": "medvlp-mpma", "open_cxr": "medvlp-open-cxr"}
+
+log = logging.getLogger("medvlp.plugins")
 
 
 def install_hint(namespace: str) -> str | None:
@@ -51,45 +53,22 @@ class LoadedPlugin:
     presets: tuple[str, ...]
     kernels: tuple[str, ...]
     hooks: tuple[str, ...]
+    warnings: tuple[Problem, ...] = ()
 
 
 @attrs.frozen(kw_only=True)
 class BrokenPlugin:
-    """A plugin that was left out, and why."""
+    """A plugin that was left out, and why. ``traceback`` is empty where no code of the plugin raised."""
 
     namespace: str
     distribution: str
     problem: Problem
+    traceback: str = ""
 
-
-@attrs.define
-class PluginComponents:
-    """What ``medvlp_register_components`` gets as ``registry``: takes the specs of one plugin."""
-
-    namespace: str
-    distribution: str
-    _own: ComponentRegistry = attrs.field(factory=ComponentRegistry)
-
-    def add(self, spec: type[ComponentSpec]) -> None:
-        """Register a spec class.
-
-        Raises:
-            PluginError: it is not declared with ``@component``, its name is taken, or it is outside the plugin's namespace.
-        """
-        declaration = getattr(spec, "declaration", None)
-        if declaration is not None and not declaration.name.startswith(f"{self.namespace}."):
-            raise PluginError(
-                Problem(
-                    code="MV302",
-                    text=f"component {declaration.name!r} is outside the plugin's namespace",
-                    hint=f"name it '{self.namespace}.{declaration.name.rpartition('.')[2]}', or rename the entry point",
-                )
-            )
-        self._own.add(spec, distribution=self.distribution)
-
-    def specs(self) -> tuple[type[ComponentSpec], ...]:
-        """The classes added so far, by name."""
-        return tuple(self._own[name] for name in self._own)
+    @property
+    def reason(self) -> str:
+        """Everything about it in one line."""
+        return ": ".join([self.problem.text, "; ".join(self.problem.details)]).removesuffix(": ")
 
 
 @attrs.define
@@ -101,35 +80,43 @@ class PluginHost:
     kernels: dict[str, KernelOp] = attrs.field(factory=dict)
     plugins: tuple[LoadedPlugin, ...] = ()
     broken: tuple[BrokenPlugin, ...] = ()
-    manager: pluggy.PluginManager = attrs.field(factory=lambda: _new_manager())
+    manager: pluggy.PluginManager = attrs.field(factory=new_manager)
     allowed: tuple[str, ...] | None = None
+    #: What observers failed at, see :meth:`observe`.
+    observer_problems: dict[tuple[str, str], Problem] = attrs.field(factory=dict)
 
     @classmethod
     def from_modules(cls, modules: Mapping[str, Any]) -> PluginHost:
         """A host of exactly these modules (or objects with hooks) by namespace, without looking at what is installed."""
         host = cls()
         for namespace, module in modules.items():
-            host._add(_Candidate(namespace=namespace, module=module))
+            host._add(Candidate(namespace=namespace, module=module))
         return host
 
-    def call(self, hook: str, **arguments: Any) -> list[Any]:
-        """Call a hook of every plugin; an argument that the hook does not have is an error.
+    def call(self, hook: str, **arguments: Any) -> list[Problem]:
+        """Call a hook of every plugin. One that raises keeps no other from being called; it is named in a warning (MV306).
 
         Raises:
             TypeError: no such hook, or not its arguments.
         """
-        known = hook_arguments()
-        if hook not in known:
-            raise TypeError(f"there is no hook {hook!r}; {did_you_mean(hook, known, what='hooks')}")
-        if set(arguments) != set(known[hook]):
-            raise TypeError(f"{hook} takes {', '.join(known[hook])}, and was called with {', '.join(arguments) or 'nothing'}")
-        return getattr(self.manager.hook, hook)(**arguments)
+        return [problem for _, problem in self._call(hook, arguments)]
+
+    def observe(self, hook: str, **arguments: Any) -> None:
+        """Call a hook that only observes. One that raises is named once in the log (MV306) and not called again on this host.
+
+        Raises:
+            TypeError: no such hook, or not its arguments.
+        """
+        for namespace, problem in self._call(hook, arguments):
+            said = attrs.evolve(problem, hint="the work goes on; this hook of the plugin is not called again")
+            self.observer_problems[hook, namespace] = said
+            log.warning("%s", said)
 
     def install_hint(self, namespace: str) -> str | None:
         """What to do so that a namespace is loaded in the version that is wanted; None if nothing is known about it."""
         for plugin in self.broken:
             if plugin.namespace == namespace:
-                return f"the plugin {namespace!r} is installed and broken: {plugin.problem.text}"
+                return f"it is left out: {plugin.reason}"
         if self.allowed is not None and namespace not in self.allowed:
             return f"{ALLOW_VARIABLE}={','.join(self.allowed)} leaves the plugin {namespace!r} out"
         for loaded in self.plugins:
@@ -137,30 +124,81 @@ class PluginHost:
                 return f"pip install --upgrade {loaded.distribution}"
         return install_hint(namespace)
 
-    def _add(self, candidate: _Candidate) -> None:
+    def unknown_component(self, name: str, role: Role | None = None, *, at: Position | None = None) -> Problem:
+        """What to say of a component that is not registered: retired, of a plugin that was left out, not installed, misspelt."""
+        namespace = name.partition(".")[0]
+        what = role or "component"
+        text, details = f"unknown {what} {name!r}", tuple[str, ...]()
+        hint = self.components.hint(name, role)
+        broken = next((plugin for plugin in self.broken if plugin.namespace == namespace), None)
+        if (retired := self.components.retired.get(name)) is not None:
+            text, hint = f"the {what} {name!r} was retired in {retired.since}", retired.text
+        elif broken is not None:
+            text, details = f"{text}: its plugin is left out", (broken.problem.text, *broken.problem.details)
+            hint = broken.problem.hint or f"repair or reinstall {broken.distribution or 'it'}; `medvlp list` shows what works"
+        elif namespace not in {plugin.namespace for plugin in self.plugins}:
+            hint = self.install_hint(namespace) or hint
+        return Problem(code="MV101", text=text, position=at, details=details, hint=hint)
+
+    def _call(self, hook: str, arguments: Mapping[str, Any]) -> Iterator[tuple[str, Problem]]:
+        known = hook_arguments()
+        if hook not in known:
+            raise TypeError(f"there is no hook {hook!r}; {did_you_mean(hook, known, what='hooks')}")
+        if set(arguments) != set(known[hook]):
+            raise TypeError(f"{hook} takes {', '.join(known[hook])}, and was called with {', '.join(arguments) or 'nothing'}")
+        for implementation in reversed(getattr(self.manager.hook, hook).get_hookimpls()):
+            namespace = implementation.plugin_name
+            if (hook, namespace) in self.observer_problems:
+                continue
+            try:
+                implementation.function(*(arguments[name] for name in implementation.argnames))
+            except Exception as error:
+                reason = describe_error(error)
+                if isinstance(error, MedvlpError) and error.problems:
+                    reason = error.problems[0].text
+                who = next(plugin for plugin in self.plugins if plugin.namespace == namespace)
+                label = f" ({who.distribution} {who.version})" if who.distribution else ""
+                text = f"plugin {namespace!r}{label}: its hook {hook} failed: {reason}"
+                yield namespace, Problem(code="MV306", text=text, is_warning=True)
+
+    def _add(self, candidate: Candidate) -> None:
         """Try a plugin; it enters the host whole or not at all."""
         try:
             taken = [one for one in self.plugins if one.namespace == candidate.namespace]
             if taken:
-                _refuse(f"the namespace {candidate.namespace!r} is already taken by {taken[0].distribution or taken[0].module}")
-            plugin, specs, presets, kernels = _try(candidate)
-        except PluginError as error:
-            self._leave_out(candidate, error.problems[0])
+                owner = f"{taken[0].distribution} {taken[0].version}" if taken[0].distribution else taken[0].module
+                hint = "uninstall one of the two, or ask its author for another name of the entry point"
+                refuse(f"the namespace {candidate.namespace!r} is already taken by {owner}", hint=hint)
+            offer = candidate.try_out()
+            if (other := self.manager.get_name(candidate.load())) is not None:
+                refuse(f"its module is already loaded as the plugin {other!r}", hint="one entry point for each module")
         except (Exception, SystemExit) as error:
-            reason = f"{type(error).__name__}: {error}{_where(error)}"
-            self._leave_out(candidate, Problem(code="MV301", text="it could not be loaded", details=(reason,)))
-        else:
-            self.manager.register(candidate.load(), name=candidate.namespace)
-            for spec in specs:
-                self.components.add(spec, distribution=candidate.label)
-            self.presets.update(presets)
-            self.kernels.update(kernels)
-            self.plugins = (*self.plugins, plugin)
+            raised = error.__cause__ if isinstance(error, PluginError) else error
+            self._leave_out(candidate, candidate.complaint(error), traceback_of(raised) if raised else "")
+            return
+        module = candidate.load()
+        name, version = candidate.distribution
+        self.manager.register(module, name=candidate.namespace)
+        for component in offer.components:
+            self.components.add(offer.components[component], distribution=candidate.label)
+        self.components.retired.update(offer.components.retired)
+        self.presets.update(offer.presets)
+        self.kernels.update(offer.kernels)
+        plugin = LoadedPlugin(
+            namespace=candidate.namespace,
+            distribution=name,
+            version=version,
+            module=getattr(module, "__name__", type(module).__name__),
+            components=tuple(offer.components),
+            presets=tuple(offer.presets),
+            kernels=tuple(offer.kernels),
+            hooks=offer.hooks,
+            warnings=offer.warnings,
+        )
+        self.plugins = (*self.plugins, plugin)
 
-    def _leave_out(self, candidate: _Candidate, problem: Problem) -> None:
-        who = f"plugin {candidate.namespace!r}" + (f" ({candidate.label})" if candidate.label else "")
-        problem = attrs.evolve(problem, text=f"{who}: {problem.text}")
-        broken = BrokenPlugin(namespace=candidate.namespace, distribution=candidate.label, problem=problem)
+    def _leave_out(self, candidate: Candidate, problem: Problem, trace: str = "") -> None:
+        broken = BrokenPlugin(namespace=candidate.namespace, distribution=candidate.label, problem=problem, traceback=trace)
         self.broken = (*self.broken, broken)
 
 
@@ -170,131 +208,29 @@ def load_plugins(allow: Sequence[str] | None = None) -> PluginHost:
         allow = [part.strip() for part in os.environ[ALLOW_VARIABLE].split(",") if part.strip()]
     host = PluginHost(allowed=tuple(allow) if allow is not None else None)
     points = importlib.metadata.entry_points(group=hooks.ENTRY_POINT_GROUP)
-    found = {(point.name, point.value): point for point in points if allow is None or point.name in allow}
-    for _, point in sorted(found.items()):
-        host._add(_Candidate(namespace=point.name, point=point))
-    for namespace in sorted(set(allow or ()) - {point.name for point in found.values()}):
-        missing = Problem(code="MV301", text="it is not installed", hint=install_hint(namespace))
-        host._leave_out(_Candidate(namespace=namespace), missing)
+    candidates = [Candidate(namespace=point.name, point=point) for point in points if allow is None or point.name in allow]
+    for candidate in sorted(candidates, key=_turn):
+        host._add(candidate)
+    for namespace in sorted(set(allow or ()) - {candidate.namespace for candidate in candidates}):
+        missing = Candidate(namespace=namespace)
+        problem = Problem(code="MV301", text=f"{missing.who}: it is not installed", hint=install_hint(namespace))
+        host._leave_out(missing, problem)
     return host
 
 
-def hook_arguments() -> dict[str, tuple[str, ...]]:
-    """Every hook with the arguments that it is called with."""
-    found = inspect.getmembers(hooks, lambda value: hasattr(value, f"{hooks.PROJECT}_spec"))
-    return {name: tuple(inspect.signature(function).parameters) for name, function in found}
-
-
-# ------------------------------------------------------------------------------------------------------------ trying a plugin
-
-
-@attrs.define(kw_only=True)
-class _Candidate:
-    """A plugin before anything about it is known to be right."""
-
-    namespace: str
-    module: Any = None
-    point: importlib.metadata.EntryPoint | None = None
-
-    def load(self) -> Any:
-        if self.module is None and self.point is not None:
-            self.module = self.point.load()
-        return self.module
-
-    @property
-    def distribution(self) -> tuple[str, str]:
-        dist = self.point.dist if self.point is not None else None
-        return (dist.name, dist.version) if dist is not None else ("", "")
-
-    @property
-    def label(self) -> str:
-        return " ".join(self.distribution).strip()
-
-
-def _new_manager() -> pluggy.PluginManager:
-    manager = pluggy.PluginManager(hooks.PROJECT)
-    manager.add_hookspecs(hooks)
-    return manager
-
-
-def _try(
-    candidate: _Candidate,
-) -> tuple[LoadedPlugin, tuple[type[ComponentSpec], ...], dict[str, Path], dict[str, KernelOp]]:
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", candidate.namespace):
-        _refuse(f"{candidate.namespace!r} cannot be a namespace", hint="use lower-case letters, digits and _")
-    module = candidate.load()
-    implemented = _check_hooks(module)
-    manager = _new_manager()
-    manager.register(module)
-    manager.check_pending()
-    registry = PluginComponents(candidate.namespace, candidate.label)
-    manager.hook.medvlp_register_components(registry=registry)
-    presets: dict[str, Path] = {}
-    manager.hook.medvlp_register_presets(register=lambda name, path: _add_preset(presets, candidate.namespace, name, path))
-    kernels = PluginKernels(candidate.namespace)
-    manager.hook.medvlp_register_kernels(registry=kernels)
-    name, version = candidate.distribution
-    plugin = LoadedPlugin(
-        namespace=candidate.namespace,
-        distribution=name,
-        version=version,
-        module=getattr(module, "__name__", type(module).__name__),
-        components=tuple(spec.declaration.name for spec in registry.specs()),
-        presets=tuple(presets),
-        kernels=tuple(op.name for op in kernels),
-        hooks=implemented,
-    )
-    return plugin, registry.specs(), presets, {op.name: op for op in kernels}
-
-
-def _check_hooks(module: Any) -> tuple[str, ...]:
-    """The hooks that a module implements; every one must be marked, exist and take arguments that the hook has."""
-    known = hook_arguments()
-    implemented = []
-    for name in dir(module):
-        function = getattr(module, name)
-        is_marked = hasattr(function, f"{hooks.PROJECT}_impl")
-        if not is_marked and not (name.startswith(f"{hooks.PROJECT}_") and inspect.isroutine(function)):
-            continue
-        if name not in known:
-            _refuse(f"there is no hook {name!r}", hint=did_you_mean(name, known, what="hooks"))
-        if not is_marked:
-            _refuse(f"{name} is not marked as a hook", hint="decorate it with @hookimpl from medvlp_core.hooks")
-        for argument in inspect.signature(function).parameters:
-            if argument not in known[name]:
-                hint = did_you_mean(argument, known[name], what="arguments")
-                _refuse(f"the hook {name} has no argument {argument!r}", hint=hint)
-        implemented.append(name)
-    return tuple(implemented)
-
-
-def _add_preset(presets: dict[str, Path], namespace: str, name: str, path: Path) -> None:
-    full = f"{namespace}:{name}"
-    if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
-        _refuse(f"{name!r} cannot be the name of a preset", hint="use letters, digits, _ and -; the namespace comes by itself")
-    if full in presets:
-        _refuse(f"the preset {full!r} is registered twice", code="MV304")
-    if not Path(path).is_file():
-        _refuse(f"the preset {full!r} does not exist: {Path(path).name}", code="MV304", hint="list it in the package's data")
-    presets[full] = Path(path)
-
-
-def _refuse(text: str, *, code: str = "MV302", hint: str | None = None) -> None:
-    raise PluginError(Problem(code=code, text=text, hint=hint))
-
-
-def _where(error: BaseException) -> str:
-    """The last line of the plugin's own code that the error passed, if it got that far."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<frozen")]
-    frames = [frame for frame in frames if Path(frame.filename) != Path(__file__) and "importlib" not in frame.filename]
-    return f" (in {Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+def _turn(candidate: Candidate) -> tuple[str, bool, str]:
+    """By namespace. Of several distributions that claim one, its known owner comes first: a stranger cannot push it out."""
+    name = candidate.distribution[0]
+    return candidate.namespace, name != KNOWN_BUNDLES.get(candidate.namespace), name
 
 
 # -------------------------------------------------------------------------------------------------------------- import strings
 
 
-def load_object(build: str, *, owner: str) -> Any:
+def load_object(build: str, *, owner: str, install: str = "") -> Any:
     """Import what ``package.module:Name`` names; done when ``owner`` (a component or kernel) is built, not before.
+
+    ``install`` is the command that brings what it needs besides, the hint if that is missing.
 
     Raises:
         PluginError: MV303, with the import string and the reason.
@@ -309,11 +245,12 @@ def load_object(build: str, *, owner: str) -> Any:
     except Exception as error:
         missing = error.name.partition(".")[0] if isinstance(error, ModuleNotFoundError) and error.name else None
         is_foreign = missing is not None and missing != module_name.partition(".")[0]
+        hint = f"install the package that brings the module {missing!r}" if is_foreign else None
         problem = Problem(
             code="MV303",
             text=f"{owner} cannot be built: importing {build!r} failed",
-            details=(f"{type(error).__name__}: {error}{_where(error)}",),
-            hint=f"install the package that brings the module {missing!r}" if is_foreign else None,
+            details=(describe_error(error),),
+            hint=install if install and isinstance(error, ImportError) else hint,
         )
         raise PluginError(problem) from error
 

@@ -7,7 +7,7 @@ problems go into a report; what could be read is returned.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +23,7 @@ __all__ = [
     "Scalar",
     "dump_yaml",
     "escape_references",
+    "is_path",
     "load_recipe",
     "merge",
     "parse_override",
@@ -47,13 +48,16 @@ def load_recipe(
     overrides: Sequence[Override] = (),
     environment: Mapping[str, str] | None = None,
     report: Report,
+    install_hint: Callable[[str], str | None] | None = None,
 ) -> Node:
     """Read a recipe from a file, or from a preset such as ``mpma:small``.
+
+    ``install_hint`` says what to do about a namespace whose presets are missing: the method of the host that brought the presets.
 
     If a file cannot be read, or something that it extends cannot, the node's value is None: what its blocks would be is unknown,
     so complaints about missing ones would only hide the reason.
     """
-    root = _Loader(presets, report).load(str(source))
+    root = _Loader(presets, report, install_hint).load(str(source))
     if root is None:
         return Node(None, Position(str(source)))
     for override in overrides:
@@ -68,6 +72,7 @@ def load_recipe(
 class _Loader:
     presets: Mapping[str, Path]
     report: Report
+    install_hint: Callable[[str], str | None] | None
     chain: list[str] = attrs.field(factory=list)
 
     def load(self, source: str) -> Node | None:
@@ -160,11 +165,12 @@ class _Loader:
         return None
 
     def preset_hint(self, name: str) -> str:
-        from medvlp_core.plugins import install_hint
+        from medvlp_core import plugins
 
         space = name.partition(":")[0]
         is_loaded = any(preset.partition(":")[0] == space for preset in self.presets)
-        return (not is_loaded and install_hint(space)) or did_you_mean(name, self.presets, what="presets")
+        hint = None if is_loaded else (self.install_hint or plugins.install_hint)(space)
+        return hint or did_you_mean(name, self.presets, what="presets")
 
     def file_hint(self, path: Path, otherwise: str) -> str:
         try:
@@ -205,6 +211,16 @@ def merge(base: Node, top: Node) -> Node:
 # ---------------------------------------------------------------------------------------------------------------- overrides
 
 
+def is_path(text: str) -> bool:
+    """Whether ``text`` has the form of a dotted path.
+
+    Example:
+        >>> [is_path(text) for text in ("train.steps", "train.", "")]
+        [True, False, False]
+    """
+    return all(part and not part.isspace() for part in text.split("."))
+
+
 def parse_override(kind: Literal["set", "use", "unset"], text: str, report: Report) -> Override | None:
     """Read the argument of ``--set``, ``--use`` or ``--unset``; None (and MV007) if it has not the right form.
 
@@ -215,8 +231,7 @@ def parse_override(kind: Literal["set", "use", "unset"], text: str, report: Repo
     typed = f"--{kind} {text}"
     path, has_value, value = (part.strip() for part in text.partition("="))
     forms = {"set": "--set PATH=VALUE", "use": "--use PATH=COMPONENT", "unset": "--unset PATH"}
-    is_path = all(part and not part.isspace() for part in path.split("."))
-    if not is_path or bool(has_value) == (kind == "unset") or (has_value and not value):
+    if not is_path(path) or bool(has_value) == (kind == "unset") or (has_value and not value):
         hint = (
             f"write {forms[kind]}, e.g. "
             + {

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from medvlp_core import __version__
 from medvlp_core.cli.common import Command, CommandParser, PluginCommands, print_problems
-from medvlp_core.errors import MedvlpError, Problem, did_you_mean
+from medvlp_core.errors import MedvlpError, did_you_mean
 
 #: Built-in commands: module below ``medvlp_core.cli`` and what they do.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -20,12 +20,16 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("explain", "show what a recipe amounts to: parts, dimensions, passes, losses, origins"),
     "list": ("list_components", "list the components and presets that are installed"),
     "show": ("show", "show one component or preset: parameters, ports, documentation"),
+    "docs": ("docs", "print the components of a bundle as a page in Markdown"),
     "fill": ("fill", "write a recipe with every default filled in"),
     "diff": ("diff", "compare two recipes as resolved: components, parameters, where each value comes from"),
     "schema": ("schema", "write a JSON Schema of recipes for editors"),
+    "conform": ("conform", "check the components of a bundle against all that is expected of them"),
     "kernels": ("kernels", "show which implementation of each op serves on this machine, and why not another"),
     "bench": ("bench", "measure kernels on this machine: our paths against others' ways, after a check"),
     "pretrain": ("pretrain", "train the model of a recipe"),
+    "ablate": ("ablate", "train a recipe in every combination of some values, over seeds, and compare"),
+    "new": ("new", "write a plug-in package that works, for its author to change"),
 }
 
 USAGE = 2
@@ -84,15 +88,7 @@ def _plugin_commands() -> dict[str, Command]:
     from medvlp_core.plugins import load_plugins
 
     commands = PluginCommands(taken=frozenset(COMMANDS))
-    manager = load_plugins().manager
-    for name, plugin in manager.list_name_plugin():
-        others = [other for other in manager.get_plugins() if other is not plugin]
-        try:
-            manager.subset_hook_caller("medvlp_add_commands", others)(commands=commands)
-        except Exception as error:
-            reason = error.problems[0].text if isinstance(error, MedvlpError) else f"{type(error).__name__}: {error}"
-            problem = Problem(code="MV302", text=f"plugin {name!r}: its commands are left out: {reason}")
-            print_problems([problem], sys.stderr)
+    print_problems(load_plugins().call("medvlp_add_commands", commands=commands), sys.stderr)
     return commands.found
 
 

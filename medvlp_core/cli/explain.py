@@ -7,11 +7,11 @@ from collections.abc import Iterator
 
 from medvlp_core.cli.common import add_recipe_arguments, columns, number, plan_or_complain
 from medvlp_core.cli.folding import print_folded
-from medvlp_core.cli.show import yaml_value
 from medvlp_core.components import Role, params_of
 from medvlp_core.contract import Symbol, TensorSpec
 from medvlp_core.plan import ModelPlan
 from medvlp_core.wiring import INPUTS, PlannedComponent, PortKey, Step
+from medvlp_core.wording import yaml_value
 
 #: A value with more characters than this stands outside the columns.
 LONG_VALUE = 32

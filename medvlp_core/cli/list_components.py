@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import sys
+import textwrap
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -24,6 +25,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """One role only, and only what fits a recipe, if wished."""
     parser.add_argument("--role", metavar="ROLE", choices=[role.value for role in Role], help=f"one of {', '.join(Role)}")
     text = "say which components of the role fit into this recipe (a YAML file or a preset), and why the others do not"
+    parser.add_argument("--traceback", action="store_true", help="show where broken plugins raise")
     parser.add_argument("--compatible-with", metavar="RECIPE", help=text)
 
 
@@ -40,9 +42,15 @@ def run(arguments: argparse.Namespace) -> int:
         code = _print_fits(arguments.compatible_with, Role(arguments.role), host)
     else:
         code = _print_installed(arguments.role, host)
+    print_problems((problem for plugin in host.plugins for problem in plugin.warnings), sys.stderr)
     if host.broken:
         print("broken plugins, left out:", file=sys.stderr)
-        print_problems((broken.problem for broken in host.broken), sys.stderr)
+    for broken in host.broken:
+        print_problems([broken.problem], sys.stderr)
+        if arguments.traceback and broken.traceback:
+            print(textwrap.indent(broken.traceback, "    "), end="", file=sys.stderr)
+    if not arguments.traceback and any(broken.traceback for broken in host.broken):
+        print("`medvlp list --traceback` shows where they raise", file=sys.stderr)
     return code
 
 
@@ -72,7 +80,8 @@ def _print_installed(only: str | None, host: PluginHost) -> int:
 
 
 def _first_line(kind: type[ComponentSpec]) -> str:
-    return (inspect.getdoc(kind) or "").splitlines()[0]
+    about = (inspect.getdoc(kind) or "").splitlines()[0]
+    return f"(deprecated: {kind.declaration.deprecated}) {about}" if kind.declaration.deprecated else about
 
 
 # ------------------------------------------------------------------------------------------------------------ what fits

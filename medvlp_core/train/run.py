@@ -98,7 +98,7 @@ def pretrain(
             def notify(event: Event) -> None:
                 metrics(event)
                 display(event)
-                plan.host.call("medvlp_train_event", event=event)
+                plan.host.observe("medvlp_train_event", event=event)
 
             def save(step: int) -> None:
                 path = folder / "checkpoints" / f"step-{step:07d}"
@@ -116,6 +116,8 @@ def pretrain(
 
     skipped = [*((one.path, one.reason) for one in plan.skipped), *by_reason(unable)]
     print_cards(console, cards, skipped, split=run.split)
+    for problem in plan.host.observer_problems.values():
+        console.print(str(problem), style="yellow", markup=False, soft_wrap=True)
     took = f"training and evaluation took {seconds:.0f} s"
     console.print(f"run folder: {folder}  ({took})", style="bold", markup=False, soft_wrap=True)
     return RunResult(folder=folder, built=built, cards=cards, seconds=seconds)

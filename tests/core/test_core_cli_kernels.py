@@ -46,6 +46,8 @@ PLUGIN = """\
 from medvlp_core.hooks import hookimpl
 from medvlp_core.kernels.registry import KernelOp
 
+MEDVLP_INTERFACE = 1
+
 @hookimpl
 def medvlp_register_kernels(registry):
     for name in {names!r}:

@@ -3,9 +3,10 @@
 import attrs
 import pytest
 
-from medvlp_core.components import ComponentRegistry, ComponentSpec, Role, component, param, params_of
+from medvlp_core.components import ComponentSpec, Role, SpecBlock, component, param, params_of
 from medvlp_core.contract import Contract
 from medvlp_core.errors import PluginError
+from medvlp_core.registry import ComponentRegistry
 
 
 def declare(name: str = "acme.gate") -> type[ComponentSpec]:
@@ -86,3 +87,43 @@ def test_hint_names_the_nearest_and_what_fits() -> None:
     registry.add(declare("acme.grid"))
     assert registry.hint("acme.gaet", Role.FUSION) == "did you mean 'acme.gate'? other fusion components: acme.grid"
     assert registry.hint("zzz", Role.MASKING) == "there are no masking components"
+
+
+def test_types_that_a_recipe_cannot_hold_are_refused() -> None:
+    with pytest.raises(PluginError) as caught:
+
+        @component("acme.gate", role=Role.FUSION, build="acme.fusion:Gate")
+        @attrs.frozen(kw_only=True)
+        class Odd(ComponentSpec):
+            """A gate."""
+
+            heads: list[int] = param((1,), help="heads")
+            either: int | str = param(1, help="a number or a name")
+            pair: tuple[int, int] = param((1, 2), help="two")
+            shares: dict[str, float] = param({"left": 0.5}, help="of each side", at_most=1)
+            deep: tuple[tuple[float, ...], ...] | None = param(None, help="rows")
+
+            def contract(self) -> Contract:
+                return Contract()
+
+            @classmethod
+            def examples(cls) -> tuple[ComponentSpec, ...]:
+                return (cls(), cls())
+
+    (problem,) = caught.value.problems
+    assert [detail.partition(", which")[0] for detail in problem.details] == [
+        "field 'heads' is list[int]",
+        "field 'either' is int | str",
+        "field 'pair' is tuple[int, int]",
+    ]
+
+
+def test_ranges_hold_for_the_values_of_a_mapping() -> None:
+    @attrs.frozen(kw_only=True)
+    class Shares(SpecBlock):
+        """Shares."""
+
+        shares: dict[str, float] = param({"left": 0.5}, help="of each side", at_most=1)
+
+    with pytest.raises(ValueError, match=r"must be at most 1"):
+        Shares(shares={"left": 0.5, "right": 1.5})

@@ -78,6 +78,8 @@ PLUGIN = """\
 from medvlp_core.hooks import hookimpl
 from medvlp_core.kernels.registry import KernelOp
 
+MEDVLP_INTERFACE = 1
+
 @hookimpl
 def medvlp_register_kernels(registry):
     registry.add(KernelOp(name="{space}.gate", summary="a gate", build="{space}_toy:KERNEL", benchmark="{space}_toy:{name}"))

@@ -8,7 +8,7 @@ import attrs
 import pytest
 import torch
 
-from medvlp_core.batch import ImageTextBatch, TokenBatch
+from medvlp_core.batch import FusedFeatures, ImageTextBatch, TokenBatch
 from medvlp_core.build import BuiltRun, build_component, build_run, build_source
 from medvlp_core.components import ComponentSpec, component, param
 from medvlp_core.contract import Contract
@@ -178,5 +178,61 @@ def test_a_dimension_that_nothing_fixes_is_named(plan_text) -> None:
 def test_an_undeclared_loss_is_refused(built: BuiltRun, batch: ImageTextBatch) -> None:
     gla = built.model.alignments["gla"]
     gla.forward = lambda **needs: {"global": torch.zeros(()), "surprise": torch.zeros(())}  # type: ignore[method-assign]
-    with pytest.raises(SpecError, match=r"declares the losses global, local, and returned global, surprise"):
+    with pytest.raises(SpecError, match=r"returned the losses global, surprise, expected global, local, as its contract declares"):
+        built.model(batch)
+
+
+WRONG = {
+    "tuple": ("fusion", lambda found: tuple(found), "returned tuple of 3, expected FusedFeatures of medvlp_core.batch"),
+    "port": (
+        "fusion",
+        lambda found: FusedFeatures(fused_image_tokens=found.fused_text_tokens),
+        "returned only fused_image_tokens, expected fused_text_tokens, as its contract declares",
+    ),
+    "no tensor": (
+        "fusion",
+        lambda found: FusedFeatures(fused_text_tokens=[1, 2]),
+        "returned list of 2 as fused_text_tokens, expected a tensor",
+    ),
+    "mask": ("masking", lambda found: None, "returned NoneType, expected MaskPlan of medvlp_core.batch"),
+    "decoder": (
+        "decoders.report",
+        lambda found: dict(found.losses),
+        "returned dict of 1, expected DecoderOutput of medvlp_core.batch",
+    ),
+    "losses": (
+        "alignments.gla",
+        lambda found: found["global"],
+        "returned a tensor (float32 of shape ()) of losses, expected a dict with global, local",
+    ),
+    "vector": (
+        "alignments.gla",
+        lambda found: found | {"local": torch.zeros(3)},
+        "returned a tensor (float32 of shape (3,)) as the loss 'local', expected a scalar tensor",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_module_that_returns_something_else_is_named(case: str, built: BuiltRun, batch: ImageTextBatch) -> None:
+    path, change, text = WRONG[case]
+    part = built.model.get_submodule(path)
+    right = part.forward
+    part.forward = lambda **needs: change(right(**needs))  # type: ignore[method-assign,assignment]
+    with pytest.raises(SpecError) as caught:
+        built.model(batch)
+    (problem,) = caught.value.problems
+    component = built.plan.components[f"model.{path}"]
+    assert (problem.code, problem.text, problem.position) == ("MV206", f"{component.label} {text}", component.position())
+    namespace = component.name.partition(".")[0]
+    assert problem.details[0].endswith(f" from medvlp-{namespace} {plugin_version(built, namespace)}")
+
+
+def plugin_version(built: BuiltRun, namespace: str) -> str:
+    return next(plugin.version for plugin in built.plan.host.plugins if plugin.namespace == namespace)
+
+
+def test_an_encoder_that_returns_no_tensor_is_named(built: BuiltRun, batch: ImageTextBatch) -> None:
+    built.model.text_encoder.encode = lambda *arguments, **needs: ("hidden",)  # type: ignore[union-attr,method-assign,assignment]
+    with pytest.raises(SpecError, match=r"model.text_encoder \(standard.bert\) returned tuple of 1, expected a tensor"):
         built.model(batch)

@@ -12,12 +12,14 @@ import attrs
 import pytest
 
 from medvlp_core import hooks
-from medvlp_core.components import ComponentRegistry, ComponentSpec, Role, component, param
+from medvlp_core.candidates import hook_arguments
+from medvlp_core.components import ComponentSpec, Role, component, param
 from medvlp_core.contract import Contract
 from medvlp_core.errors import PluginError
 from medvlp_core.hooks import hookimpl
 from medvlp_core.kernels.registry import KernelOp
-from medvlp_core.plugins import KNOWN_BUNDLES, PluginHost, hook_arguments, install_hint, load_kernel, load_object, load_plugins
+from medvlp_core.plugins import KNOWN_BUNDLES, PluginHost, install_hint, load_kernel, load_object, load_plugins
+from medvlp_core.registry import ComponentRegistry
 
 
 def make_spec(name: str) -> type[ComponentSpec]:
@@ -60,7 +62,7 @@ def adding_kernels(*ops: Any) -> Callable[..., None]:
 
 def module(**members: Any) -> types.ModuleType:
     found = types.ModuleType("acme_plugin")
-    vars(found).update(members)
+    vars(found).update({"MEDVLP_INTERFACE": 1, **members})
     return found
 
 
@@ -227,7 +229,7 @@ def test_a_broken_plugin_leaves_nothing_behind(case: str) -> None:
     assert not host.presets
     assert not host.kernels
     assert host.manager.get_plugin("acme") is None
-    assert "is installed and broken" in (host.install_hint("acme") or "")
+    assert (host.install_hint("acme") or "").startswith("it is left out: plugin 'acme': ")
 
 
 def test_a_bad_namespace_is_refused() -> None:
@@ -242,6 +244,8 @@ import attrs
 from medvlp_core.components import ComponentSpec, Role, component, param
 from medvlp_core.contract import Contract
 from medvlp_core.hooks import hookimpl
+
+MEDVLP_INTERFACE = 1
 
 @component("{space}.pairs", role=Role.DATA, build="nowhere:Pairs")
 @attrs.frozen(kw_only=True)
@@ -299,6 +303,7 @@ def test_a_plugin_that_fails_on_import_is_isolated(site: Path) -> None:
     assert str(first.problem).splitlines() == [
         "[MV301] plugin 'breaks_on_import' (breaks_on_import 1.2): it could not be loaded",
         "    ModuleNotFoundError: No module named 'no_such_module_at_all' (in breaks_on_import_plugin.py, line 2)",
+        "    hint: install the package that brings the module 'no_such_module_at_all'",
     ]
 
 
@@ -308,6 +313,13 @@ def test_a_namespace_has_one_owner(site: Path) -> None:
     host = load_plugins(["shared"])
     assert [plugin.distribution for plugin in host.plugins] == ["owner_a"]
     assert "already taken by owner_a" in host.broken[0].problem.text
+
+
+def test_a_stranger_cannot_push_a_bundle_of_this_repository_out(site: Path) -> None:
+    install(site, "mpma", PLUGIN, distribution="a_stranger")
+    host = load_plugins(["mpma"])
+    assert [plugin.distribution for plugin in host.plugins] == ["medvlp-mpma"]
+    assert [broken.distribution for broken in host.broken] == ["a_stranger 1.2"]
 
 
 def test_the_environment_limits_what_is_loaded(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -377,3 +389,12 @@ def test_a_kernel_is_imported_when_it_is_used(site: Path) -> None:
         with pytest.raises(PluginError) as caught:
             load_kernel(op)
         assert (caught.value.problems[0].code, caught.value.problems[0].text) == (code, text)
+
+
+def test_a_missing_optional_dependency_says_how_to_install_it(site: Path) -> None:
+    (site / "needs_a_library.py").write_text("import no_such_library\n")
+    (site / "has_another_bug.py").write_text("1 / 0\n")
+    for build, hint in (("needs_a_library:Vit", "pip install acme[vit]"), ("has_another_bug:Vit", None)):
+        with pytest.raises(PluginError) as caught:
+            load_object(build, owner="acme.vit", install="pip install acme[vit]")
+        assert caught.value.problems[0].hint == hint

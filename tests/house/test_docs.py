@@ -10,16 +10,30 @@ import pytest
 from doc_examples import Section, matches, run_section, sections
 
 from medvlp_core.blocks import InputSpec, TrainSpec
-from medvlp_core.cli.show import yaml_value
-from medvlp_core.components import SLOTS, Role, params_of
+from medvlp_core.candidates import hook_arguments
+from medvlp_core.components import INTERFACE_VERSION, SLOTS, Role, params_of
 from medvlp_core.contract import PORTS, TensorSpec
 from medvlp_core.errors import CODES
+from medvlp_core.plan import FORMAT_VERSION
 from medvlp_core.plugins import PluginHost
+from medvlp_core.wording import yaml_value
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
-RUNNABLE = ("../README.md", "concepts.md", "errors.md", "kernels.md", "ports.md", "training.md", "yaml.md")
+RUNNABLE = (
+    "../README.md",
+    "ablations.md",
+    "concepts.md",
+    "errors.md",
+    "hooks.md",
+    "kernels.md",
+    "ports.md",
+    "quickstart.md",
+    "training.md",
+    "versioning.md",
+    "yaml.md",
+)
 EXAMPLES = [(page, section) for page in RUNNABLE for section in sections(DOCS / page) if section.blocks]
 
 
@@ -85,6 +99,22 @@ def test_every_code_is_raised_somewhere() -> None:
     text = "\n".join(path.read_text(encoding="utf-8") for path in files)
     assert not {code for code in CODES if f'"{code}"' not in text}
     assert set(re.findall(r"MV\d{3}", text)) <= set(CODES)
+
+
+def test_every_hook_is_documented_with_its_arguments() -> None:
+    text = (DOCS / "hooks.md").read_text(encoding="utf-8")
+    titles = re.findall(r"^## (medvlp_\w+)\((.*)\)$", text, re.MULTILINE)
+    assert {name: tuple(arguments.split(", ")) for name, arguments in titles} == hook_arguments()
+    for section in sections(DOCS / "hooks.md")[1:]:
+        rows = re.findall(r"^\| (called|forbidden|if it raises) \|", section.text, re.MULTILINE)
+        assert (section.title, rows) == (section.title, ["called", "forbidden", "if it raises"])
+        assert f"\ndef {section.title.partition('(')[0]}(" in section.text
+
+
+def test_versions_on_the_page_are_those_of_the_core() -> None:
+    text = (DOCS / "versioning.md").read_text(encoding="utf-8")
+    assert f"| recipe format | `medvlp: {FORMAT_VERSION}` at the top of a recipe | {FORMAT_VERSION} |" in text
+    assert f"| plug-in interface | `MEDVLP_INTERFACE = {INTERFACE_VERSION}` in a plug-in's module | {INTERFACE_VERSION} |" in text
 
 
 def test_pages_name_no_unknown_code() -> None:

@@ -15,6 +15,8 @@ BUNDLES = sorted(path.parent.parent.name for path in ROOT.glob("plugins/*/*/plug
 CORE = (
     "errors",
     "components",
+    "registry",
+    "candidates",
     "contract",
     "blocks",
     "hooks",
@@ -30,15 +32,26 @@ PLANNING = (
     "connect",
     "plan",
     "compose",
+    "wording",
     "schema",
+    "reference_pages",
     "compatible",
     "cli",
     "cli.check",
     "cli.explain",
     "cli.show",
+    "cli.docs",
     "cli.list_components",
     "cli.diff",
+    "cli.ablate",
+    "ablate.grid",
+    "ablate.folder",
+    "ablate.results",
+    "ablate.table",
+    "ablate.picture",
     "cli.kernels",
+    "cli.new",
+    "scaffold.package",
 )
 LIGHT = ("medvlp_core", *(f"medvlp_core.{room}" for room in (*CORE, *PLANNING)))
 
@@ -74,10 +87,12 @@ def test_every_bundle_declares_without_torch() -> None:
         "list",
         "list --role decoder --compatible-with mpma:small",
         "schema",
+        "docs mpma",
         "check mpma:small",
         "explain mpma:small",
         "fill mpma:small",
         "diff mpma:small mpma:small",
+        "ablate mpma:small --over train.steps=1,2 --dry-run",
     ],
 )
 def test_commands_without_torch(command: str) -> None:

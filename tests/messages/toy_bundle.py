@@ -10,8 +10,9 @@ import attrs
 from medvlp_core.components import ComponentSpec, Role, component, param
 from medvlp_core.contract import AtLeast, Contract, Divides, TensorSpec
 from medvlp_core.hooks import hookimpl
-from medvlp_core.plugins import PluginComponents
+from medvlp_core.registry import PluginComponents
 
+MEDVLP_INTERFACE = 1
 BUILD = "toy_modules:Nothing"
 
 
@@ -42,6 +43,7 @@ class WordsSpec(Toy):
     size: int = param(500, help="words", at_least=10)
     length: int = param(64, help="longest report, tokens", at_least=2)
     cased: bool = param(False, help="keep capital letters")
+    keep_case: bool = param(False, help="keep capital letters", deprecated="use cased")
 
     def contract(self) -> Contract:
         rows = {"token_ids": f"B {self.length}:int @clean", "text_is_valid": f"B {self.length}:bool"}
@@ -124,6 +126,12 @@ class CrossAttentionSpec(Toy):
         )
 
 
+@component("toy.late_fusion", role=Role.FUSION, build=BUILD, deprecated="use toy.cross_attention, which does the same")
+@attrs.frozen(kw_only=True)
+class LateFusionSpec(CrossAttentionSpec):
+    """The former name of toy.cross_attention; it goes on working."""
+
+
 @component("toy.contrast", role=Role.ALIGNMENT, build=BUILD)
 @attrs.frozen(kw_only=True)
 class ContrastSpec(Toy):
@@ -196,6 +204,7 @@ SPECS: tuple[type[ComponentSpec], ...] = (
     VitSpec,
     BertSpec,
     CrossAttentionSpec,
+    LateFusionSpec,
     ContrastSpec,
     PixelsSpec,
     MlmSpec,
@@ -207,6 +216,7 @@ SPECS: tuple[type[ComponentSpec], ...] = (
 def medvlp_register_components(registry: PluginComponents) -> None:
     for spec in SPECS:
         registry.add(spec)
+    registry.retire("toy.early_fusion", since="0.3", text="use toy.cross_attention")
 
 
 @hookimpl

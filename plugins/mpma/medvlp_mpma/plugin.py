@@ -12,7 +12,10 @@ from medvlp_mpma.specs import SPECS
 
 if TYPE_CHECKING:
     from medvlp_core.kernels.registry import PluginKernels
-    from medvlp_core.plugins import PluginComponents
+    from medvlp_core.registry import PluginComponents
+
+#: The version of medvlp's plugin interface that this bundle is written for.
+MEDVLP_INTERFACE = 1
 
 PRESETS = Path(__file__).parent / "presets"
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from medvlp_core.components import Role
 from medvlp_core.hooks import hookimpl
-from medvlp_core.plugins import PluginComponents
+from medvlp_core.registry import PluginComponents
 from medvlp_standard.hf_facts import local_folder
 from medvlp_standard.specs import alignment, data, decoders, evaluators, fusion, image_encoders, masking, text_encoders, tokenizers
 from medvlp_standard.specs.text_encoders import HfTextSpec
@@ -15,6 +15,9 @@ from medvlp_standard.specs.tokenizers import HfTokenizerSpec
 if TYPE_CHECKING:
     from medvlp_core.errors import Report
     from medvlp_core.plan import ModelPlan
+
+#: The version of medvlp's plugin interface that this bundle is written for.
+MEDVLP_INTERFACE = 1
 
 ROOMS = (data, tokenizers, masking, image_encoders, text_encoders, fusion, alignment, decoders, evaluators)
 
