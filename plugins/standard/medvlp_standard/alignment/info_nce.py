@@ -30,10 +30,10 @@ class InfoNce(PooledAlignment):
     def forward(  # type: ignore[override]
         self,
         image_tokens: Tensor,
-        image_prefix: Tensor,
         text_tokens: Tensor,
         text_is_valid: Tensor,
         token_ids: Tensor | None = None,
+        image_prefix: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The contrastive loss of a batch; 0 for a single pair."""
         image = self.heads.image(image_tokens, image_prefix)

@@ -34,9 +34,13 @@ class GlobalHeads(nn.Module):
         self.image_projection = projection(dims["Di"], spec.dim, spec.projection)
         self.text_projection = projection(dims["Dt"], spec.dim, spec.projection)
 
-    def image(self, image_tokens: Tensor, image_prefix: Tensor) -> Tensor:
-        """The image vector."""
-        pooled = image_prefix[:, 0] if self.image_pool == "cls" else image_tokens.mean(dim=1)
+    def image(self, image_tokens: Tensor, image_prefix: Tensor | None) -> Tensor:
+        """The image vector; only the pool ``cls`` looks at prefix tokens."""
+        if self.image_pool == "cls":
+            assert image_prefix is not None, "the contract needs it"
+            pooled = image_prefix[:, 0]
+        else:
+            pooled = image_tokens.mean(dim=1)
         return F.normalize(self.image_projection(pooled), dim=-1)
 
     def text(self, text_tokens: Tensor, text_is_valid: Tensor) -> Tensor:
@@ -89,11 +93,11 @@ class WordPatchAlignment(PooledAlignment):
     def forward(  # type: ignore[override]
         self,
         image_tokens: Tensor,
-        image_prefix: Tensor,
         text_tokens: Tensor,
         text_is_valid: Tensor,
         word_ids: Tensor,
         text_is_masked: Tensor | None = None,
+        image_prefix: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Both losses of a batch."""
         image, text = self.heads.image(image_tokens, image_prefix), self.heads.text(text_tokens, text_is_valid)
@@ -106,11 +110,11 @@ class WordPatchAlignment(PooledAlignment):
     def attention_maps(
         self,
         image_tokens: Tensor,
-        image_prefix: Tensor,
         text_tokens: Tensor,
         text_is_valid: Tensor,
         word_ids: Tensor,
         text_is_masked: Tensor | None = None,
+        image_prefix: Tensor | None = None,
     ) -> Tensor:
         """What each token's word attends to, (B, L, S), rows sum to 1; special tokens: equal weights."""
         words, is_word = self._words(text_tokens, word_ids, scored_words(text_is_valid, word_ids, None))

@@ -53,10 +53,10 @@ class SigLip(PooledAlignment):
     def forward(  # type: ignore[override]
         self,
         image_tokens: Tensor,
-        image_prefix: Tensor,
         text_tokens: Tensor,
         text_is_valid: Tensor,
         token_ids: Tensor | None = None,
+        image_prefix: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The matching loss of a batch."""
         image = self.heads.image(image_tokens, image_prefix)

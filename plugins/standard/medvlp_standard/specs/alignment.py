@@ -28,16 +28,17 @@ class AlignmentSpec(ComponentSpec):
 
     def base_contract(self, *, losses: tuple[str, ...], needs: dict[str, str] | None = None) -> Contract:
         """Tokens of the chosen view in, vectors of width ``dim`` out; ``needs`` adds ports."""
+        prefix = {"image_prefix": f"B P Di @{self.view}"} if self.image_pool == "cls" else {}
         return Contract(
             needs={
                 "image_tokens": f"B S Di @{self.view}",
-                "image_prefix": f"B P Di @{self.view}",
+                **prefix,
                 "text_tokens": f"B L Dt @{self.view}",
                 "text_is_valid": "B L:bool",
                 **(needs or {}),
             },
             gives={"image_embedding": f"B {self.dim}", "text_embedding": f"B {self.dim}"},
-            require=(AtLeast("P", 1, field="image_pool"),) if self.image_pool == "cls" else (),
+            require=(AtLeast("P", 1, field="image_pool"),) if prefix else (),
             losses=losses,
         )
 

@@ -154,20 +154,18 @@ def _check(
     if gate is not None and tuple(gate.shape) not in ((heads,), (batch, queries, heads)):
         faults.append(f"gate has the shape {tuple(gate.shape)}, expected {(heads,)} or {(batch, queries, heads)}")
     faults += calls.place_faults(q, [("k", k), ("v", v), ("mem_k", mem_k), ("mem_v", mem_v)], small.items())
-    faults += [
-        f"{name} is {x.dtype}, expected floating-point numbers"
-        for name in ("mem_bias", "gate")
-        if (x := small[name]) is not None and not x.dtype.is_floating_point
-    ]
+    for name in ("mem_bias", "gate"):
+        tensor = small[name]
+        if tensor is not None and not tensor.dtype.is_floating_point:
+            faults.append(f"{name} is {tensor.dtype}, expected floating-point numbers")
     faults += calls.number_faults(scale, dropout_p)
     mask = small["key_is_valid"]
     if mask is not None and mask.dtype != torch.bool:
         faults.append(f"key_is_valid is {mask.dtype}, expected torch.bool")
-    faults += [
-        f"{name} is {x.dtype}, expected whole numbers"
-        for name in ("key_lens", "query_lens")
-        if (x := small[name]) is not None and (x.dtype.is_floating_point or x.dtype == torch.bool)
-    ]
+    for name in ("key_lens", "query_lens"):
+        tensor = small[name]
+        if tensor is not None and (tensor.dtype.is_floating_point or tensor.dtype == torch.bool):
+            faults.append(f"{name} is {tensor.dtype}, expected whole numbers")
     if gate is not None and (mem_bias is not None or return_lse):
         faults.append("gate has two softmaxes, so that mem_bias changes nothing and there is no common lse")
     calls.refuse(NAME, faults)
