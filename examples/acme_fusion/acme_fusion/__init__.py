@@ -1,0 +1,1 @@
+"""A fusion for medvlp: ``acme_fusion.gated_attention``."""
