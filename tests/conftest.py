@@ -8,6 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Several test processes share the cores; and a width of 80 that only xdist's workers have would fold what commands print.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.pop("COLUMNS", None)
 # Kernels are tested in Triton's interpreter, which is chosen when Triton is imported: before any other test does that. Then the
 # variable goes again, so that commands and pages show what a user sees.
 os.environ["TRITON_INTERPRET"] = "1"

@@ -48,14 +48,15 @@ def restore(run: EvaluationRun, port: str, batch: ImageTextBatch, *, seed: int) 
     """The prediction of the decoder that gives ``port``, and what was hidden from it: (B, N) or (B, L), True = hidden.
 
     Only what that decoder needs is computed. Masks depend on ``seed`` and the texts alone, so two batches that differ in their
-    images have the same things hidden.
+    images have the same things hidden. torch's random state stays as it was.
     """
     decoder = run.giver(port)
     hidden: PortKey = ("text_is_masked" if port == "word_logits" else "image_is_masked", "masked")
     takes = run.plan.takes(decoder.path)
-    torch.manual_seed(seed)
-    ports = run.model.ports(batch, hidden, *(key for _, key in takes))
-    output = run.model.decoders[decoder.slot](**{argument: ports[key] for argument, key in takes})
+    with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        ports = run.model.ports(batch, hidden, *(key for _, key in takes))
+        output = run.model.decoders[decoder.slot](**{argument: ports[key] for argument, key in takes})
     return output.prediction.float(), ports[hidden]
 
 

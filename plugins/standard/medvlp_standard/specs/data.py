@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import attrs
 
@@ -52,8 +53,12 @@ class ManifestSpec(ComponentSpec):
 
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:
-        """A CSV of reports, and JSON lines with labels in columns of their own."""
-        return (cls(path="studies.csv"), cls(path="studies.jsonl", label_columns=("Pneumonia",), text_kind="template"))
+        """A few drawn chests that lie in this package: a CSV of reports, and JSON lines with labels in columns of their own."""
+        folder = Path(__file__).parent.parent / "example_data"
+        return (
+            cls(path=str(folder / "studies.csv")),
+            cls(path=str(folder / "studies.jsonl"), label_columns=("Pneumonia",), text_kind="template"),
+        )
 
 
 SPECS: tuple[type[ComponentSpec], ...] = (ManifestSpec,)
