@@ -52,6 +52,7 @@ PLANNING = (
     "cli.kernels",
     "cli.new",
     "scaffold.package",
+    "testing.partners.plugin",
 )
 LIGHT = ("medvlp_core", *(f"medvlp_core.{room}" for room in (*CORE, *PLANNING)))
 

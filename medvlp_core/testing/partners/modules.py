@@ -1,0 +1,182 @@
+"""The partners that are torch modules: as few layers as the role allows, with everything that the role asks for."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medvlp_core.batch import DecoderOutput, FusedFeatures, ImageFeatures, MaskPlan
+from medvlp_core.contrast import symmetric_info_nce
+from medvlp_core.interfaces import Alignment, Decoder, Dims, Fusion, ImageEncoder, Masking, TextEncoder
+from medvlp_core.layers import CrossAttentionBlock, LearnedScale, SelfAttentionBlock
+from medvlp_core.ops import masked_mean, patchify, random_patch_mask, random_word_mask, restore_masked, visible_count
+from medvlp_core.restoration import hidden_patch_loss, word_loss
+from medvlp_core.testing.partners.specs import (
+    AlignmentSpec,
+    FusionSpec,
+    ImageDecoderSpec,
+    ImageEncoderSpec,
+    MaskingSpec,
+    ReportDecoderSpec,
+    TextEncoderSpec,
+)
+
+
+class RandomMasking(Masking):
+    """Hides patches and whole words, each modality on its own."""
+
+    def __init__(self, spec: MaskingSpec, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        self.spec = spec
+        self.mask_id = dims["Mask"]
+        self.patches = dims["GH"] * dims["GW"]
+
+    def forward(self, token_ids: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> MaskPlan:  # type: ignore[override]
+        """Draw a plan for one batch."""
+        visible = visible_count(self.patches, self.spec.image_ratio)
+        text_is_masked = random_word_mask(word_ids, text_is_valid, self.spec.text_ratio, whole_words=True)
+        return MaskPlan(
+            image_is_masked=random_patch_mask(len(token_ids), self.patches, visible, token_ids.device),
+            text_is_masked=text_is_masked,
+            token_ids=token_ids.masked_fill(text_is_masked, self.mask_id),
+        )
+
+
+class PatchEncoder(ImageEncoder):
+    """Patches to tokens, each with its position; hidden ones are dropped, or a mask token stands in their place."""
+
+    def __init__(self, spec: ImageEncoderSpec, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        self.grid = (spec.rows, spec.columns)
+        pixels = spec.channels * (spec.height // spec.rows) * (spec.width // spec.columns)
+        self.embed = nn.Linear(pixels, spec.token_width)
+        self.positions = nn.Parameter(torch.randn(spec.rows * spec.columns, spec.token_width) * 0.02)
+        self.prefix = nn.Parameter(torch.randn(spec.prefix, spec.token_width) * 0.02) if spec.prefix else None
+        self.mask_token = nn.Parameter(torch.randn(spec.token_width) * 0.02) if spec.hidden == "replaced" else None
+        self.block = SelfAttentionBlock(spec.token_width, spec.heads, 2 * spec.token_width)
+        self.norm = nn.LayerNorm(spec.token_width)
+
+    def forward(self, image: Tensor, image_is_masked: Tensor | None = None) -> ImageFeatures:
+        """Encode all patches, or without the pixels of the hidden ones."""
+        tokens = self.embed(patchify(image, *self.grid))
+        if image_is_masked is not None and self.mask_token is not None:
+            tokens = torch.where(image_is_masked[..., None], self.mask_token.to(tokens.dtype), tokens)
+        tokens = tokens + self.positions
+        if image_is_masked is not None and self.mask_token is None:
+            tokens = visible_tokens(tokens, image_is_masked)
+        count = 0
+        if self.prefix is not None:
+            count = len(self.prefix)
+            tokens = torch.cat([self.prefix.to(tokens.dtype).expand(len(tokens), -1, -1), tokens], dim=1)
+        tokens = self.norm(self.block(tokens))
+        return ImageFeatures(image_tokens=tokens[:, count:], image_prefix=tokens[:, :count])
+
+
+def visible_tokens(tokens: Tensor, is_hidden: Tensor) -> Tensor:
+    """The tokens that are not hidden, in their order: (B, N, D), (B, N) to (B, Nv, D); Nv is the same in every row."""
+    visible = int((~is_hidden[0]).sum().item())
+    torch._check(visible >= 1)  # so that a compiler need not know the number
+    torch._check(visible <= is_hidden.shape[1])
+    order = is_hidden.to(torch.int8).argsort(dim=1, stable=True)
+    return tokens.gather(1, order.narrow(1, 0, visible)[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+class WordEncoder(TextEncoder):
+    """``x = word + position``, then one block over the valid tokens."""
+
+    def __init__(self, spec: TextEncoderSpec, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        self.words = nn.Embedding(dims["V"], spec.width)
+        self.positions = nn.Parameter(torch.randn(dims["L"], spec.width) * 0.02)
+        self.block = SelfAttentionBlock(spec.width, spec.heads, 2 * spec.width)
+        self.norm = nn.LayerNorm(spec.width)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Words and their positions."""
+        return self.words(token_ids) + self.positions[: token_ids.shape[1]]
+
+    def encode(self, text_embeddings: Tensor, text_is_valid: Tensor) -> Tensor:
+        """Mix the valid tokens."""
+        return self.norm(self.block(text_embeddings, text_is_valid))
+
+
+class CrossAttention(Fusion):
+    """One block in which text tokens attend to each other and to image tokens."""
+
+    def __init__(self, spec: FusionSpec, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        width = dims["Dt"]
+        self.block = CrossAttentionBlock(width, spec.heads, 2 * width, memory_width=dims["Di"])
+        self.norm = nn.LayerNorm(width)
+
+    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:  # type: ignore[override]
+        """Let the text attend to the image."""
+        return FusedFeatures(fused_text_tokens=self.norm(self.block(text_tokens, image_tokens, text_is_valid)))
+
+    def attention_maps(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> Tensor:
+        """Text-to-image weights, mean over heads, (B, L, S)."""
+        return self.block.cross_weights(text_tokens, image_tokens, text_is_valid).mean(dim=1)
+
+
+class InfoNce(Alignment):
+    """``CE(s) + CE(s^T)``, s the scaled cosines between the mean patch of each image and the mean word of each text."""
+
+    def __init__(self, spec: AlignmentSpec, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        self.image = nn.Linear(dims["Di"], spec.dim)
+        self.text = nn.Linear(dims["Dt"], spec.dim)
+        self.scale = LearnedScale(0.1)
+
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        """The loss ``global``."""
+        image, text = self._image_vector(image_tokens), self._text_vector(text_tokens, text_is_valid)
+        return {"global": symmetric_info_nce(image, text, self.scale())}
+
+    def embed_image(self, image_tokens: Tensor, image_prefix: Tensor) -> Tensor:
+        """The mean patch in the shared space."""
+        return self._image_vector(image_tokens)
+
+    def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> Tensor:
+        """The mean valid token in the shared space."""
+        return self._text_vector(text_tokens, text_is_valid)
+
+    def _image_vector(self, tokens: Tensor) -> Tensor:
+        return F.normalize(self.image(tokens.mean(dim=1)), dim=-1)
+
+    def _text_vector(self, tokens: Tensor, is_valid: Tensor) -> Tensor:
+        return F.normalize(self.text(masked_mean(tokens, is_valid)), dim=-1)
+
+
+class PatchDecoder(Decoder):
+    """Visible tokens at their places, a mask token at the others, one block, a linear map to pixels."""
+
+    def __init__(self, spec: ImageDecoderSpec, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        self.grid = rows, columns = dims["GH"], dims["GW"]
+        pixels = dims["C"] * (dims["H"] // rows) * (dims["W"] // columns)
+        self.embed = nn.Linear(dims["Di"], spec.width)
+        self.mask_token = nn.Parameter(torch.randn(spec.width) * 0.02)
+        self.positions = nn.Parameter(torch.randn(rows * columns, spec.width) * 0.02)
+        self.block = SelfAttentionBlock(spec.width, 2, 2 * spec.width)
+        self.to_pixels = nn.Linear(spec.width, pixels)
+
+    def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:  # type: ignore[override]
+        """Restore every patch; the loss ``reconstruction`` is that of the hidden ones."""
+        tokens = restore_masked(self.embed(image_tokens), image_is_masked, self.mask_token) + self.positions
+        prediction = self.to_pixels(self.block(tokens))
+        loss = hidden_patch_loss(prediction, patchify(image, *self.grid), image_is_masked)
+        return DecoderOutput({"reconstruction": loss}, prediction)
+
+
+class WordDecoder(Decoder):
+    """``logits = W x + b`` at the hidden tokens."""
+
+    def __init__(self, spec: ReportDecoderSpec, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        self.to_vocabulary = nn.Linear(dims["Df"], dims["V"])
+
+    def forward(self, text_tokens: Tensor, token_ids: Tensor, text_is_masked: Tensor) -> DecoderOutput:  # type: ignore[override]
+        """Predict the hidden words; the loss ``words`` is their mean cross-entropy."""
+        logits = self.to_vocabulary(text_tokens[text_is_masked])
+        return DecoderOutput({"words": word_loss(logits, token_ids[text_is_masked])}, logits)

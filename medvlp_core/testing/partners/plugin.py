@@ -1,0 +1,17 @@
+"""Registers the kit's partners. Light: no torch here or in ``specs``. Only the kit loads it; it has no entry point."""
+
+from __future__ import annotations
+
+from medvlp_core.hooks import hookimpl
+from medvlp_core.registry import PluginComponents
+from medvlp_core.testing.partners.specs import SPECS
+
+#: The version of medvlp's plugin interface that this bundle is written for.
+MEDVLP_INTERFACE = 1
+
+
+@hookimpl
+def medvlp_register_components(registry: PluginComponents) -> None:
+    """Register every spec of the bundle."""
+    for spec in SPECS:
+        registry.add(spec)

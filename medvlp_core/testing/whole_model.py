@@ -1,0 +1,239 @@
+"""Puts a component into a complete model: the kit's partners take the other roles, in sizes that fit it."""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+
+from medvlp_core.build import BuiltRun, build_run
+from medvlp_core.components import SLOTS, Role
+from medvlp_core.compose import plan_recipe
+from medvlp_core.contract import PORTS
+from medvlp_core.errors import MedvlpError, Problem, SpecError
+from medvlp_core.plan import ModelPlan, plain
+from medvlp_core.plugins import PluginHost
+from medvlp_core.testing.checks import CheckFailed, NotApplicable
+from medvlp_core.testing.partners import plugin as partners
+from medvlp_core.testing.scene import number_of
+from medvlp_core.testing.subject import Example, Subject
+from medvlp_core.train.events import Event, StepDone
+from medvlp_core.train.loop import train
+from medvlp_core.train.metrics_file import MetricsFile
+from medvlp_core.train.run import METRICS
+from medvlp_core.yamlio import dump_yaml
+
+CPU = torch.device("cpu")
+STEPS, PAIRS = 2, 4
+#: Slot of a tested alignment, decoder or evaluator.
+TESTED = "tested"
+
+
+@attrs.frozen(kw_only=True)
+class Trained:
+    """A model after some steps, with what each step said. ``folder`` holds metrics and takes what a check writes."""
+
+    example: Example
+    plan: ModelPlan
+    built: BuiltRun
+    steps: tuple[StepDone, ...]
+    folder: Path
+
+
+def host_with_partners(subject: Subject) -> PluginHost:
+    """A host of the tested bundle and the kit's own."""
+    namespace = subject.name.partition(".")[0]
+    host = PluginHost.from_modules({"kit": partners, namespace: subject.host.manager.get_plugin(namespace)})
+    if host.broken:
+        raise CheckFailed(f"the bundle {namespace!r} cannot be loaded beside the kit's: {host.broken[0].reason}")
+    return host
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder for one model; it goes when the model is done with."""
+    with tempfile.TemporaryDirectory(prefix="medvlp-conform-") as name:
+        yield Path(name)
+
+
+def trained_models(subject: Subject) -> Iterator[Trained]:
+    """Every example in a model that was trained for two steps. For checks that come after ``trains_in_a_model``.
+
+    Raises:
+        NotApplicable: there is no such model, or it does not train.
+    """
+    host = host_with_partners(subject)
+    for example in subject.examples:
+        with scratch_folder() as folder:
+            try:
+                trained = train_model(example, plan_model(example, host, folder), folder)
+            except NotApplicable:
+                raise
+            except Exception as error:
+                raise NotApplicable(f"{example} does not train in a model; trains_in_a_model says why") from error
+            yield trained
+
+
+def train_model(example: Example, plan: ModelPlan, folder: Path) -> Trained:
+    """Build a plan and train it for its two steps, with smaller batches if the data have few pairs.
+
+    Raises:
+        NotApplicable: the tested data have no pairs to train on.
+        MedvlpError: it cannot be built or trained.
+    """
+    if example.role is Role.DATA and not any(record.text.strip() for record in example.build().records("train")):
+        raise NotApplicable(f"{example} has no texts in the split 'train' to train on")
+    built = build_run(plan, seed=0)
+    settings = attrs.evolve(plan.train, batch_size=min(PAIRS, len(built.pipeline.records("train"))))
+    steps: list[StepDone] = []
+    with MetricsFile(folder / METRICS, log_every_steps=1) as metrics:
+
+        def notify(event: Event) -> None:
+            metrics(event)
+            if isinstance(event, StepDone):
+                steps.append(event)
+
+        train(built.model, built.pipeline, settings, device=CPU, notify=notify, save=lambda step: None)
+    return Trained(example=example, plan=plan, built=built, steps=tuple(steps), folder=folder)
+
+
+# ---------------------------------------------------------------------------------------------------------------------- recipe
+
+
+def plan_model(example: Example, host: PluginHost, folder: Path) -> ModelPlan:
+    """Plan a model around an example: with as many of the partners' losses as it can have.
+
+    An image encoder without a masked view has no patches to restore, a fusion of images alone no words: then those decoders are
+    left out.
+
+    Raises:
+        CheckFailed: it fits into none.
+        NotApplicable: it needs a port that no partner gives.
+    """
+    strange = [need.port for need in example.contract.needs.values() if need.port not in PORTS and not need.is_optional]
+    if strange:
+        raise NotApplicable(f"it needs {', '.join(map(str, strange))}, which no partner of the kit gives")
+    document = recipe(example)
+    heads = [("alignments", "pairs"), ("decoders", "image"), ("decoders", "report")]
+    heads = [(kind, slot) for kind, slot in heads if slot in document["model"][kind]]
+    least: SpecError | None = None
+    is_unused = False
+    for left_out in itertools.chain.from_iterable(itertools.combinations(heads, count) for count in range(len(heads) + 1)):
+        model = {**document["model"]}
+        for kind, slot in left_out:
+            model[kind] = {name: block for name, block in model[kind].items() if name != slot}
+        path = folder / "recipe.yaml"
+        path.write_text(dump_yaml({**document, "model": model}), encoding="utf-8")
+        try:
+            plan = plan_recipe(path, host=host)
+        except SpecError as error:
+            least = error if least is None or len(error.problems) < len(least.problems) else least
+            continue
+        if not any(_is_unused(problem, example) for problem in plan.warnings):
+            return plan
+        is_unused = True
+    what = "no loss of the kit's partners needs what it gives" if is_unused else "it fits into no model of the kit's partners"
+    raise CheckFailed(f"{example}: {what}" + (f": {without_places(least)}" if least else ""))
+
+
+def without_places(error: MedvlpError) -> str:
+    """The first problem of an error, without its place in a recipe that nobody can look at any more."""
+    return str(attrs.evolve(error.problems[0], position=None)) if error.problems else str(error)
+
+
+def _is_unused(problem: Problem, example: Example) -> bool:
+    return problem.code == "MV208" and f"({example.name})" in problem.text
+
+
+def recipe(example: Example) -> dict[str, Any]:
+    """A complete recipe with the example in its slot, as plain data."""
+    rows, columns = _grid(example)
+    tokens = next((need for need in example.contract.needs.values() if need.port == "image_tokens"), None)
+    text_ports = ("text_tokens", "text_embeddings", "fused_text_tokens", "fused_text_embeddings")
+    width, image_width = (
+        _size(example, text_ports, 2, 24),
+        _size(example, ("image_tokens", "image_prefix", "fused_image_tokens"), 2, 24),
+    )
+    given = {spec.port for spec in example.contract.gives.values()} if example.role is Role.FUSION else {"fused_text_tokens"}
+    has_text = bool(given & {"fused_text_tokens", "fused_text_embeddings"})
+    document: dict[str, Any] = {
+        "medvlp": 1,
+        "data": {"use": "kit.pairs"},
+        "tokenizer": {
+            "use": "kit.words",
+            "size": _size(example, ("vocabulary",), 0, 64),
+            "max_length": _size(example, ("token_ids", "text_is_valid", *text_ports), 1, 24),
+        },
+        "model": {
+            "masking": {"use": "kit.masking"},
+            "image_encoder": {
+                "use": "kit.image_encoder",
+                "channels": _size(example, ("image", "image_target"), 1, 1),
+                "height": _size(example, ("image",), 2, 8 * rows),
+                "width": _size(example, ("image",), 3, 8 * columns),
+                "rows": rows,
+                "columns": columns,
+                "token_width": image_width,
+                "heads": _heads(image_width),
+                "prefix": _size(example, ("image_prefix",), 1, 1),
+                "hidden": (tokens.layout if tokens else None) or "dropped",
+            },
+            "text_encoder": {"use": "kit.text_encoder", "width": width, "heads": _heads(width)},
+            "fusion": {"use": "kit.fusion", "heads": _heads(width)},
+            "alignments": {"pairs": {"use": "kit.alignment"}},
+            "decoders": {
+                "image": {"use": "kit.image_decoder", "reads": "image_tokens" if has_text else "fused_image_tokens"},
+                "report": {"use": "kit.report_decoder", "reads": "fused_text_tokens" if has_text else "text_tokens"},
+            },
+        },
+        "train": {"steps": STEPS, "batch_size": PAIRS, "learning_rate": 1e-3, "warmup_fraction": 0.0},
+    }
+    _put(document, example)
+    return document
+
+
+def _put(document: dict[str, Any], example: Example) -> None:
+    """Set the tested component into its slot; an alignment takes the partner's place, a decoder that of one that does the same."""
+    block = {"use": example.name, **plain(example.spec)}
+    *parents, slot = SLOTS[example.role].split(".")
+    place = document
+    for parent in parents:
+        place = place.setdefault(parent, {})
+    if slot != "*":
+        place[slot] = block
+        return
+    if example.role is Role.ALIGNMENT:
+        place.pop("pairs")
+    if example.role is Role.DECODER:
+        does = {spec.port for spec in example.contract.gives.values()}
+        for name, port in (("image", "patch_prediction"), ("report", "word_logits")):
+            if port in does:
+                place.pop(name)
+    place[TESTED] = block
+
+
+def _size(example: Example, ports: tuple[str, ...], axis: int, default: int) -> int:
+    """The number that the example needs at an axis of the first of these ports that it takes."""
+    for need in example.contract.needs.values():
+        if need.port in ports and axis < len(need.dims):
+            found = number_of(need.dims[axis], example.sizes)
+            if found is not None:
+                return found
+    return default
+
+
+def _grid(example: Example) -> tuple[int, int]:
+    """Rows and columns of patches: those that the example needs, or as square as its number of patches allows."""
+    patches = example.patches
+    rows = next(rows for rows in range(int(patches**0.5), 0, -1) if patches % rows == 0)
+    return _size(example, ("image_grid",), 0, rows), _size(example, ("image_grid",), 1, patches // rows)
+
+
+def _heads(width: int) -> int:
+    return 2 if width % 2 == 0 else 1

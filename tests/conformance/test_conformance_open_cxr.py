@@ -1,0 +1,5 @@
+"""The bundle open_cxr against the conformance kit, as a stranger's plugin would be."""
+
+from medvlp_core.testing import conformance
+
+test_open_cxr = conformance("open_cxr")

@@ -1,0 +1,217 @@
+"""The modules of ``broken_specs``, alignments and decoders: each a partner of the kit with one thing changed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from medvlp_core.batch import DecoderOutput
+from medvlp_core.contrast import symmetric_info_nce
+from medvlp_core.interfaces import Alignment, Decoder, Dims
+from medvlp_core.ops import masked_mean, patchify
+from medvlp_core.testing.partners.modules import InfoNce, PatchDecoder, WordDecoder
+
+
+class ChangedAlignment(InfoNce):
+    """The partner, with what :meth:`change` makes of its loss."""
+
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        """Measure, then change."""
+        return self.change(super().forward(image_tokens, text_tokens, text_is_valid)["global"], image_tokens)
+
+    def change(self, loss: Tensor, image_tokens: Tensor) -> dict[str, Tensor]:
+        """What is wrong."""
+        return {"global": loss}
+
+
+class HasASecretLoss(ChangedAlignment):
+    """Gives a term that it does not declare."""
+
+    def change(self, loss: Tensor, image_tokens: Tensor) -> dict[str, Tensor]:
+        """Two."""
+        return {"global": loss, "local": loss}
+
+
+class AveragesPaddingInItsLoss(ChangedAlignment):
+    """Takes the mean of all positions in its loss."""
+
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        """Padding too."""
+        return super().forward(image_tokens, text_tokens, torch.ones_like(text_is_valid))
+
+
+class LosesPrecision(ChangedAlignment):
+    """Gives its loss in the dtype of the features."""
+
+    def change(self, loss: Tensor, image_tokens: Tensor) -> dict[str, Tensor]:
+        """Half as long under autocast."""
+        return {"global": loss.to(image_tokens.dtype)}
+
+
+class RestsEveryOtherStep(ChangedAlignment):
+    """Uses a parameter in every other step."""
+
+    def __init__(self, spec: Any, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        self.offset = nn.Parameter(torch.ones(()))
+        self.calls = 0
+
+    def change(self, loss: Tensor, image_tokens: Tensor) -> dict[str, Tensor]:
+        """Sometimes more."""
+        self.calls += self.training
+        return {"global": loss + self.offset.square() if self.calls % 2 or not self.training else loss}
+
+
+class ForgetsToNormalise(InfoNce):
+    """Gives text vectors of any length."""
+
+    def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> Tensor:
+        """Three times as long."""
+        return 3 * super().embed_text(text_tokens, text_is_valid, word_ids)
+
+
+class WeighsTheFirstPair(ChangedAlignment):
+    """Adds what only the first image has."""
+
+    def change(self, loss: Tensor, image_tokens: Tensor) -> dict[str, Tensor]:
+        """The first counts more."""
+        return {"global": loss + 0.1 * self._image_vector(image_tokens)[0].sum()}
+
+
+class PushesPairsApart(InfoNce):
+    """Has a sign wrong."""
+
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        """Pairs are strangers."""
+        image, text = self._image_vector(image_tokens), self._text_vector(text_tokens, text_is_valid)
+        return {"global": symmetric_info_nce(image, -text, self.scale())}
+
+
+class DoesNotLookAtPairs(InfoNce):
+    """Compares the mean image with the mean text."""
+
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        """Who belongs to whom plays no part."""
+        image, text = self._image_vector(image_tokens), self._text_vector(text_tokens, text_is_valid)
+        return {"global": (image.mean(dim=0) - text.mean(dim=0)).square().sum() * self.scale()}
+
+
+class GoodAlignmentWithoutParameters(Alignment):
+    """Compares mean tokens as they are."""
+
+    def __init__(self, spec: Any, dims: Dims) -> None:
+        super().__init__(spec, dims)
+
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        """One loss."""
+        image, text = self.embed_image(image_tokens, image_tokens), self.embed_text(text_tokens, text_is_valid, text_is_valid)
+        return {"global": symmetric_info_nce(image, text, torch.tensor(5.0))}
+
+    def embed_image(self, image_tokens: Tensor, image_prefix: Tensor) -> Tensor:
+        """The mean patch."""
+        return F.normalize(image_tokens.mean(dim=1), dim=-1)
+
+    def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> Tensor:
+        """The mean valid token."""
+        return F.normalize(masked_mean(text_tokens, text_is_valid), dim=-1)
+
+
+class GoodAlignmentWithAQueue(InfoNce):
+    """Keeps texts of earlier steps as further strangers, as MoCo does; they travel with the weights."""
+
+    queue: Tensor
+
+    def __init__(self, spec: Any, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        self.register_buffer("queue", F.normalize(torch.randn(4, spec.dim), dim=-1))
+
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        """Each image against its text, the others of the batch and those of the queue."""
+        image, text = self._image_vector(image_tokens), self._text_vector(text_tokens, text_is_valid)
+        scores = self.scale() * image.float() @ torch.cat([text.float(), self.queue.clone()]).T
+        if self.training:
+            self.queue = self.first(torch.cat([text.detach().float(), self.queue]))
+        return {"global": F.cross_entropy(scores, torch.arange(len(image)))}
+
+    def first(self, texts: Tensor) -> Tensor:
+        """The newest of them."""
+        return texts[:4].clone()
+
+
+class KeepsAView(GoodAlignmentWithAQueue):
+    """Keeps a part of a larger tensor, which no checkpoint can hold."""
+
+    def first(self, texts: Tensor) -> Tensor:
+        """A view."""
+        return texts[:4]
+
+
+# ---------------------------------------------------------------------------------------------------------------- decoders
+
+
+class ClipsTheImage(PatchDecoder):
+    """Clips the pixels in place."""
+
+    def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:  # type: ignore[override]
+        """For all who come after."""
+        return super().forward(image_tokens, image_is_masked, image.clamp_(-1, 1))
+
+
+class PeeksAtPixels(PatchDecoder):
+    """Adds some of the pixels that it should restore."""
+
+    def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:  # type: ignore[override]
+        """Cheat."""
+        losses, prediction = super().forward(image_tokens, image_is_masked, image)
+        return DecoderOutput(losses, prediction + 0.1 * patchify(image, *self.grid))
+
+
+class IgnoresTheImage(PatchDecoder):
+    """Measures against nothing."""
+
+    def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:  # type: ignore[override]
+        """Zeros are as good."""
+        return super().forward(image_tokens, image_is_masked, torch.zeros_like(image))
+
+
+class GoodTiedDecoder(WordDecoder):
+    """Has one weight under two names, as language models do."""
+
+    def __init__(self, spec: Any, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        self.words = nn.Embedding(dims["V"], dims["Df"])
+        self.words.weight = self.to_vocabulary.weight
+
+
+class GoodWriter(Decoder):
+    """Writes the text word by word: each from those before it."""
+
+    def __init__(self, spec: Any, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        self.words = nn.Embedding(dims["V"], 8)
+        self.context = nn.Linear(dims["Df"], 8)
+        self.to_vocabulary = nn.Linear(8, dims["V"])
+
+    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, token_ids: Tensor) -> DecoderOutput:  # type: ignore[override]
+        """Predict the next word everywhere but after the last."""
+        counts = torch.arange(1, token_ids.shape[1] + 1)[:, None]
+        before = self.read(self.words(token_ids)).cumsum(dim=1) / counts
+        states = torch.tanh(before + self.context(masked_mean(text_tokens, text_is_valid))[:, None])
+        is_scored = text_is_valid[:, 1:]
+        logits = self.to_vocabulary(states[:, :-1][is_scored])
+        return DecoderOutput({"words": F.cross_entropy(logits.float(), token_ids[:, 1:][is_scored])}, logits)
+
+    def read(self, words: Tensor) -> Tensor:
+        """The words that it has written so far."""
+        return words
+
+
+class WritesFromTheAnswer(GoodWriter):
+    """Reads the word that comes next."""
+
+    def read(self, words: Tensor) -> Tensor:
+        """One too far."""
+        return words.roll(-1, dims=1)

@@ -1,0 +1,129 @@
+"""Components that are well by themselves, and wrong in a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from broken_bundle import FAULTS, SPECS, Fault, broken
+from torch import Tensor
+
+from medvlp_core.batch import FusedFeatures
+from medvlp_core.components import Role, component, param
+from medvlp_core.contract import Contract
+from medvlp_core.interfaces import Record
+from medvlp_core.testing.partners.data import Pairs
+from medvlp_core.testing.partners.modules import CrossAttention, InfoNce, WordEncoder
+from medvlp_core.testing.partners.specs import AlignmentSpec, FusionSpec, PairsSpec, TextEncoderSpec
+
+
+@broken(FusionSpec, caught_by="trains_in_a_model", says="ValueError: at most three pairs (broken_in_models.py, line")
+class ForFewPairs(CrossAttention):
+    """Takes no batch of four."""
+
+    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:  # type: ignore[override]
+        if len(text_tokens) > 3:
+            raise ValueError("at most three pairs")
+        return super().forward(text_tokens, text_is_valid, image_tokens)
+
+
+@broken(AlignmentSpec, caught_by="trains_in_a_model", says="training stopped at step 1: tested.global not finite")
+class BurstsOnFourPairs(InfoNce):
+    """Its loss is infinite in a batch of four."""
+
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        losses = super().forward(image_tokens, text_tokens, text_is_valid)
+        return {name: value / (4 - len(image_tokens)) for name, value in losses.items()}
+
+
+@broken(AlignmentSpec, caught_by="trains_in_a_model", says="returned the losses global, extra, expected global")
+class ExtraLoss(InfoNce):
+    """It gives a loss that it does not declare."""
+
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+        losses = super().forward(image_tokens, text_tokens, text_is_valid)
+        return {**losses, "extra": losses["global"]}
+
+
+@broken(TextEncoderSpec, caught_by="reloads_from_a_checkpoint", says="in the one that was loaded the loss pairs.global differs")
+class DrawsOutsideTheState(WordEncoder):
+    """Adds numbers that are drawn when it is built, and not saved."""
+
+    def __init__(self, spec: Any, dims: Any) -> None:
+        super().__init__(spec, dims)
+        self.shift = torch.randn(spec.width)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        return super().embed(token_ids) + self.shift
+
+
+@broken(PairsSpec)
+class OfThreePairs(Pairs):
+    """Small, and well."""
+
+    def records(self, split: str) -> Sequence[Record]:
+        return super().records(split)[:3]
+
+
+@broken(PairsSpec)
+class OfImagesAlone(Pairs):
+    """Images without texts: well, and nothing to train on."""
+
+    def records(self, split: str) -> Sequence[Record]:
+        return [attrs.evolve(record, text="", text_kind="none") for record in super().records(split)]
+
+
+class OfAFolder(Pairs):
+    """Stands in for a source that reads a folder."""
+
+
+@component("broken.of_a_folder", role=Role.DATA, build="broken_in_models:OfAFolder")
+@attrs.frozen(kw_only=True)
+class OfAFolderSpec(PairsSpec):
+    """Refuses the absolute path that a run saves."""
+
+    folder: str = param("chests", help="where the images lie", is_path=True)
+
+    def problems(self) -> Iterable[tuple[str, str, str | None]]:
+        if Path(self.folder).is_absolute():
+            yield "folder", "folder must be relative", None
+
+
+@component("broken.to_nobody", role=Role.FUSION, build="broken_in_models:ForFewPairs")
+@attrs.frozen(kw_only=True)
+class ToNobodySpec(FusionSpec):
+    """What it gives nobody takes."""
+
+    def contract(self) -> Contract:
+        return attrs.evolve(super().contract(), gives={"acme_tokens": "B L Dt"})
+
+
+@component("broken.of_another", role=Role.FUSION, build="broken_in_models:ForFewPairs")
+@attrs.frozen(kw_only=True)
+class OfAnotherSpec(FusionSpec):
+    """Needs what only a stranger's encoder gives."""
+
+    def contract(self) -> Contract:
+        needs = super().contract().needs
+        return attrs.evolve(super().contract(), needs={**needs, "acme_map": "B H W"})
+
+
+@component("broken.of_float_ids", role=Role.ALIGNMENT, build="medvlp_core.testing.partners.modules:InfoNce")
+@attrs.frozen(kw_only=True)
+class OfFloatIdsSpec(AlignmentSpec):
+    """Needs ids with another dtype than every tokenizer gives."""
+
+    def contract(self) -> Contract:
+        needs = super().contract().needs
+        return attrs.evolve(super().contract(), needs={**needs, "word_ids": "B L"})
+
+
+SPECS += [OfAFolderSpec, ToNobodySpec, OfAnotherSpec, OfFloatIdsSpec]
+FAULTS[__name__] += [
+    Fault("broken.of_a_folder", frozenset({"plans_again_from_resolved"}), "folder must be relative"),
+    Fault("broken.to_nobody", frozenset({"trains_in_a_model"}), "no loss of the kit's partners needs what it gives"),
+    Fault("broken.of_float_ids", frozenset({"trains_in_a_model"}), "it fits into no model of the kit's partners"),
+]

@@ -1,0 +1,8 @@
+"""Lets these tests use the helpers of the folder above."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1]))
