@@ -2,15 +2,32 @@
 
 Every loss is the mean of its two directions; a component that documents their sum doubles it.
 
-Letters: B batch, N patches, L words (or tokens), E shared width.
+With several processes, pairs are contrasted with the pairs of all of them, with gradient, and every mean is weighted so that the
+training loop's average is the mean over all pairs: two processes with batch B give the loss and gradients of one with batch 2 B.
+Each process scores its own images with the texts of all (docs/design/0012).
+
+Letters: B batch, T texts of all processes (B for a single one), N patches, L words (or tokens), E shared width.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
+from medvlp_core.distributed import (
+    add_over_ranks,
+    first_row,
+    gather_rows,
+    largest_over_ranks,
+    row_counts,
+    sum_over_ranks,
+    world_size,
+)
 from medvlp_core.ops import in_full_precision
 
 # --------------------------------------------------------------------------------------------------------------- whole pairs
@@ -20,26 +37,32 @@ from medvlp_core.ops import in_full_precision
 def symmetric_info_nce(image: Tensor, text: Tensor, scale: Tensor | float, is_ignored: Tensor | None = None) -> Tensor:
     """Contrast matching pairs with the rest: ``1/2 [CE(s) + CE(s^T)]``, ``s = scale * image text^T``, targets on the diagonal.
 
-    One pair alone gives 0. ``is_ignored`` marks pairs that are no negatives (equal texts); the diagonal is never ignored.
+    One pair alone gives 0. ``is_ignored`` marks combinations that are no negatives (equal texts); the pairs are never ignored.
 
     Shape:
-        image, text (B, E), normally L2-normalised; scale a number or scalar tensor; is_ignored (B, B) bool, image by text;
+        image, text (B, E), normally L2-normalised; scale a number or scalar tensor; is_ignored (B, T) bool, image by text;
         result a scalar.
 
     Reference:
         Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021.
     """
-    return contrast_of_pairs(scale * (image @ text.t()), is_ignored)
+    counts = row_counts(image)
+    return contrast_of_pairs(scale * (image @ gather_rows(text, counts).t()), is_ignored, counts=counts)
 
 
-def contrast_of_pairs(logits: Tensor, is_ignored: Tensor | None = None, is_counted: Tensor | None = None) -> Tensor:
+def contrast_of_pairs(
+    logits: Tensor, is_ignored: Tensor | None = None, is_counted: Tensor | None = None, counts: list[int] | None = None
+) -> Tensor:
     """``1/2 [CE(s) + CE(s^T)]`` with the targets on the diagonal, mean over the counted pairs; 0 if none counts.
 
     Pairs that do not count are neither anchors nor negatives, whatever their logits. Ignored combinations are no negatives.
+    ``counts``, from :func:`~medvlp_core.distributed.row_counts`, says that the logits are those of own images and all texts.
 
     Shape:
-        logits (B, B), is_ignored (B, B) bool, is_counted (B,) bool; result a scalar.
+        logits (B, T), is_ignored (B, T) bool, is_counted (B,) bool; T is B without ``counts``; result a scalar.
     """
+    if counts is not None and len(counts) > 1:
+        return _contrast_over_ranks(logits, is_ignored, is_counted, counts)
     is_pair = torch.eye(len(logits), dtype=torch.bool, device=logits.device)
     if is_ignored is not None:
         logits = logits.masked_fill(is_ignored & ~is_pair, float("-inf"))
@@ -53,14 +76,62 @@ def contrast_of_pairs(logits: Tensor, is_ignored: Tensor | None = None, is_count
     return 0.5 * total / is_counted.sum().clamp(min=1)
 
 
+def _contrast_over_ranks(logits: Tensor, is_ignored: Tensor | None, is_counted: Tensor | None, counts: list[int]) -> Tensor:
+    """:func:`contrast_of_pairs` of own images and all texts. A text's normaliser is the sum of what all processes have for it.
+
+    So (B, T) logits are computed once and serve both directions; between processes go only T numbers for each way.
+    """
+    own = torch.arange(len(logits), device=logits.device)
+    place = own + first_row(counts)
+    if is_counted is None:
+        is_counted = torch.ones_like(own, dtype=torch.bool)
+    is_left_out = ~(is_counted.unsqueeze(1) & gather_rows(is_counted, counts))
+    if is_ignored is not None:
+        is_ignored = is_ignored.clone()
+        is_ignored[own, place] = False
+        is_left_out = is_left_out | is_ignored
+    # The lowest number and not -inf: a row of nothing else has a finite normaliser and no gradient.
+    logits = logits.masked_fill(is_left_out, torch.finfo(logits.dtype).min)
+    by_image = logits.logsumexp(dim=1)
+    highest = largest_over_ranks(logits.amax(dim=0))
+    by_text = highest + add_over_ranks((logits - highest).exp().sum(dim=0)).log()
+    found = (by_image + by_text[place] - 2.0 * logits[own, place]).masked_fill(~is_counted, 0.0)
+    return 0.5 * _mean_over_pairs(found.sum(), is_counted)
+
+
+def _mean_over_pairs(total: Tensor, is_counted: Tensor) -> Tensor:
+    """``total / counted``; 0 if no pair counts.
+
+    With several processes: ``total / B`` times all pairs over all counted pairs. Weighted with B over all pairs, as the training
+    loop does, these add up to the mean over all counted pairs.
+    """
+    counted = is_counted.sum()
+    if world_size() > 1:
+        pairs, counted = sum_over_ranks(torch.stack([torch.full_like(counted, len(is_counted)), counted]))
+        total = total * pairs / len(is_counted)
+    return total / counted.clamp(min=1)
+
+
 def equal_texts(token_ids: Tensor, text_is_valid: Tensor) -> Tensor:
-    """Which texts of a batch are the same, token by token; padding does not count.
+    """Which of all texts are the same as the own ones, token by token; padding does not count.
 
     Shape:
-        token_ids (B, L) int, text_is_valid (B, L) bool, result (B, B) bool, the diagonal True.
+        token_ids (B, L) int, text_is_valid (B, L) bool, result (B, T) bool, an own text equals itself.
     """
     ids = token_ids.masked_fill(~text_is_valid, -1)
-    return (ids.unsqueeze(0) == ids.unsqueeze(1)).all(dim=-1)
+    counts = row_counts(ids)
+    ids = _as_long_as_any(ids, counts, -1)
+    parts = gather_rows(ids, counts).split(counts)
+    return torch.cat([(ids.unsqueeze(1) == part.unsqueeze(0)).all(dim=-1) for part in parts], dim=1)
+
+
+def _as_long_as_any(words: Tensor, counts: list[int], filling: float) -> Tensor:
+    """(B, L, ...) with L as in the process with the longest text."""
+    if len(counts) == 1:
+        return words
+    longest = int(largest_over_ranks(torch.tensor([words.shape[1]], device=words.device)))
+    missing = words.new_full((len(words), longest - words.shape[1], *words.shape[2:]), filling)
+    return torch.cat([words, missing], dim=1)
 
 
 # ------------------------------------------------------------------------------------------------- words and patches of a pair
@@ -106,7 +177,7 @@ def tokenwise_loss(patches: Tensor, words: Tensor, is_word: Tensor, temperature:
     by_word = _find_own(words, patches, is_word, is_patch, temperature, is_same)
     by_patch = _find_own(patches, words, is_patch, is_word, temperature, None)
     has_words = is_word.any(dim=1)
-    return 0.5 * (by_word + by_patch).masked_fill(~has_words, 0.0).sum() / has_words.sum().clamp(min=1)
+    return 0.5 * _mean_over_pairs((by_word + by_patch).masked_fill(~has_words, 0.0).sum(), has_words)
 
 
 def _find_own(
@@ -149,11 +220,11 @@ def gloria_similarity(patches: Tensor, words: Tensor, is_word: Tensor, *, attent
     """How well every report fits every image: ``S_bc = log sum_j exp(word_scale * cos(t_j, c_j))``.
 
     ``c_j = sum_n alpha_jn v_n`` (:func:`gloria_attention`) is what word j of report c finds in image b. Features are not
-    normalised in the attention. Memory grows with B^2 L (N + E): 321 million attention entries at batch 256, 100 tokens and 49
-    patches.
+    normalised in the attention. Memory grows with B C L (N + E): 321 million attention entries at 256 images and reports, 100
+    tokens and 49 patches.
 
     Shape:
-        patches (B, N, E), words (B, L, E), is_word (B, L) bool, result (B, B), image by report; a column without any word
+        patches (B, N, E), words (C, L, E), is_word (C, L) bool, result (B, C), image by report; a column without any word
         holds no meaning.
     """
     products = torch.einsum("bne,cje->bcjn", patches, words)
@@ -175,17 +246,32 @@ def gloria_loss(
 ) -> Tensor:
     """Contrast across pairs on attended words: ``L = 1/2 [CE(s) + CE(s^T)]``, ``s = logit_scale * S`` (:func:`gloria_similarity`).
 
-    Pairs whose report has no word are left out.
+    Pairs whose report has no word are left out. With several processes the reports of one process at a time are compared, and
+    compared again in backward: memory is that of one process with its own pairs, and of all words.
 
     Shape:
-        patches (B, N, E), words (B, L, E), is_word (B, L) bool, is_same_text (B, B) bool = no negatives; result a scalar,
+        patches (B, N, E), words (B, L, E), is_word (B, L) bool, is_same_text (B, T) bool = no negatives; result a scalar,
         0 for a single pair.
 
     Reference:
         Huang et al., GLoRIA, ICCV 2021. Deviation: the factor 1/2.
     """
-    similarity = gloria_similarity(patches, words, is_word, attention_scale=attention_scale, word_scale=word_scale)
-    return contrast_of_pairs(logit_scale * similarity, is_same_text, is_word.any(dim=1))
+    counts = row_counts(patches)
+    scales = {"attention_scale": attention_scale, "word_scale": word_scale}
+    if len(counts) == 1:
+        similarity = gloria_similarity(patches, words, is_word, **scales)
+    else:
+        all_words = gather_rows(_as_long_as_any(words, counts, 0.0), counts).split(counts)
+        all_are_words = gather_rows(_as_long_as_any(is_word, counts, False), counts).split(counts)
+        parts = zip(all_words, all_are_words, strict=True)
+        similarity = torch.cat([in_passing(gloria_similarity, patches, *part, **scales) for part in parts], dim=1)
+    return contrast_of_pairs(logit_scale * similarity, is_same_text, is_word.any(dim=1), counts)
+
+
+def in_passing(function: Callable[..., Tensor], *given: Any, **options: Any) -> Tensor:
+    """What a function without random numbers gives; nothing inside is kept, backward computes it again."""
+    found: Tensor = checkpoint(function, *given, use_reentrant=False, preserve_rng_state=False, **options)
+    return found
 
 
 def _double_softmax(products: Tensor, is_word: Tensor, attention_scale: float) -> Tensor:

@@ -167,9 +167,9 @@ class LearnedScale(nn.Module):
     def __init__(self, temperature: float, largest: float = 100.0) -> None:
         super().__init__()
         self.log_largest = math.log(largest)
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        self.log_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))  # FSDP shards no scalars
 
     def forward(self) -> Tensor:
         """The factor, a scalar."""
         excess = (self.log_scale - self.log_largest).clamp(min=0).detach()
-        return (self.log_scale - excess).exp()
+        return (self.log_scale - excess).exp().squeeze(0)

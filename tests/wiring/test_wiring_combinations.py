@@ -140,7 +140,7 @@ def test_a_sample_trains(sample: list[ModelPlan]) -> None:
     for plan in sample:
         built = build_run(plan, seed=0)
         model = built.model.train()
-        batch = next(iter(built.pipeline.loader("train", batch_size=3, is_training=True)))
+        batch = next(iter(built.pipeline.loader("train", batch_size=3)))
         optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
         for _ in range(2):
             output = model(batch)
