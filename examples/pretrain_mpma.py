@@ -19,6 +19,7 @@ def main() -> None:
         option = parser.add_argument(f"--{kind}", dest="changes", action="append", default=[], help=f"e.g. --{kind} {example}")
         option.type, option.metavar = (lambda text, kind=kind: (kind, text)), "CHANGE"
     parser.add_argument("--out", help="run folder, new or empty (default: runs/NAME-DATE-TIME)")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped or killed, as it began")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
     arguments = parser.parse_args()
     from medvlp_core import compose, errors, yamlio
@@ -27,11 +28,15 @@ def main() -> None:
         report = errors.Report()
         overrides = [yamlio.parse_override(kind, text, report) for kind, text in arguments.changes]
         report.raise_errors()
-        plan = compose.plan_recipe(arguments.config, [override for override in overrides if override])
-        sys.stderr.writelines(f"{warning}\n" for warning in plan.warnings)
-        from medvlp_core.train.run import pretrain  # imports torch: only once the recipe is known to be good
+        if arguments.resume is None:
+            plan = compose.plan_recipe(arguments.config, [override for override in overrides if override])
+            sys.stderr.writelines(f"{warning}\n" for warning in plan.warnings)
+        from medvlp_core.train import resume, run  # import torch: only once the recipe is known to be good
 
-        sys.exit(1 if pretrain(plan, out=arguments.out, device=arguments.device).problems else 0)
+        begun = resume.read_resume(arguments.resume) if arguments.resume is not None else None
+        plan = begun.plan if begun else plan
+        result = run.pretrain(plan, out=arguments.out, device=arguments.device, resume=begun)
+        sys.exit(1 if result is not None and result.problems else 0)
     except errors.MedvlpError as error:
         sys.exit(str(error))  # to stderr, without a traceback
 

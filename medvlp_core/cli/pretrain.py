@@ -3,22 +3,49 @@
 from __future__ import annotations
 
 import argparse
+import sys
 
-from medvlp_core.cli.common import add_recipe_arguments, plan_or_complain
+from medvlp_core.cli.common import add_override_arguments, plan_or_complain
+
+USAGE = 2
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The recipe, where to write and where to compute."""
-    add_recipe_arguments(parser)
+    """The recipe or the run to go on with, where to write and where to compute."""
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file, or a preset such as mpma:small")
+    add_override_arguments(parser)
     parser.add_argument("--out", metavar="DIR", help="run folder, new or empty (default: runs/NAME-DATE-TIME)")
     parser.add_argument("--device", metavar="D", help="torch device, e.g. cpu or cuda:0 (default: the GPU if there is one)")
+    parser.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped or killed; takes no RECIPE")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Check first, without torch; then train. 1 if the recipe is wrong or an evaluator failed."""
+    """Check first, without torch; then train. 1 if the recipe is wrong or an evaluator failed; 130 or 143 after a signal."""
+    if arguments.resume is not None:
+        return _resume(arguments)
+    if arguments.recipe is None:
+        hint = "`medvlp pretrain mpma:small`, or `medvlp pretrain --resume RUN`"
+        print(f"medvlp pretrain: which recipe?\n    hint: {hint}", file=sys.stderr)
+        return USAGE
     plan = plan_or_complain(arguments)
     if plan is None:
         return 1
     from medvlp_core.train.run import pretrain
 
-    return 1 if pretrain(plan, out=arguments.out, device=arguments.device).problems else 0
+    result = pretrain(plan, out=arguments.out, device=arguments.device)
+    return 1 if result is not None and result.problems else 0
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    given = [name for name in ("recipe", "overrides", "out") if getattr(arguments, name)]
+    if given:
+        names = ", ".join({"recipe": "RECIPE", "overrides": "--set, --use or --unset", "out": "--out"}[name] for name in given)
+        hint = "a run goes on as it began; to begin a new one from its weights, use init_from"
+        print(f"medvlp pretrain: --resume takes no {names}\n    hint: {hint}", file=sys.stderr)
+        return USAGE
+    from medvlp_core.train.resume import read_resume
+    from medvlp_core.train.run import pretrain
+
+    resume = read_resume(arguments.resume)
+    result = pretrain(resume.plan, device=arguments.device, resume=resume)
+    return 1 if result is not None and result.problems else 0

@@ -51,6 +51,19 @@ def read_gray(path: str | Path, *, at_least: int | None = None) -> GrayArray:
         raise _unreadable(path, found, hint) from error
 
 
+def gray_of(image: Image.Image) -> GrayArray:
+    """The same of an image that Pillow has opened already.
+
+    Raises:
+        DataError: see :func:`read_gray` (MV501).
+    """
+    path = Path(str(getattr(image, "filename", "") or "given to medvlp"))
+    try:
+        return _gray_values(ImageOps.exif_transpose(image), path)
+    except _BROKEN as error:
+        raise _unreadable(path, f"it is truncated or damaged ({error or type(error).__name__})", "open it again") from error
+
+
 def as_float(values: GrayArray) -> NDArray[np.float32]:
     """Gray values in 0..1, whatever :func:`read_gray` returned."""
     if values.dtype == np.uint8:

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
+import signal
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from medvlp_core.batch import ImageTextBatch
 from medvlp_core.blocks import InputSpec
 from medvlp_core.data.images import GrayArray, read_gray, reduce_to
+from medvlp_core.data.order import DataOrder, Draw, Share
 from medvlp_core.data.records import list_splits, no_such_split
 from medvlp_core.data.transforms import ImageTransform, InputGeometry
 from medvlp_core.errors import DataError, MedvlpError, Problem
 from medvlp_core.interfaces import DataSource, Record, Tokenizer
-
-if TYPE_CHECKING:
-    from torchdata.stateful_dataloader import StatefulDataLoader
 
 __all__ = ["BatchLoader", "ImageTextDataset", "ImageTextItem", "InputGeometry", "InputPipeline"]
 
@@ -53,12 +51,19 @@ class ImageTextDataset(Dataset[ImageTextItem]):
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, index: int) -> ImageTextItem:
-        """Read one pair.
+    def __getitem__(self, key: int | Draw) -> ImageTextItem:
+        """Read one pair. Its crop is drawn from the seed of a :class:`Draw`, or from torch's global random state.
 
         Raises:
             DataError: the image cannot be read (MV501).
         """
+        if isinstance(key, int):
+            return self._item(key)
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(key.seed)  # not torch.manual_seed, which would seed GPUs too
+            return self._item(key.row)
+
+    def _item(self, index: int) -> ImageTextItem:
         image, image_target = self.transform(self._read(index))
         return ImageTextItem(image=image, image_target=image_target, text=self.records[index].text, record_index=index)
 
@@ -104,30 +109,47 @@ class BatchSource(Dataset[ImageTextItem]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, indices: Sequence[int]) -> ImageTextBatch | MedvlpError:
+    def __getitems__(self, keys: Sequence[int | Draw]) -> ImageTextBatch | MedvlpError:
         """The batch of some pairs, or the error that kept it from being made. torch calls this, if there is one, for a batch."""
         try:
-            return self.collate([self.dataset[index] for index in indices])
+            return self.collate([self.dataset[key] for key in keys])
         except MedvlpError as error:
             return error
 
 
-def _as_it_is(batch: ImageTextBatch | MedvlpError) -> ImageTextBatch | MedvlpError:
+def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-class BatchLoader:
-    """Batches of one split, epoch after epoch. An error in a data loader process is raised here as it was there."""
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    """Ctrl-C and a scheduler's SIGTERM reach all processes; the step that the main one wants to end still needs its batches."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
-    def __init__(self, loader: StatefulDataLoader[Any]) -> None:
+
+class StepParts(Sampler[list[Draw]]):
+    """The keys of every forward pass of one process, step after step."""
+
+    def __init__(self, order: DataOrder, steps: range, share: Share) -> None:
+        self.order, self.steps, self.share = order, steps, share
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        for step in self.steps:
+            yield from self.share.of(self.order.pairs(step))
+
+
+class BatchLoader:
+    """Batches, in this process or made by others. An error in a data loader process is raised here as it was there."""
+
+    def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
 
     def __len__(self) -> int:
-        """Batches of one epoch."""
+        """How many batches there are."""
         return len(self._loader)
 
     def __iter__(self) -> Iterator[ImageTextBatch]:
-        """The batches of one epoch.
+        """The batches.
 
         Raises:
             DataError: an image cannot be read (MV501), or the tokenizer fails (MV506).
@@ -136,14 +158,6 @@ class BatchLoader:
             if isinstance(batch, MedvlpError):
                 raise batch
             yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position in the epoch, for :meth:`load_state_dict`."""
-        return self._loader.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another loader of the same split stopped."""
-        self._loader.load_state_dict(state)
 
 
 class InputPipeline:
@@ -180,29 +194,33 @@ class InputPipeline:
             self._datasets[key] = ImageTextDataset(self.records(split), transform, keeps_images=self.inputs.cache_images)
         return self._datasets[key]
 
-    def loader(self, split: str, *, batch_size: int, is_training: bool, seed: int = 0, workers: int = 0) -> BatchLoader:
-        """Batches of a split; the loader's ``state_dict`` resumes in the middle of an epoch.
+    def loader(self, split: str, *, batch_size: int) -> BatchLoader:
+        """All pairs of a split in the order of :meth:`records`, cropped at the centre: for evaluation."""
+        source = BatchSource(self.dataset(split, is_training=False), Collate(self.tokenizer))
+        return BatchLoader(DataLoader(source, batch_size=batch_size, collate_fn=_as_it_is))
 
-        Training: in an order drawn from ``seed``, new in every epoch; an incomplete last batch is dropped.
-        Evaluation: all pairs in the order of :meth:`records`. Crops are drawn from torch's global random state.
+    def training_batches(
+        self, order: DataOrder, steps: range, *, share: Share | None = None, workers: int = 0, is_pinned: bool = False
+    ) -> BatchLoader:
+        """The batches of some steps of the split ``train``, ``share.parts`` for each step (one by default).
+
+        ``workers`` processes read and transform; they change nothing in what comes. ``is_pinned``: in memory that a GPU copies
+        from while it computes.
         """
-        from torchdata.stateful_dataloader import StatefulDataLoader  # slow to import
-
-        dataset = self.dataset(split, is_training=is_training)
-        with warnings.catch_warnings():
-            # torchdata 0.11 calls a function of torch that newer versions warn about; a user can do nothing about it
-            warnings.filterwarnings("ignore", message=".*set_vital", category=UserWarning)
-            loader = StatefulDataLoader(
-                BatchSource(dataset, Collate(self.tokenizer)),
-                batch_size=batch_size,
-                shuffle=is_training,
-                drop_last=is_training,
-                generator=torch.Generator().manual_seed(seed),
+        source = BatchSource(self.dataset("train", is_training=True), Collate(self.tokenizer))
+        parts = StepParts(order, steps, share or Share())
+        return BatchLoader(
+            DataLoader(
+                source,
+                batch_sampler=parts,
                 collate_fn=_as_it_is,
                 num_workers=workers,
-                persistent_workers=workers > 0,
+                pin_memory=is_pinned,
+                worker_init_fn=_leave_signals_to_the_main_process,
+                # A loader draws a number when it starts. From torch's global state, that would shift the masks of the step it is.
+                generator=torch.Generator(),
             )
-        return BatchLoader(loader)
+        )
 
     def fit_tokenizer(self) -> None:
         """Let the tokenizer learn its vocabulary from the texts of the training split."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -12,7 +13,7 @@ import attrs
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import medvlp_core
 from medvlp_core.build import build_model, build_pipeline, build_source, build_tokenizer, image_geometry
@@ -20,37 +21,181 @@ from medvlp_core.compose import plan_recipe
 from medvlp_core.data.images import read_gray
 from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.data.transforms import ImageTransform
+from medvlp_core.distributed import is_main
 from medvlp_core.errors import DataError, Problem
 from medvlp_core.interfaces import Tokenizer
 from medvlp_core.model import ComposedModel
 from medvlp_core.plan import ModelPlan
+from medvlp_core.train.folder import CHECKPOINTS, RECIPE
+from medvlp_core.train.state import TrainState, in_main, like
 
-FORMAT = 1
-WEIGHTS, FACTS, RECIPE, TOKENIZER = "model.safetensors", "checkpoint.json", "resolved.yaml", "tokenizer"
+FORMAT = 2
+WEIGHTS, AVERAGE, OPTIMIZER = "model.safetensors", "average.safetensors", "optimizer.safetensors"
+FACTS, PROGRESS, TOKENIZER = "checkpoint.json", "progress.json", "tokenizer"
 
 
-def save_checkpoint(folder: Path, *, plan: ModelPlan, model: ComposedModel, tokenizer: Tokenizer, facts: dict[str, Any]) -> None:
-    """Write a checkpoint to ``folder``, replacing an older one. It appears complete or not at all.
+def checkpoint_name(step: int) -> str:
+    """``step-0000600``: zero-padded, so that names sort by step."""
+    return f"step-{step:07d}"
 
-    ``facts`` (step, data fingerprint ...) go to ``checkpoint.json``, with the format number and the versions that wrote it.
+
+def save_checkpoint(
+    folder: Path, *, plan: ModelPlan, state: TrainState, tokenizer: Tokenizer, facts: dict[str, Any], progress: dict[str, Any]
+) -> None:
+    """Write a checkpoint to ``folder``, replacing an older one. It appears complete or not at all, also if the machine dies.
+
+    ``facts`` (seed, data fingerprint ...) go to ``checkpoint.json``, with the format number, versions, and size and hash of every
+    file; ``progress`` (numbers of the run's observers) to ``progress.json``. Every process calls this; the main one writes.
+
+    Raises:
+        DataError: it cannot be written, for instance because the disk is full (MV507). What was there before is still there.
     """
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    (partial / TOKENIZER).mkdir(parents=True)
-    safetensors.torch.save_model(model, str(partial / WEIGHTS))
-    (partial / RECIPE).write_text(plan.resolved_yaml(), encoding="utf-8")
-    shutil.copymode(partial / RECIPE, partial / WEIGHTS)  # safetensors makes files that nobody else may read, whatever the umask
-    tokenizer.save(partial / TOKENIZER)
-    versions = {"medvlp": medvlp_core.__version__, "torch": torch.__version__}
-    text = json.dumps({"format": FORMAT, **facts, "versions": versions}, indent=2)
-    (partial / FACTS).write_text(text + "\n", encoding="utf-8")
-    # A folder cannot be replaced in one step: the old one is moved away first.
-    outdated = folder.with_name(f".{folder.name}.outdated")
-    shutil.rmtree(outdated, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, outdated)
-    os.replace(partial, folder)
-    shutil.rmtree(outdated, ignore_errors=True)
+    tensors = {WEIGHTS: in_main(weights_of(state.model)), OPTIMIZER: in_main(state.optimizer_tensors())}
+    if state.average is not None:
+        tensors[AVERAGE] = in_main(state.average.weights)
+    if not is_main():
+        return
+    partial = folder.with_name(f".{folder.name}.partial")  # hidden, so that nobody takes it for a checkpoint
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        (partial / TOKENIZER).mkdir(parents=True)
+        for name, named in tensors.items():
+            safetensors.torch.save_file(named, str(partial / name))
+        (partial / RECIPE).write_text(plan.resolved_yaml(), encoding="utf-8")
+        for path in partial.glob("*.safetensors"):
+            shutil.copymode(partial / RECIPE, path)  # safetensors makes files that nobody else may read, whatever the umask
+        tokenizer.save(partial / TOKENIZER)
+        _write_json(partial / PROGRESS, {**state.numbers(), **progress})
+        versions = {"medvlp": medvlp_core.__version__, "torch": torch.__version__}
+        files = {str(path.relative_to(partial)): _fingerprint(path) for path in sorted(partial.rglob("*")) if path.is_file()}
+        facts = {"format": FORMAT, "step": state.step, **facts, "versions": versions, "files": files}
+        _write_json(partial / FACTS, {**facts, "blake2b": _hash_of(facts)})
+        for path in [*partial.rglob("*"), partial]:
+            _to_disk(path)
+        if folder.exists():
+            _remove(folder)
+        os.replace(partial, folder)
+        _to_disk(folder.parent)
+    except (OSError, safetensors.SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        reason = getattr(error, "strerror", None) or str(error)
+        hint = f"make room or make it writable, then go on with: medvlp pretrain --resume {folder.parent.parent}"
+        raise DataError(Problem(code="MV507", text=f"{folder}: the checkpoint cannot be written ({reason})", hint=hint)) from error
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by name, tied ones once; shards if the model is sharded."""
+    kept = {name for name, _ in model.named_parameters()}
+    tied = {name for name, _ in model.named_parameters(remove_duplicate=False)} - kept
+    return {name: value for name, value in model.state_dict().items() if name not in tied}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def _hash_of(facts: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    digest = hashlib.blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return {"bytes": path.stat().st_size, "blake2b": digest.hexdigest()}
+
+
+def _to_disk(path: Path) -> None:
+    """What was written so far survives a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def prune_checkpoints(run: Path, *, keep: int) -> None:
+    """Delete all but the ``keep`` newest checkpoints of a run and the one with the lowest loss on the split ``val``.
+
+    And what interrupted writes and :func:`set_aside` left, up to the newest step.
+    """
+    found = list_checkpoints(run)
+    losses = {folder: loss for folder in found if (loss := _validation(folder)) is not None}
+    best = min(losses, key=lambda folder: losses[folder], default=None)
+    for folder in found[:-keep]:
+        if folder != best:
+            _remove(folder)
+    for left_over in (run / CHECKPOINTS).glob(".step-*"):
+        if found and left_over.name.split(".")[1] <= found[-1].name:
+            shutil.rmtree(left_over, ignore_errors=True)
+
+
+def _validation(folder: Path) -> float | None:
+    try:
+        return _read_facts(folder / FACTS).get("validation")
+    except DataError:  # damaged since it was written, and not the one that is needed now
+        return None
+
+
+def _remove(folder: Path) -> None:
+    gone = set_aside(folder)
+    shutil.rmtree(gone, ignore_errors=True)
+
+
+def set_aside(folder: Path) -> Path:
+    """Take a checkpoint out of the way, at once, so that nobody finds half of it."""
+    hidden = folder.with_name(f".{folder.name}.set-aside")
+    shutil.rmtree(hidden, ignore_errors=True)
+    return folder.rename(hidden)
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, oldest first. Hidden folders are left-overs of an interrupted write."""
+    return sorted(path for path in (run / CHECKPOINTS).glob("step-*") if path.is_dir())
+
+
+def check_files(folder: Path, *names: str) -> dict[str, Any]:
+    """The facts of a checkpoint, after comparing its files (or ``names`` of them) with what was written.
+
+    Raises:
+        DataError: a file is missing, cut off or changed (MV507), with the checkpoint before it as a hint.
+    """
+    facts = _read_facts(folder / FACTS)
+    _expect_unchanged(folder / FACTS, facts)
+    for name, written in facts["files"].items():
+        path = folder / name
+        if names and name not in names:
+            continue
+        if not path.is_file():
+            raise _broken(path, "the file is missing")
+        found = _fingerprint(path)
+        if found["bytes"] != written["bytes"]:
+            raise _broken(path, f"the file has {found['bytes']:,} bytes, and {written['bytes']:,} were written")
+        if found != written:
+            raise _broken(path, "the file is not what was written: its hash differs")
+    return facts
+
+
+def _expect_unchanged(path: Path, facts: dict[str, Any]) -> None:
+    rest = {key: value for key, value in facts.items() if key != "blake2b"}
+    if facts.get("blake2b") != _hash_of(rest):
+        raise _broken(path, "the file is not what was written: its hash differs")
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """The numbers that :func:`save_checkpoint` wrote beside the weights."""
+    return json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+
+
+def load_state(state: TrainState, folder: Path) -> None:
+    """Optimiser, average and counters from a checkpoint whose files are checked; the weights are loaded before sharding."""
+    state.load_numbers(read_progress(folder))
+    state.load_optimizer_tensors(safetensors.torch.load_file(folder / OPTIMIZER))
+    if state.average is not None:
+        parameters = dict(state.model.named_parameters())
+        found = safetensors.torch.load_file(folder / AVERAGE)
+        state.average.weights = {name: like(parameters[name], found[name]) for name in state.average.weights}
 
 
 @attrs.frozen(kw_only=True)
@@ -87,6 +232,8 @@ class LoadedRun:
 def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> LoadedRun:
     """Load a trained model from a run folder (its newest checkpoint) or from one checkpoint's folder. Needs no training data.
 
+    The averaged weights if the run kept some (``train.ema_decay``), else those of the last step.
+
     Raises:
         DataError: a file is missing, cut off or does not fit the recipe (MV507), or the vocabulary is broken (MV506).
         SpecError: the recipe cannot be planned here, for instance because a bundle is not installed.
@@ -96,15 +243,16 @@ def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Loade
         >>> features = run.model.encode_image(run.read_image("film.png"))  # doctest: +SKIP
     """
     folder = find_checkpoint(Path(folder))
-    facts = _read_facts(folder / FACTS)
-    for name in (RECIPE, WEIGHTS):
-        if not (folder / name).is_file():
-            raise _broken(folder / name, "the file is missing")
+    facts = check_files(folder, WEIGHTS, AVERAGE)
+    if not (folder / RECIPE).is_file():  # it may have been edited: the data can lie elsewhere on this machine
+        raise _broken(folder / RECIPE, "the file is missing")
     plan = plan_recipe(folder / RECIPE)
     tokenizer = build_tokenizer(plan, folder=folder / TOKENIZER)
     with torch.random.fork_rng(devices=[]):
         model = build_model(plan, seed=0)
     load_weights(model, folder / WEIGHTS)
+    if (folder / AVERAGE).is_file():
+        load_average(model, folder / AVERAGE)
     return LoadedRun(plan=plan, tokenizer=tokenizer, model=model.to(device).eval(), facts=facts)
 
 
@@ -125,6 +273,14 @@ def load_weights(model: ComposedModel, path: Path) -> None:
         raise DataError(problem) from error
 
 
+def load_average(model: nn.Module, path: Path) -> None:
+    """Put averaged weights in the place of the trained ones."""
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, value in safetensors.torch.load_file(path).items():
+            parameters[name].copy_(value)
+
+
 def find_checkpoint(folder: Path) -> Path:
     """The checkpoint's folder: ``folder`` itself, or the newest in ``folder/checkpoints``.
 
@@ -133,8 +289,7 @@ def find_checkpoint(folder: Path) -> Path:
     """
     if (folder / FACTS).exists() or (folder / WEIGHTS).exists():
         return folder
-    # Names are step-0000600: zero-padded, so they sort by step. Hidden folders are left-overs of an interrupted write.
-    found = sorted(path for path in (folder / "checkpoints").glob("step-*") if path.is_dir())
+    found = list_checkpoints(folder)
     if not found:
         raise _broken(folder, "there is no checkpoint")
     return found[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from collections import deque
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from medvlp_core.train.events import CheckpointSaved, Evaluated, Event, StepDone
+from medvlp_core.train.events import CheckpointSaved, Evaluated, Event, StepDone, StepLeftOut, Stopped
 from medvlp_core.train.metrics_file import StepWindow, mean_losses
 
 WINDOW = 30  # steps that throughput and the time left are averaged over
@@ -37,13 +38,13 @@ class ProgressDisplay:
     gives way to its last state in plain text as soon as the last step is done, or training stops.
 
     Example:
-        >>> with ProgressDisplay(Console(), log_every_steps=10) as display:  # doctest: +SKIP
-        ...     train(model, pipeline, spec, device=device, notify=display, save=save)
+        >>> with ProgressDisplay(Console(), StepWindow(every=10)) as display:  # doctest: +SKIP
+        ...     train(state, pipeline, spec, ..., notify=display)
     """
 
-    def __init__(self, console: Console, *, log_every_steps: int) -> None:
+    def __init__(self, console: Console, window: StepWindow) -> None:
         self.console = console
-        self._window = StepWindow(log_every_steps)
+        self._window = window
         self._recent: deque[StepDone] = deque(maxlen=WINDOW)
         self._bar = TwoPartBar(
             TextColumn("step"),
@@ -68,30 +69,41 @@ class ProgressDisplay:
         """Show one event."""
         if isinstance(event, StepDone):
             self._step(event)
+        elif isinstance(event, StepLeftOut):
+            bad = " and ".join(name for name, value in event.losses.items() if not math.isfinite(value)) or "the gradient"
+            text = f"step {event.step} left out: {bad} not finite; its records are in bad_steps.jsonl"
+            self.console.print(text, style="yellow", markup=False, soft_wrap=True)
+            self._step(event)
+        elif isinstance(event, Stopped):
+            text = f"stopped by {event.signal} after step {event.step}"
+            self.console.print(text, style="yellow", markup=False, soft_wrap=True)
         elif isinstance(event, CheckpointSaved):
-            self.console.print(f"checkpoint: {event.folder}", style="dim", markup=False, soft_wrap=True)
+            loss = "" if event.validation is None else f", loss on val {event.validation:.4f}"
+            self.console.print(f"checkpoint: {event.folder}{loss}", style="dim", markup=False, soft_wrap=True)
         elif isinstance(event, Evaluated):
             self.console.print(f"evaluated {event.card.evaluator} in {event.seconds:.1f} s", style="dim", markup=False)
 
-    def _step(self, event: StepDone) -> None:
-        self._recent.append(event)
+    def _step(self, event: StepDone | StepLeftOut) -> None:
+        if isinstance(event, StepDone):
+            self._recent.append(event)
         steps = self._window.add(event)
         if steps:
             self._bar.losses = losses_text(steps)
         if self.console.is_terminal:
             if self._task is None:
                 self._task = self._bar.add_task("", total=event.steps)
-            self._bar.update(self._task, completed=event.step, description=pace_text(self._recent))
+            self._bar.update(self._task, completed=event.step, description=pace_text(self._recent) if self._recent else "")
             if event.step == event.steps:
                 self._finish()
         elif steps:
-            text = f"step {event.step}/{event.steps}  {pace_text(self._recent)}  {self._bar.losses}"
+            pace = pace_text(self._recent or steps)  # a run that goes on may begin with a step that is left out
+            text = f"step {steps[-1].step}/{event.steps}  {pace}  {self._bar.losses}"
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _finish(self) -> None:
         """Take the bar away and leave its last state as text, once."""
         self._bar.stop()
-        if self._task is None:
+        if self._task is None or not self._recent:
             return
         self._task = None
         last = self._recent[-1]
@@ -101,14 +113,15 @@ class ProgressDisplay:
 
 
 def pace_text(recent: Sequence[StepDone]) -> str:
-    """Epoch, throughput over ``recent`` steps, and the time left at that pace."""
+    """Epoch, throughput over ``recent`` steps, the time left at that pace, and how many steps were left out, if any."""
     last = recent[-1]
     # The first step pays for memory and compilation; it would spoil every estimate that contains it.
     timed = [event for event in recent if event.step > 1] or list(recent)
     seconds = sum(event.seconds for event in timed)
     left = timedelta(seconds=round((last.steps - last.step) * seconds / len(timed)))
     pace = sum(event.pairs for event in timed) / max(seconds, 1e-9)
-    return f"epoch {last.epoch}  {pace:.0f} pairs/s  ETA {left}"
+    bad = f"  {last.bad_steps} left out" if last.bad_steps else ""
+    return f"epoch {last.epoch}  {pace:.0f} pairs/s  ETA {left}{bad}"
 
 
 def losses_text(steps: Sequence[StepDone]) -> str:

@@ -15,6 +15,7 @@ from medvlp_open_cxr.specs import OpenCxrPairsSpec
 
 from medvlp_core.batch import ImageTextBatch, TokenBatch
 from medvlp_core.blocks import InputSpec, TrainSpec
+from medvlp_core.data.order import DataOrder, Draw
 from medvlp_core.data.pipeline import ImageTextDataset, InputGeometry, InputPipeline
 from medvlp_core.data.transforms import ImageTransform
 from medvlp_core.errors import DataError, Problem
@@ -114,7 +115,7 @@ def test_a_split_without_pairs_says_what_is_there() -> None:
 def test_a_batch_holds_the_records_that_it_names() -> None:
     pipeline = make(sources=("vqarad",))
     records = pipeline.records("test")
-    batch = next(iter(pipeline.loader("test", batch_size=8, is_training=False)))
+    batch = next(iter(pipeline.loader("test", batch_size=8)))
     assert batch.record_index.tolist() == list(range(8))
     assert batch.image.shape == (8, 1, 16, 16)
     assert batch.image_target is not None
@@ -130,23 +131,27 @@ def test_no_target_when_nothing_restores_images() -> None:
     plain = InputGeometry(channels=3, height=16, width=16)
     source = OpenCxrPairs(OpenCxrPairsSpec(sources=("covid",)), {})
     pipeline = InputPipeline(source, WordLengthTokenizer(), InputSpec(), plain)
-    batch = next(iter(pipeline.loader("val", batch_size=2, is_training=False)))
+    batch = next(iter(pipeline.loader("val", batch_size=2)))
     assert batch.image_target is None
     assert batch.image.shape == (2, 3, 16, 16)
 
 
 def test_evaluation_gives_every_pair_once_in_order() -> None:
-    loader = make(sources=("vqarad",)).loader("test", batch_size=8, is_training=False)
+    loader = make(sources=("vqarad",)).loader("test", batch_size=8)
     assert order(loader) == list(range(22))
     assert order(loader) == list(range(22))
+
+
+def run_order(count: int, batch_size: int = 4, **rest: Any) -> DataOrder:
+    return DataOrder(count=count, batch_size=batch_size, **{"seed": 1, **rest})
 
 
 def test_training_order_is_drawn_from_the_seed_and_new_each_epoch() -> None:
     pipeline = make(sources=("vqarad",))
 
     def epochs(seed: int) -> list[list[int]]:
-        loader = pipeline.loader("test", batch_size=4, is_training=True, seed=seed)
-        return [order(loader), order(loader)]
+        data = run_order(22, seed=seed)
+        return [order(pipeline.training_batches(data, range(start, start + 5))) for start in (0, 5)]
 
     first, second = epochs(1)
     assert len(first) == len(set(first)) == 20  # the incomplete last batch is dropped
@@ -157,35 +162,44 @@ def test_training_order_is_drawn_from_the_seed_and_new_each_epoch() -> None:
 
 
 def test_a_split_smaller_than_a_batch_gives_none_and_the_training_loop_refuses_it() -> None:
-    loader = make(sources=("covid",)).loader("train", batch_size=32, is_training=True)
-    assert order(loader) == []
+    data = run_order(6, 32)
+    assert data.steps_per_epoch == 0
     with pytest.raises(DataError, match=r"\[MV503\] the split 'train' has fewer pairs than one batch of 32"):
-        count_steps(TrainSpec(steps=1, batch_size=32), len(loader))
+        count_steps(TrainSpec(steps=1, batch_size=32), data)
 
 
-def test_resumes_in_the_middle_of_an_epoch() -> None:
+def test_a_run_goes_on_in_the_middle_of_an_epoch() -> None:
     pipeline = make(sources=("vqarad",))
-    loader = pipeline.loader("train", batch_size=8, is_training=True, seed=3)
-    order(loader)
-    batches = iter(loader)
-    for _ in range(3):
-        next(batches)
-    state = loader.state_dict()
-    rest = order(batches)
-    resumed = pipeline.loader("train", batch_size=8, is_training=True, seed=3)
-    resumed.load_state_dict(state)
-    assert order(resumed) == rest
-    assert len(rest) == 48
+    data = run_order(74, 8, seed=3)
+    whole = list(pipeline.training_batches(data, range(12, 22)))
+    rest = list(pipeline.training_batches(data, range(15, 22)))
+    assert order(rest) == order(whole)[24:]
+    assert all(torch.equal(one.image, other.image) for one, other in zip(rest, whole[3:], strict=True)), "crops too"
+    assert not torch.equal(whole[0].image, next(iter(pipeline.training_batches(data, range(9), share=None))).image)
 
 
-def test_worker_processes_give_the_same_batches() -> None:
+@pytest.mark.parametrize("workers", [1, 3])
+def test_worker_processes_give_the_same_batches(workers: int) -> None:
     pipeline = make(sources=("covid",))
-    alone = list(pipeline.loader("train", batch_size=2, is_training=False))
-    helped = list(pipeline.loader("train", batch_size=2, is_training=False, workers=1))
-    assert len(alone) == len(helped) == 3
+    data = run_order(6, 2)
+    alone = list(pipeline.training_batches(data, range(5)))
+    torch.manual_seed(5)
+    helped = list(pipeline.training_batches(data, range(5), workers=workers))
+    assert len(alone) == len(helped) == 5
     for one, other in zip(alone, helped, strict=True):
         assert torch.equal(one.image, other.image)
         assert torch.equal(one.token_ids, other.token_ids)
+
+
+def test_reading_a_pair_leaves_the_random_state_alone() -> None:
+    dataset = make(sources=("covid",)).dataset("train", is_training=True)
+    torch.manual_seed(1)
+    expected = torch.rand(())
+    torch.manual_seed(1)
+    image = dataset[Draw(0, 7)].image
+    assert torch.rand(()) == expected
+    assert torch.equal(dataset[Draw(0, 7)].image, image)
+    assert not torch.equal(dataset[Draw(0, 8)].image, image)
 
 
 def test_the_tokenizer_learns_from_the_training_split_alone() -> None:
@@ -224,9 +238,9 @@ def test_an_unreadable_image_stops_with_its_path(tmp_path: Path) -> None:
     record = Record(id="a", image_path=tmp_path / "absent.png", text="Clear lungs.")
     pipeline = make(source=ListSource({"train": [record]}))
     with pytest.raises(DataError, match=r"MV501.*absent\.png: it does not exist") as alone:
-        next(iter(pipeline.loader("train", batch_size=1, is_training=True)))
+        next(iter(pipeline.training_batches(run_order(1, 1), range(1))))
     with pytest.raises(DataError) as helped:
-        next(iter(pipeline.loader("train", batch_size=1, is_training=True, workers=1)))
+        next(iter(pipeline.training_batches(run_order(1, 1), range(1), workers=1)))
     assert helped.value.problems == alone.value.problems
     assert str(helped.value) == str(alone.value)
 
@@ -239,7 +253,7 @@ def test_a_tokenizer_that_fails_in_a_worker_says_why() -> None:
     pipeline = make(sources=("covid",))
     pipeline.tokenizer = Unready()
     with pytest.raises(DataError) as caught:
-        next(iter(pipeline.loader("train", batch_size=2, is_training=True, workers=1)))
+        next(iter(pipeline.training_batches(run_order(6, 2), range(1), workers=1)))
     assert str(caught.value) == "[MV506] no vocabulary yet"
 
 

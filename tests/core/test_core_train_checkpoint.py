@@ -7,12 +7,12 @@ import pytest
 
 from medvlp_core.errors import DataError
 from medvlp_core.train.checkpoint import find_checkpoint, load_run
-from medvlp_core.train.run import check_run_folder, make_run_folder
+from medvlp_core.train.folder import check_run_folder, make_run_folder
 
 
 def make(folder: Path, **facts: object) -> Path:
     folder.mkdir(parents=True)
-    (folder / "checkpoint.json").write_text(json.dumps({"format": 1, **facts}))
+    (folder / "checkpoint.json").write_text(json.dumps({"format": 2, **facts}))
     return folder
 
 
@@ -30,9 +30,9 @@ def test_a_run_folder_means_its_newest_checkpoint(tmp_path: Path) -> None:
     [
         (None, "no checkpoint"),
         ("{", "cannot be read"),
-        ("[]", "checkpoint format 1 is supported, found None"),
-        ('{"format": 7}', "checkpoint format 1 is supported, found 7"),
-        ('{"format": 1}', "resolved.yaml: the file is missing"),
+        ("[]", "checkpoint format 2 is supported, found None"),
+        ('{"format": 7}', "checkpoint format 2 is supported, found 7"),
+        ('{"format": 2}', "checkpoint.json: the file is not what was written: its hash differs"),
     ],
 )
 def test_a_broken_checkpoint_is_an_error_with_a_hint(tmp_path: Path, content: str | None, message: str) -> None:

@@ -1,8 +1,12 @@
 """The loop on a tiny model and a tiny pipeline that stand in for the real ones."""
 
+import copy
+import math
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,30 +14,33 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from medvlp_core.batch import ImageTextBatch, StepOutput
 from medvlp_core.blocks import TrainSpec
+from medvlp_core.data.order import DataOrder, Share
 from medvlp_core.device import autocast, choose_device, to_device, usable_devices
 from medvlp_core.errors import DataError, MedvlpError, SpecError
 from medvlp_core.train.events import StepDone
-from medvlp_core.train.loop import train
+from medvlp_core.train.loop import data_order, train
+from medvlp_core.train.state import TrainState
+from medvlp_core.train.stop import StopRequest
 
 CPU = torch.device("cpu")
 
 
 class Line(nn.Module):
-    """Fits y = 3 x; from ``bad_from`` on, its second loss is NaN."""
+    """Fits y = 3 x; in its passes ``bad_calls``, from 1, its second loss is NaN."""
 
-    def __init__(self, bad_from: int | None = None) -> None:
+    def __init__(self, bad_calls: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.linear = nn.Linear(1, 1)
         self.calls = 0
-        self.bad_from = bad_from
+        self.bad_calls = bad_calls
 
     def forward(self, batch: ImageTextBatch) -> StepOutput:
         self.calls += 1
-        x = batch.image.flatten(1)
+        x = batch.image.flatten(1).to(self.linear.weight.dtype)
         noise = torch.randn(()) * 0  # draws from the global state, as maskings do
         fit = (self.linear(x) - 3 * x).square().mean() + noise
         other = self.linear.weight.square().mean()
-        if self.bad_from is not None and self.calls >= self.bad_from:
+        if self.calls in self.bad_calls:
             other = other * float("nan")
         return StepOutput(loss=fit + 0.01 * other, losses={"a.fit": fit, "b.size": other}, predictions={})
 
@@ -47,22 +54,32 @@ class Pipeline:
     def records(self, split: str) -> list[Any]:
         return [SimpleNamespace(id=f"study-{index}") for index in range(self.count)]
 
-    def loader(self, split: str, *, batch_size: int, is_training: bool, seed: int, workers: int) -> list[ImageTextBatch]:
-        assert split == "train"
-        assert is_training
-        found = []
-        for start in range(0, self.count - batch_size + 1, batch_size):
-            index = torch.arange(start, start + batch_size)
-            ids = torch.zeros(batch_size, 2, dtype=torch.long)
-            image = (index.float() / self.count).reshape(-1, 1, 1, 1)
-            found.append(ImageTextBatch(image, None, ids, ids == 0, ids, index))
-        return found
+    def training_batches(self, order: DataOrder, steps: range, *, share: Share, **_: Any) -> Iterator[ImageTextBatch]:
+        for step in steps:
+            for part in share.of(order.pairs(step)):
+                index = torch.tensor([draw.row for draw in part])
+                ids = torch.zeros(len(part), 2, dtype=torch.long)
+                image = (index.float() / self.count).reshape(-1, 1, 1, 1)
+                yield ImageTextBatch(image, None, ids, ids == 0, ids, index)
 
 
-def run(model: nn.Module, spec: TrainSpec, count: int = 8) -> tuple[list[StepDone], list[int]]:
+def run(
+    model: nn.Module, spec: TrainSpec, count: int = 8, *, state: TrainState | None = None, notify: Any = None
+) -> tuple[list[StepDone], list[int]]:
+    """The events of a run, and the steps after which it was saved."""
     events: list[Any] = []
     saved: list[int] = []
-    train(model, Pipeline(count), spec, device=CPU, notify=events.append, save=saved.append)  # type: ignore[arg-type]
+    state = state or TrainState.fresh(model, spec, CPU)
+    train(
+        state,
+        Pipeline(count),  # type: ignore[arg-type]
+        spec,
+        forward=model,
+        device=CPU,
+        notify=lambda event: (events.append(event), notify and notify(event)),
+        save=lambda: saved.append(state.step),
+        stop=StopRequest(),
+    )
     return events, saved
 
 
@@ -118,30 +135,121 @@ def test_clipping_bounds_the_gradient_that_is_used() -> None:
     assert events[0].grad_norm > 0.01, "the norm before clipping is reported"
 
 
-def test_a_loss_that_is_not_finite_stops_before_it_changes_anything() -> None:
+def test_a_step_that_is_not_finite_changes_nothing() -> None:
     torch.manual_seed(0)
-    model = Line(bad_from=3)
-    before: list[Tensor] = []
+    model = Line(bad_calls=(3, 5))
+    spec = TrainSpec(steps=6, batch_size=4, ema_decay=0.5)
+    state = TrainState.fresh(model, spec, CPU)
+    assert state.average is not None
+    before: list[list[Tensor]] = []
 
-    class Watch(list):  # type: ignore[type-arg]
-        def append(self, event: Any) -> None:
-            before[:] = [parameter.detach().clone() for parameter in model.parameters()]
+    def watch(_: object) -> None:
+        adam = [value for one in state.optimizer.state.values() for value in one.values()]
+        everything = [*model.state_dict().values(), *state.average.weights.values(), *adam]  # type: ignore[union-attr]
+        before.append([value.clone() for value in everything])
 
+    events, _ = run(model, spec, state=state, notify=watch)
+    assert [type(event).__name__[4:] for event in events] == ["Done", "Done", "LeftOut", "Done", "LeftOut", "Done"]
+    assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]
+    assert [getattr(event, "bad_steps", None) for event in events] == [0, 0, None, 1, None, 2]
+    for bad in (2, 4):
+        assert all(torch.equal(old, new) for old, new in zip(before[bad - 1], before[bad], strict=True))
+        assert set(events[bad].records) == {f"study-{draw.row}" for draw in data(spec, 8).pairs(bad)}
+        assert math.isnan(events[bad].losses["b.size"])
+    assert not all(torch.equal(old, new) for old, new in zip(before[2], before[3], strict=True))
+
+
+def test_too_many_steps_that_are_not_finite_are_an_error() -> None:
+    torch.manual_seed(0)
+    spec = TrainSpec(steps=9, batch_size=4, max_bad_steps=1)
     with pytest.raises(MedvlpError) as caught:
-        train(
-            model,  # type: ignore[arg-type]
-            Pipeline(8),  # type: ignore[arg-type]
-            TrainSpec(steps=9, batch_size=4),
-            device=CPU,
-            notify=Watch().append,
-            save=lambda step: None,
-        )
+        run(Line(bad_calls=(2, 3, 4)), spec)
+    records = ", ".join(f"study-{draw.row}" for draw in data(spec, 8).pairs(2))
     text = str(caught.value)
-    assert "step 3" in text
-    assert "b.size not finite" in text
-    assert "study-0, study-1, study-2, study-3" in text
+    assert text.startswith("[MV601] training stopped at step 3: b.size not finite, and 1 step before it\n")
+    assert f"    records: {records}\n" in text
     assert "hint:" in text
-    assert all(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
+class Normed(nn.Module):
+    """Batch norm; of its ``bad`` pass everything is NaN."""
+
+    def __init__(self, bad: int) -> None:
+        super().__init__()
+        self.norm, self.calls, self.bad = nn.BatchNorm1d(1), 0, bad
+
+    def forward(self, batch: ImageTextBatch) -> StepOutput:
+        self.calls += 1
+        loss = self.norm(batch.image.flatten(1) * (math.nan if self.calls == self.bad else 1.0)).square().mean()
+        return StepOutput(loss=loss, losses={"a.fit": loss}, predictions={})
+
+
+def test_batch_norms_forget_a_bad_batch() -> None:
+    model = Normed(bad=2)
+    run(model, TrainSpec(steps=3, batch_size=4))
+    assert model.norm.num_batches_tracked == 2
+    assert torch.isfinite(model.norm.running_mean).all()  # type: ignore[arg-type]
+
+
+def data(spec: TrainSpec, count: int) -> DataOrder:
+    return data_order(spec, Pipeline(count))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("accumulate", [2, 3, 4])
+@pytest.mark.parametrize("last_batch", ["keep", "drop"])
+def test_passes_of_a_step_give_the_gradient_of_the_whole_batch(accumulate: int, last_batch: str) -> None:
+    """11 pairs in batches of 4 and 3, in 2, 3 or 4 unequal passes."""
+    seen = []
+    for passes in (1, accumulate):
+        torch.manual_seed(0)
+        model = Line().double()
+        spec = TrainSpec(epochs=2, batch_size=4, accumulate=passes, last_batch=last_batch, learning_rate=0.1)
+        events, _ = run(model, spec, 11)
+        seen.append((events, model.linear.weight.item()))
+    (whole, weight), (parts, same) = seen
+    expected = [4, 4, 3] if last_batch == "keep" and accumulate < 4 else [4, 4]
+    assert [event.pairs for event in parts] == expected * 2
+    if len(whole) == len(parts):
+        assert same == pytest.approx(weight, rel=1e-7)
+        assert [event.total for event in parts] == pytest.approx([event.total for event in whole], rel=1e-6)
+
+
+def test_it_goes_on_to_the_same_bits() -> None:
+    spec = TrainSpec(steps=9, batch_size=4, ema_decay=0.9, seed=3)
+    torch.manual_seed(5)
+    whole = Line()
+    begun = copy.deepcopy(whole)
+    state = TrainState.fresh(whole, spec, CPU)
+    events, _ = run(whole, spec, state=state)
+    first = TrainState.fresh(begun, spec, CPU)
+
+    class Enough(Exception):
+        """Ends a run."""
+
+    def stop(event: Any) -> None:
+        if event.step == 5:
+            raise Enough
+
+    with pytest.raises(Enough):
+        run(begun, spec, state=first, notify=stop)
+    torch.rand(3)  # whatever happened in between
+    again, _ = run(begun, spec, state=first)
+    assert [attrs.evolve(one, seconds=0, waiting=0) for one in again] == [
+        attrs.evolve(one, seconds=0, waiting=0) for one in events[5:]
+    ]
+    assert torch.equal(whole.linear.weight, begun.linear.weight)
+    assert state.average is not None
+    assert first.average is not None
+    assert torch.equal(state.average.weights["linear.weight"], first.average.weights["linear.weight"])
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    [(field, text, _)] = TrainSpec(steps=1, batch_size=3, accumulate=4).problems()
+    assert (field, text) == ("accumulate", "4 passes cannot share batch_size=3 pairs")
+    monkeypatch.setattr("medvlp_core.train.loop.world_size", lambda: 3)
+    spec = TrainSpec(steps=1, batch_size=5, accumulate=2)
+    with pytest.raises(SpecError, match=r"MV104.*=5 pairs cannot be shared by 3 processes with 2 passes each\n.*6 or more"):
+        data(spec, 8)
 
 
 def test_a_split_smaller_than_a_batch_is_said() -> None:
@@ -187,7 +295,8 @@ def test_devices_and_precisions_that_are_not_there() -> None:
 
 
 def test_to_device_keeps_the_kind_of_the_batch() -> None:
-    batch = Pipeline(4).loader("train", batch_size=2, is_training=True, seed=0, workers=0)[0]
+    order = data(TrainSpec(steps=1, batch_size=2), 4)
+    batch = next(Pipeline(4).training_batches(order, range(1), share=Share()))
     moved = to_device(batch, torch.device("meta"))
     assert isinstance(moved, ImageTextBatch)
     assert moved.image.is_meta

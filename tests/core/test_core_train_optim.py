@@ -1,15 +1,21 @@
 """Which parameters decay, and the learning rate."""
 
 import math
+from pathlib import Path
 
+import attrs
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from medvlp_core.blocks import TrainSpec
-from medvlp_core.train.optim import learning_rate_at, make_optimizer, parameter_groups
+from medvlp_core.build import build_model
+from medvlp_core.compose import plan_recipe
+from medvlp_core.plugins import PluginHost
+from medvlp_core.train.optim import AverageWeights, learning_rate_at, make_optimizer, parameter_groups
 
 
 class Parts(nn.Module):
@@ -53,19 +59,84 @@ def test_the_optimizer_takes_the_recipe() -> None:
 
 
 def test_warm_up_and_cosine() -> None:
-    rates = [learning_rate_at(step, 100, peak=2.0, warmup_fraction=0.1) for step in range(100)]
+    spec = TrainSpec(steps=100, learning_rate=2.0, warmup_fraction=0.1)
+    rates = [learning_rate_at(step, 100, spec) for step in range(100)]
     assert rates[0] == pytest.approx(0.2)
     assert rates[9] == rates[10] == pytest.approx(2.0)
     assert rates[55] == pytest.approx(1.0)
     assert rates[99] == pytest.approx(1 + math.cos(math.pi * 89 / 90))
-    assert learning_rate_at(0, 1, peak=2.0, warmup_fraction=0.0) == 2.0
+    assert learning_rate_at(0, 1, attrs.evolve(spec, warmup_fraction=0.0)) == 2.0
+    constant = attrs.evolve(spec, schedule="constant")
+    assert [learning_rate_at(step, 100, constant) for step in (4, 9, 10, 55, 99)] == [1.0, 2.0, 2.0, 2.0, 2.0]
 
 
 @settings(deadline=None, max_examples=50)
 @given(st.integers(1, 60), st.floats(0, 0.99))
 def test_the_rate_rises_then_falls_and_stays_positive(steps: int, warmup: float) -> None:
-    rates = [learning_rate_at(step, steps, peak=1.0, warmup_fraction=warmup) for step in range(steps)]
+    spec = TrainSpec(steps=steps, learning_rate=1.0, warmup_fraction=warmup)
+    rates = [learning_rate_at(step, steps, spec) for step in range(steps)]
     top = rates.index(max(rates))
     assert all(0 < rate <= 1.0 for rate in rates)
     assert rates[: top + 1] == sorted(rates[: top + 1])
     assert rates[top:] == sorted(rates[top:], reverse=True)
+
+
+def test_the_average_is_that_of_torch() -> None:
+    torch.manual_seed(0)
+    model = Parts()
+    ours = AverageWeights(model, 0.9)
+    theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
+    theirs.update_parameters(model)  # its first update is a copy
+    for _ in range(5):
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.add_(torch.randn_like(parameter))
+        ours.update(model)
+        theirs.update_parameters(model)
+    expected = {name: value for name, value in theirs.module.named_parameters() if value.requires_grad}
+    assert ours.weights.keys() == expected.keys()
+    for name, value in ours.weights.items():
+        torch.testing.assert_close(value, expected[name].detach())
+
+
+def test_the_average_and_the_weights_change_places_and_back() -> None:
+    model = nn.Linear(2, 2)
+    average = AverageWeights(model, 0.5)
+    first = model.weight.detach().clone()
+    with torch.no_grad():
+        model.weight.add_(1)
+    second = model.weight.detach().clone()
+    average.exchange(model)
+    assert torch.equal(model.weight, first)
+    average.exchange(model)
+    assert torch.equal(model.weight, second)
+
+
+def test_early_layers_learn_more_slowly(host: PluginHost, tmp_path: Path, micro: str) -> None:
+    """A ViT of three blocks and a BERT of two, by hand: what is before the blocks counts as one more."""
+    recipe = tmp_path / "deep.yaml"
+    recipe.write_text(
+        micro.replace("depth: 1, heads: 2}\n  text", "depth: 3, heads: 2}\n  text").replace(
+            "layers: 1, heads: 2}\n  fus", "layers: 2, heads: 2}\n  fus"
+        )
+    )
+    model = build_model(plan_recipe(recipe, host=host), seed=0)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, 0.05, 0.5)
+    scale = {names[id(one)]: group["lr_scale"] for group in groups for one in group["params"]}
+    assert scale.keys() == {name for name, one in model.named_parameters() if one.requires_grad}
+
+    def of(part: str) -> set[float]:
+        found = {value for name, value in scale.items() if part in name}
+        assert found, part
+        return found
+
+    assert of("image_encoder.vit.patch_embed.") == of("image_encoder.vit.pos_embed") == {0.5**4}
+    assert [of(f"image_encoder.vit.blocks.{number}.") for number in range(3)] == [{0.5**3}, {0.5**2}, {0.5**1}]
+    assert of("image_encoder.vit.norm.") == {1.0}
+    assert of("text_encoder") == {0.5**3, 0.5**2, 0.5}
+    assert [of(f"layer.{number}.") for number in range(2)] == [{0.5**2}, {0.5}]
+    assert of("embeddings.word_embeddings") == {0.5**3}
+    assert of("fusion.") == of("alignments.") == of("decoders.") == {1.0}
+    decays = {names[id(one)]: group["weight_decay"] for group in groups for one in group["params"]}
+    assert {value for name, value in decays.items() if "norm" in name.lower() or name.endswith("bias") or "slots" in name} == {0.0}

@@ -4,12 +4,14 @@ import io
 import json
 import re
 from pathlib import Path
+from typing import Any
 
+import attrs
 import pytest
 from rich.console import Console
 
-from medvlp_core.train.events import CheckpointSaved, StepDone
-from medvlp_core.train.metrics_file import MetricsFile, read_metrics
+from medvlp_core.train.events import CheckpointSaved, Event, StepDone, StepLeftOut
+from medvlp_core.train.metrics_file import BadStepsFile, MetricsFile, StepWindow, read_metrics
 from medvlp_core.train.progress import ProgressDisplay, pace_text
 
 TWO = ("gla.global", "report.mlm")
@@ -32,7 +34,7 @@ def step(number: int, *, steps: int = 10, loss: float = 1.0, seconds: float = 0.
 
 def test_plain_lines_where_there_is_no_terminal() -> None:
     console = Console(file=io.StringIO(), width=200)
-    with ProgressDisplay(console, log_every_steps=4) as display:
+    with ProgressDisplay(console, StepWindow(4)) as display:
         for number in range(1, 11):
             display(step(number))
         display(CheckpointSaved(step=10, folder=Path("runs/a[b]/step-10")))
@@ -75,7 +77,7 @@ class Screen(io.StringIO):
 def test_on_a_terminal_everything_is_seen(width: int) -> None:
     screen = Screen()
     console = Console(file=screen, width=width, height=30, force_terminal=True, color_system=None, _environ={})
-    with ProgressDisplay(console, log_every_steps=4) as display:
+    with ProgressDisplay(console, StepWindow(4)) as display:
         for number in range(1, 10):
             display(step(number, names=MPMA))
             display._bar.refresh()
@@ -99,7 +101,7 @@ def test_the_last_state_stays_when_training_stops() -> None:
     console = Console(file=screen, width=80, force_terminal=True, color_system=None, _environ={})
 
     def train() -> None:
-        with ProgressDisplay(console, log_every_steps=4) as display:
+        with ProgressDisplay(console, StepWindow(4)) as display:
             display(step(1))
             display(step(2))
             raise KeyboardInterrupt
@@ -130,6 +132,80 @@ def test_metrics_are_written_line_by_line_and_averaged(tmp_path: Path) -> None:
     assert lines[1]["pairs_per_second"] == pytest.approx(16.0)
     assert lines[2]["seconds"] == pytest.approx(3.0)
     assert lines[2]["grad_norm"] == pytest.approx(5.5)
+
+
+def left_out(number: int, steps: int) -> StepLeftOut:
+    losses = {"gla.global": float("nan"), "report.mlm": 1.0}
+    return StepLeftOut(step=number, steps=steps, losses=losses, grad_norm=float("inf"), records=("a", "b"))
+
+
+def story(steps: int, bad: tuple[int, ...]) -> list[Event]:
+    return [left_out(number, steps) if number in bad else step(number, steps=steps) for number in range(1, steps + 1)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "lines"),
+    [
+        ((), [(1, 1), (4, 3), (8, 4), (10, 2)]),
+        ((4, 10), [(1, 1), (3, 2), (8, 4), (9, 1)]),
+        ((1, 5, 6, 7, 8), [(4, 3), (10, 2)]),
+    ],
+)
+def test_steps_that_were_left_out_end_lines_too(tmp_path: Path, bad: tuple[int, ...], lines: list[tuple[int, int]]) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with MetricsFile(path, log_every_steps=4) as metrics:
+        for event in story(10, bad):
+            metrics(event)
+    assert [(line["step"], line["steps_averaged"]) for line in read_metrics(path)] == lines
+
+
+@pytest.mark.parametrize("at", [1, 2, 4, 6, 9])
+def test_metrics_and_display_go_on_where_a_checkpoint_stood(tmp_path: Path, at: int) -> None:
+    """A run is killed two steps after its checkpoint, with half a line in the file."""
+    events = story(10, bad=(5, 6))
+    path, bad_path = tmp_path / "metrics.jsonl", tmp_path / "bad_steps.jsonl"
+
+    def write(events: list[Event], progress: Any, done: int) -> tuple[Any, str]:
+        console = Console(file=io.StringIO(), width=200)
+        bad_steps, stood = BadStepsFile(bad_path, after=done), None
+        window = StepWindow.going_on(4, progress)
+        with MetricsFile(path, log_every_steps=4, progress=progress) as metrics, ProgressDisplay(console, window) as display:
+            for event in events:
+                metrics(event)
+                bad_steps(event)
+                display(event)
+                if event.step == at:
+                    stood = json.loads(json.dumps(metrics.progress(), allow_nan=False))
+        return stood, console.file.getvalue()  # type: ignore[attr-defined]
+
+    _, shown = write(events, None, 0)
+    expected = path.read_bytes(), bad_path.read_bytes()
+    bad_path.unlink()
+    stood, _ = write(events[: at + 2], None, 0)
+    path.write_bytes(path.read_bytes() + b'{"step": 99')
+    _, again = write(events[at:], stood, at)
+    assert (path.read_bytes(), bad_path.read_bytes()) == expected
+    steps = [re.findall(r"steps? (?:\d+-)?\d+: .*", text) for text in (shown, again)]
+    assert steps[1] == steps[0][-len(steps[1]) :], "the same losses are shown"
+    assert len(steps[1]) == sum(line["step"] > at for line in read_metrics(path))
+
+
+def test_bad_steps_are_plain_json(tmp_path: Path) -> None:
+    path = tmp_path / "bad_steps.jsonl"
+    BadStepsFile(path)(left_out(7, 10))
+    assert path.read_text() == (
+        '{"step": 7, "losses": {"gla.global": "nan", "report.mlm": 1.0}, "grad_norm": "inf", "records": ["a", "b"]}\n'
+    )
+
+
+def test_left_out_steps_are_shown() -> None:
+    console = Console(file=io.StringIO(), width=200)
+    with ProgressDisplay(console, StepWindow(4)) as display:
+        for event in (left_out(1, 10), step(2), left_out(3, 10), attrs.evolve(step(4), bad_steps=2)):
+            display(event)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines[0] == "step 1 left out: gla.global not finite; its records are in bad_steps.jsonl"
+    assert re.fullmatch(r"step 4/10  epoch 1  16 pairs/s  ETA 0:00:03  2 left out  losses, mean of steps 2-4: .*", lines[2])
 
 
 def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from medvlp_core.errors import DataError
 from medvlp_core.train.checkpoint import load_run, save_checkpoint
 from medvlp_core.train.metrics_file import read_metrics
 from medvlp_core.train.run import RunResult, evaluation_run, pretrain
+from medvlp_core.train.state import TrainState
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pretrain_mpma.py"
 
@@ -132,8 +133,8 @@ def test_train_save_reload_compare_bit_for_bit(finished: tuple[RunResult, str]) 
     texts = [record.text for record in result.built.pipeline.records("test")[:5]]
     for one, two in zip(result.built.pipeline.tokenizer.encode(texts), loaded.tokenizer.encode(texts), strict=True):
         assert torch.equal(one, two)
-    batch = next(iter(result.built.pipeline.loader("test", batch_size=6, is_training=False)))
-    again = next(iter(loaded.pipeline().loader("test", batch_size=6, is_training=False)))
+    batch = next(iter(result.built.pipeline.loader("test", batch_size=6)))
+    again = next(iter(loaded.pipeline().loader("test", batch_size=6)))
     assert torch.equal(batch.image, again.image)
     for one, two in zip(outputs(result.built.model, batch), outputs(loaded.model, again), strict=True):
         assert torch.equal(one, two)
@@ -184,7 +185,7 @@ def test_no_dead_gradients(recipe: Path) -> None:
     model = built.model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     reached: set[str] = set()
-    for batch in built.pipeline.loader("train", batch_size=16, is_training=True, seed=0):
+    for batch in built.pipeline.loader("train", batch_size=16):
         optimizer.zero_grad()
         model(to_device(batch, torch.device("cpu"))).loss.backward()
         for name, parameter in model.named_parameters():
@@ -316,9 +317,9 @@ def saved(finished: tuple[RunResult, str], tmp_path: Path) -> Path:
     """A fresh copy of a checkpoint."""
     built = finished[0].built
     folder = tmp_path / "checkpoint"
-    for step in (1, 2):  # the second replaces the first
-        facts = {"step": step}
-        save_checkpoint(folder, plan=built.plan, model=built.model, tokenizer=built.pipeline.tokenizer, facts=facts)
+    state = TrainState.fresh(built.model, built.plan.train, torch.device("cpu"))
+    for state.step in (1, 2):  # the second replaces the first
+        save_checkpoint(folder, plan=built.plan, state=state, tokenizer=built.pipeline.tokenizer, facts={}, progress={})
     assert json.loads((folder / "checkpoint.json").read_text())["step"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
     return folder
@@ -327,7 +328,7 @@ def saved(finished: tuple[RunResult, str], tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("name", "damage", "message"),
     [
-        ("model.safetensors", cut, r"model.safetensors: the file cannot be read"),
+        ("model.safetensors", cut, r"model.safetensors: the file has [\d,]+ bytes, and [\d,]+ were written"),
         ("model.safetensors", Path.unlink, r"model.safetensors: the file is missing"),
         ("checkpoint.json", cut, r"checkpoint.json: the file cannot be read"),
         ("resolved.yaml", Path.unlink, r"resolved.yaml: the file is missing"),
@@ -357,14 +358,14 @@ def example(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_the_example_says_how_it_is_used_without_torch(tmp_path: Path) -> None:
-    assert len(EXAMPLE.read_text().splitlines()) <= 40
+    assert len(EXAMPLE.read_text().splitlines()) <= 45
     code = f"import runpy, sys; sys.argv = ['x', '--config', 'none.yaml']; runpy.run_path({str(EXAMPLE)!r}, run_name='__main__')"
     watched = f"try:\n    {code}\nexcept SystemExit as end:\n    print(end)\nprint('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", watched], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert done.stdout.splitlines()[-1] == "False"
     assert "[MV001]" in done.stdout
     shown = example("--help", folder=tmp_path).stdout
-    assert all(option in shown for option in ("--config", "--set", "--use", "--unset", "--out", "--device"))
+    assert all(option in shown for option in ("--config", "--set", "--use", "--unset", "--out", "--resume", "--device"))
 
 
 def test_the_example_prints_problems_without_a_traceback(recipe: Path, tmp_path: Path) -> None:

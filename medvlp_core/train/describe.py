@@ -1,0 +1,76 @@
+"""What a run says at its start, in a few lines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+
+from medvlp_core.build import BuiltRun
+from medvlp_core.contract import Symbol
+from medvlp_core.data.pipeline import InputPipeline
+from medvlp_core.device import AUTOCAST_DTYPES
+from medvlp_core.errors import DataError
+from medvlp_core.interfaces import ChoosesKernels
+
+#: So many training texts are counted at the start: a few seconds at most.
+COUNTED_TEXTS = 10_000
+
+
+def describe_run(built: BuiltRun, folder: Path, device: torch.device, console: Console) -> None:
+    """Say in a few lines what is about to be trained."""
+    plan, pipeline = built.plan, built.pipeline
+    parameters = sum(parameter.numel() for parameter in built.model.parameters() if parameter.requires_grad)
+    console.print(f"{plan.name}: {parameters:,} trainable parameters on {device}, {plan.train.precision}", markup=False)
+    console.print(f"data: {', '.join(_split_sizes(pipeline))} image-text pairs", markup=False)
+    if kernels := kernels_in_use(built.model, device, plan.train.precision):
+        console.print(f"kernels: {kernels}", markup=False, soft_wrap=True)
+    if cut := cut_texts(built):
+        console.print(cut, markup=False, soft_wrap=True)
+    console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
+
+
+def kernels_in_use(model: nn.Module, device: torch.device, precision: str) -> str:
+    """Every op that parts of the model call and the path that serves it, e.g. ``mpma.memory_topk composite``; empty if none does.
+
+    Raises:
+        KernelError: a path that was asked for cannot serve (MV401).
+    """
+    dtype = str(AUTOCAST_DTYPES.get(precision, torch.float32)).removeprefix("torch.")
+    found: dict[str, set[str]] = {}
+    for module in model.modules():
+        if isinstance(module, ChoosesKernels):
+            for op, path in module.kernel_choices(device.type, dtype).items():
+                found.setdefault(op, set()).add(path)
+    return ", ".join(f"{op} {' and '.join(sorted(paths))}" for op, paths in sorted(found.items()))
+
+
+def cut_texts(built: BuiltRun) -> str | None:
+    """How many training texts are as long as the tokenizer allows, so that what is longer was cut; None if there is none.
+
+    A tokenizer gives no more than its maximum, so a text that just fits is counted too.
+    """
+    provider = built.plan.wiring.providers[("token_ids", "clean")]
+    dim = provider.spec.dims[1]
+    length = built.plan.wiring.table.value(Symbol(provider.path, dim)) if isinstance(dim, str) else dim
+    if length is None:
+        return None
+    records = built.pipeline.records("train")
+    texts = [record.text for record in records[:: -(-len(records) // COUNTED_TEXTS)]]
+    full = 0
+    for start in range(0, len(texts), 500):
+        is_valid = built.pipeline.tokenizer.encode(texts[start : start + 500]).text_is_valid
+        full += int((is_valid.sum(dim=1) >= length).sum())
+    return f"texts: {full} of {len(texts)} training texts fill all {length} tokens; what is longer is cut" if full else None
+
+
+def _split_sizes(pipeline: InputPipeline) -> list[str]:
+    sizes = []
+    for split in pipeline.source.splits():
+        try:
+            sizes.append(f"{split} {len(pipeline.records(split))}")
+        except DataError:  # images without texts; only the splits that are used must have pairs
+            sizes.append(f"{split} 0")
+    return sizes

@@ -1,0 +1,60 @@
+"""Blocks: which they are, and that computing them another way changes no number."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from medvlp_core.blocks import TrainSpec
+from medvlp_core.build import BuiltRun, build_run
+from medvlp_core.compose import plan_recipe
+from medvlp_core.data.order import DataOrder
+from medvlp_core.plugins import PluginHost
+from medvlp_core.train.layers import layers_of, prepare
+
+
+@pytest.fixture
+def built(host: PluginHost, tmp_path: Path, micro: str) -> BuiltRun:
+    path = tmp_path / "micro.yaml"
+    path.write_text(micro)
+    return build_run(plan_recipe(path, host=host), seed=0)
+
+
+def gradients(built: BuiltRun, *, is_training: bool = True) -> tuple[float, dict[str, torch.Tensor]]:
+    order = DataOrder(count=len(built.pipeline.records("train")), batch_size=4, seed=0)
+    batch = next(iter(built.pipeline.training_batches(order, range(1))))
+    model = built.model.train(is_training)
+    model.zero_grad()
+    torch.manual_seed(1)
+    loss = model(batch).loss
+    loss.backward()
+    return loss.item(), {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+
+
+def test_blocks_of_real_encoders_are_found(built: BuiltRun) -> None:
+    kinds = [type(layer).__name__ for layer in layers_of(built.model)]
+    assert {"Block", "BertLayer"} <= set(kinds)
+    assert layers_of(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))) == [], "plain layers are no blocks"
+
+
+def test_recomputing_changes_no_number(built: BuiltRun) -> None:
+    loss, before = gradients(built)
+    names = set(built.model.state_dict())
+    prepare(built.model, TrainSpec(steps=1, recompute=True))
+    again, after = gradients(built)
+    assert again == loss
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before), "dropout too"
+    assert set(built.model.state_dict()) == names
+
+
+def test_compiled_blocks_give_the_same(built: BuiltRun) -> None:
+    """Those of one encoder, for compiling takes long; without dropout, which the compiler draws from another stream."""
+    loss, before = gradients(built, is_training=False)
+    names = set(built.model.state_dict())
+    prepare(built.model.image_encoder, TrainSpec(steps=1, compile=True))
+    again, after = gradients(built, is_training=False)
+    assert again == pytest.approx(loss, rel=1e-5)
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-5)
+    assert set(built.model.state_dict()) == names

@@ -1,0 +1,275 @@
+"""Kills training runs with SIGKILL at random moments, lets them go on, and compares them with the run that was never killed.
+
+``python tests/e2e/killing.py --kind workers --kills 40`` prints how many kills there were; exit code 1 if a bit differs. Each life
+of a run is a process (two, of one gloo group, for ``ddp`` and ``fsdp``) that is forked from this one, so that torch is imported
+once. Half of the lives end at a random time, the other half kill themselves right before or after a random one of the calls that
+write to the disk, or in a step or an evaluator.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import json
+import os
+import random
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"
+import safetensors.torch
+import torch
+from medvlp_standard.evaluators.masked_words import MaskedWords
+from rich.console import Console
+
+from medvlp_core.build import build_model
+from medvlp_core.compose import plan_recipe
+from medvlp_core.model import ComposedModel
+from medvlp_core.train import metrics_file
+from medvlp_core.train.resume import read_resume
+from medvlp_core.train.run import RunObservers, pretrain
+
+RECIPE = """\
+medvlp: 1
+data: {use: open_cxr.pairs, sources: [vqarad]}
+inputs: {cache_images: true}
+tokenizer: {use: standard.wordpiece, vocab_size: 200, max_length: 24}
+model:
+  masking: {use: mpma.paired_masking}
+  image_encoder:
+    {use: standard.timm_vit, model: vit_tiny_patch16_224, image_size: 32, channels: 1, patch_size: 8, width: 32, depth: 1, heads: 2}
+  text_encoder: {use: standard.bert, width: 32, layers: 1, heads: 2}
+  fusion: {use: mpma.memory_fusion, slots: 8, topk: 2, heads: 2, layers: 1}
+  alignments:
+    gla: {use: mpma.global_local, dim: 8}
+  decoders:
+    image: {use: mpma.image_decoder, target_size: 64, width: 16, depth: 1, heads: 2}
+    report: {use: mpma.report_decoder}
+train:
+  {steps: 14, batch_size: 8, accumulate: 2, last_batch: keep, checkpoint_every_steps: 3, log_every_steps: 4, ema_decay: 0.9,
+   layer_decay: 0.8, learning_rate: 0.001}
+evaluators:
+  words: {use: standard.masked_words, draws: 1, max_pairs: 8}
+"""
+KINDS = {
+    "one": (1, ""),
+    "workers": (1, "workers: 2, "),
+    "ddp": (2, ""),
+    "ddp3": (3, ""),
+    "fsdp": (2, "parallel: fsdp, "),
+}
+#: What differs between two equal runs: clocks and memory.
+TIMES = {"seconds", "pairs_per_second", "waiting", "memory_mb"}
+
+
+def with_bad_steps(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The loss of some batches, always of the same, is NaN."""
+
+    @functools.wraps(forward)
+    def changed(self: ComposedModel, batch: Any) -> Any:
+        output = forward(self, batch)
+        if self.training and int(batch.record_index.sum()) % 11 == 0:
+            return output._replace(loss=output.loss * float("nan"))
+        return output
+
+    return changed
+
+
+class KillPoints:
+    """Counts calls of some functions, before and after each, and kills the process at one of them."""
+
+    def __init__(self, at: int | None) -> None:
+        self.count, self.at = 0, at
+
+    def pass_one(self) -> None:
+        self.count += 1
+        if self.count == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def watch(self, owner: Any, name: str) -> None:
+        function = getattr(owner, name)
+
+        @functools.wraps(function)
+        def watched(*arguments: Any, **named: Any) -> Any:
+            self.pass_one()
+            result = function(*arguments, **named)
+            self.pass_one()
+            return result
+
+        setattr(owner, name, watched)
+
+
+def live(recipe: Path, run: Path, out: Path, kill_at: int | None) -> int:
+    """One life of a run, in a process of its own: begins it, or goes on with it. The number of kill points that it passed."""
+    points = KillPoints(kill_at)
+    for owner, name in ((os, "fsync"), (os, "replace"), (shutil, "rmtree"), (safetensors.torch, "save_file")):
+        points.watch(owner, name)
+    points.watch(Path, "write_text")
+    points.watch(MaskedWords, "evaluate")
+    points.watch(RunObservers, "__call__")
+    points.watch(metrics_file, "_json_number")
+    ComposedModel.forward = with_bad_steps(ComposedModel.forward)  # type: ignore[method-assign]
+    console = Console(file=io.StringIO(), width=200)
+    if (run / "resolved.yaml").is_file():
+        resume = read_resume(run)
+        pretrain(resume.plan, device="cpu", console=console, resume=resume)
+    else:
+        pretrain(plan_recipe(recipe), out=run, device="cpu", console=console)
+    return points.count
+
+
+def start(world: int, *arguments: Any) -> list[int]:
+    """Fork the processes of one life. Each writes its number of kill points to ``OUT.RANK``; exits with 0 if it came to the end."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    pids = []
+    for rank in range(world):
+        pid = os.fork()
+        if pid:
+            pids.append(pid)
+            continue
+        code = 1
+        try:
+            os.setsid()
+            if world > 1:
+                names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+                os.environ.update({name: str(value) for name, value in names.items()})
+            recipe, run, out, kill_at, victim = arguments
+            count = live(recipe, run, out, kill_at if rank == victim else None)
+            out.with_suffix(f".{rank}").write_text(str(count))
+            code = 0
+        except KeyboardInterrupt:
+            code = 130
+        except SystemExit as leave:
+            code = int(leave.code or 0)
+        except BaseException:
+            out.with_suffix(f".error{rank}").write_text(traceback.format_exc())
+        finally:
+            os._exit(code)
+    return pids
+
+
+def wait(pids: list[int], limit: float) -> list[int | None]:
+    """The exit codes after at most ``limit`` seconds, or as soon as one process was killed; None for those that still run."""
+    codes: dict[int, int | None] = dict.fromkeys(pids)
+    end = time.monotonic() + limit
+    while time.monotonic() < end and None in codes.values() and not any(code for code in codes.values()):
+        for pid in pids:
+            if codes[pid] is None:
+                done, status = os.waitpid(pid, os.WNOHANG)
+                codes[pid] = os.waitstatus_to_exitcode(status) if done else None
+        time.sleep(0.002)
+    return list(codes.values())
+
+
+def kill(pids: list[int], codes: list[int | None]) -> list[int]:
+    """Kill what still runs, in any order, as torchrun does when one process is gone; the exit codes of all."""
+    found = dict(zip(pids, codes, strict=True))
+    left = [pid for pid in pids if found[pid] is None]
+    for pid in random.sample(left, len(left)):
+        os.kill(pid, signal.SIGKILL)
+        time.sleep(random.choice((0.0, 0.05)))
+    for pid in left:
+        found[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    return [found[pid] or 0 for pid in pids]
+
+
+def content(run: Path) -> dict[str, Any]:
+    """All that a run has written, without clocks."""
+    found: dict[str, Any] = {}
+    for path in sorted(run.rglob("*")):
+        name = str(path.relative_to(run))
+        if path.is_dir() or path.suffix == ".png" or path.name == "checkpoint.json":  # which has hashes of the others
+            continue
+        if path.suffix in (".json", ".jsonl"):
+            found[name] = [without_times(json.loads(line)) for line in _documents(path)]
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def _documents(path: Path) -> list[str]:
+    text = path.read_text()
+    return text.splitlines() if path.suffix == ".jsonl" else [text]
+
+
+def without_times(value: Any) -> Any:
+    """A document without what clocks and memory say."""
+    if isinstance(value, dict):
+        return {key: without_times(one) for key, one in value.items() if key not in TIMES}
+    return [without_times(one) for one in value] if isinstance(value, list) else value
+
+
+def main() -> int:
+    """Kill, go on, compare."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kind", choices=KINDS, default="one")
+    parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    random.seed(arguments.seed)
+    world, change = KINDS[arguments.kind]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        recipe, out = folder / "recipe.yaml", folder / "points.txt"
+        recipe.write_text(RECIPE.replace("{steps", f"{{{change}steps"))
+        build_model(plan_recipe(recipe), seed=0)  # imports what the lives need
+        began = time.monotonic()
+        assert wait(start(world, recipe, folder / "reference", out, None, 0), 300) == [0] * world
+        seconds = time.monotonic() - began
+        points = [int(out.with_suffix(f".{rank}").read_text()) for rank in range(world)]
+        expected = content(folder / "reference")
+        assert len(expected["bad_steps.jsonl"]) > 0, "the recipe should have bad steps"
+        kills = runs = 0
+        while kills < arguments.kills:
+            run, runs = folder / f"run{runs}", runs + 1
+            is_done, history = False, []
+            while not is_done:
+                may_kill = kills < arguments.kills
+                by_point = may_kill and random.random() < 0.5
+                victim = random.randrange(world)
+                kill_at = random.randint(1, points[victim]) if by_point else None
+                pids = start(world, recipe, run, out, kill_at, victim)
+                left = wait(pids, random.uniform(0, seconds) if may_kill and not by_point else 300)
+                if None in left and not may_kill and 1 not in left:
+                    return fail("a run hangs")
+                codes = kill(pids, left)
+                is_done = codes == [0] * world
+                history.append(f"point {kill_at} of process {victim}" if by_point else f"codes {codes}")
+                # A process whose partner was killed may well complain. FSDP's threads sometimes abort a forked process.
+                if 1 in codes and all(code >= 0 for code in codes):
+                    errors = "\n".join(path.read_text() for path in folder.glob("points.error*"))
+                    return fail(f"a life of {run.name} ended after {kills} kills:\n{errors}")
+                kills += not is_done
+                if not is_done and (run / "evaluation.json").exists():
+                    is_done = True  # killed when all was written
+            found = content(run)
+            if found != expected:
+                keep = os.environ.get("KEEP_DIFFERENT")
+                if keep:
+                    shutil.copytree(folder, keep, dirs_exist_ok=True)
+                names = [key for key in {**found, **expected} if found.get(key) != expected.get(key)]
+                return fail(f"{run.name} differs: {', '.join(names)}\n    its lives: {'; '.join(history)}")
+            shutil.rmtree(run)
+    print(f"{arguments.kind}: {kills} kills of {runs} runs, all equal to the run that was never killed ({len(expected)} files)")
+    return 0
+
+
+def fail(text: str) -> int:
+    print(text, file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
