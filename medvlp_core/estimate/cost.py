@@ -1,0 +1,151 @@
+"""Memory and time of a run on given GPUs, from one traced step and the cards' data sheets. Holds no torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import attrs
+
+from medvlp_core.blocks import TrainSpec
+from medvlp_core.estimate.cards import GPUS_OF_A_MACHINE, NETWORK, Card
+
+if TYPE_CHECKING:
+    from medvlp_core.estimate.step import Parts
+    from medvlp_core.estimate.trace import Op, StepTrace
+
+
+@attrs.frozen(kw_only=True)
+class Memory:
+    """Bytes of one GPU.
+
+    ``kept`` is what the forward pass leaves for the backward pass; ``peak`` is the most that passes need at one time: gradients,
+    what is kept, and what operations hold for a moment. ``reserved`` is taken before the first tensor.
+    """
+
+    weights: float
+    optimizer: float
+    average: float
+    batch: float
+    gradients: float
+    kept: float
+    peak: float
+    reserved: float
+
+    @property
+    def total(self) -> float:
+        """What the GPU must have."""
+        return self.weights + self.optimizer + self.average + self.batch + self.peak + self.reserved
+
+
+@attrs.frozen(kw_only=True)
+class Seconds:
+    """Parts of one optimiser step. ``exchange`` overlaps with backward passes; ``host`` is what issuing the operations takes."""
+
+    forward: float
+    backward: float
+    exchange: float
+    exchanged_bytes: float
+    optimizer: float
+    host: float
+    waits_for_host: bool
+    is_sharded: bool
+
+    @property
+    def step(self) -> float:
+        """The device works while the host issues and the network sends: the slowest of them counts. A CPU is both at once."""
+        if self.is_sharded:
+            device = max(self.forward + self.backward, self.exchange) + self.optimizer
+        else:
+            device = self.forward + max(self.backward, self.exchange) + self.optimizer
+        return device + self.host if self.waits_for_host else max(device, self.host)
+
+
+def pairs_of_a_pass(spec: TrainSpec, gpus: int) -> int:
+    """The largest share of a step that a GPU computes at a time.
+
+    Example:
+        >>> pairs_of_a_pass(TrainSpec(steps=1, batch_size=100, accumulate=2), gpus=8)
+        7
+    """
+    return -(-spec.batch_size // (gpus * spec.accumulate))
+
+
+def memory_of(parts: Parts, trace: StepTrace, spec: TrainSpec, gpus: int, card: Card) -> Memory:
+    """The peak of a step. The optimiser is AdamW: two numbers for each trained one, and a count for each tensor."""
+    is_sharded = spec.parallel == "fsdp" and gpus > 1
+    share = gpus if is_sharded else 1
+    trained, frozen = parts.total("trained_bytes"), parts.total("frozen_bytes")
+    gradients = trained / share
+    # Gradients are there in every pass: in buckets of several processes, as shards, or from the pass before. Or they come as the
+    # backward pass makes them, while it frees what was kept.
+    stay = gpus > 1 or spec.accumulate > 1
+    return Memory(
+        weights=(trained + frozen) / share + (min(parts.unsharded, trained + frozen) if is_sharded else 0),
+        optimizer=2 * trained / share + 4 * parts.total("trained_tensors"),
+        average=trained / share if spec.ema_decay is not None else 0,
+        batch=trace.batch_bytes,
+        gradients=gradients,
+        kept=sum(trace.kept.values()),
+        peak=trace.peak_without_gradients + gradients if stay else trace.peak,
+        reserved=card.reserved,
+    )
+
+
+def seconds_of(parts: Parts, trace: StepTrace, spec: TrainSpec, gpus: int, card: Card) -> Seconds:
+    """The time of one optimiser step, operation by operation."""
+    forward = sum(seconds_of_op(op, card, spec) for op in trace.ops if not op.is_backward)
+    backward = sum(seconds_of_op(op, card, spec) for op in trace.ops if op.is_backward)
+    trained, is_sharded = parts.total("trained_bytes"), spec.parallel == "fsdp" and gpus > 1
+    share = gpus if is_sharded else 1
+    # AdamW reads weight, gradient and two moments and writes three of them; clipping reads gradients twice and writes them.
+    touched = 7 + (3 if spec.clip_norm is not None else 1) + (3 if spec.ema_decay is not None else 0)
+    # Ring: all-reduce sends (N - 1) / N of the gradients twice. Shards are gathered for both passes, and gradients scattered.
+    sent = (gpus - 1) / gpus * (3 * trained * spec.accumulate if is_sharded else 2 * trained)
+    link = card.link if gpus <= GPUS_OF_A_MACHINE else min(card.link, NETWORK)
+    return Seconds(
+        forward=forward * spec.accumulate,
+        backward=backward * spec.accumulate,
+        exchange=sent / (link * card.link_share),
+        exchanged_bytes=sent,
+        optimizer=touched * trained / share / (card.bandwidth * card.memory_share),
+        host=count_issued(trace, spec) * card.host,
+        waits_for_host=not card.is_gpu,
+        is_sharded=is_sharded,
+    )
+
+
+def count_issued(trace: StepTrace, spec: TrainSpec) -> int:
+    """Operations that the host issues in a step; compiled, elementwise ones are part of others."""
+    return spec.accumulate * sum(not (spec.compile and op.is_pointwise) for op in trace.ops)
+
+
+def seconds_of_op(op: Op, card: Card, spec: TrainSpec) -> float:
+    """The roofline: products at the reachable share of the arithmetic, bytes at that of the memory, whichever takes longer.
+
+    Compiled, an elementwise operation is computed where its neighbours read and write, and moves nothing of its own.
+    """
+    if spec.compile and op.is_pointwise:
+        return 0.0
+    rate = card.half if op.is_half else card.full
+    return max(op.flops / (rate * card.matmul_share), op.moved / (card.bandwidth * card.memory_share))
+
+
+def seconds_of_component(trace: StepTrace, component: str, spec: TrainSpec, card: Card) -> float:
+    """Both directions of a component, over all passes of a step."""
+    return spec.accumulate * sum(seconds_of_op(op, card, spec) for op in trace.ops if op.component == component)
+
+
+def count_steps(spec: TrainSpec, pairs: int | None) -> int | None:
+    """Optimiser steps of the recipe; None if it counts epochs and nobody knows the pairs.
+
+    Example:
+        >>> count_steps(TrainSpec(epochs=2, batch_size=10), pairs=35)
+        6
+    """
+    if spec.steps is not None:
+        return spec.steps
+    if pairs is None or spec.epochs is None:
+        return None
+    rest = pairs % spec.batch_size
+    per_epoch = pairs // spec.batch_size + (spec.last_batch == "keep" and rest >= spec.accumulate)
+    return max(1, round(spec.epochs * per_epoch))

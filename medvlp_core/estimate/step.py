@@ -1,0 +1,141 @@
+"""From a plan to one traced step: the model, a batch of full texts, and what each component has to learn."""
+
+from __future__ import annotations
+
+import attrs
+import torch
+from torch import nn
+
+from medvlp_core.batch import ImageTextBatch
+from medvlp_core.blocks import TrainSpec
+from medvlp_core.build import build_model, build_run, build_tokenizer, image_geometry
+from medvlp_core.components import Role
+from medvlp_core.contract import Symbol
+from medvlp_core.errors import MedvlpError, Problem
+from medvlp_core.estimate.fake import fake_batch
+from medvlp_core.estimate.trace import StepTrace, trace_step
+from medvlp_core.model import ComposedModel
+from medvlp_core.plan import ModelPlan
+from medvlp_core.train.layers import layers_of
+
+
+@attrs.frozen(kw_only=True)
+class Weights:
+    """Numbers that are trained and that are not (frozen parameters and buffers), how many tensors are trained, and bytes of all.
+
+    ``frozen_bytes`` are those of frozen parameters and buffers. Trained ones are in fp32, as the optimiser needs them.
+    """
+
+    trained: int
+    frozen: int
+    trained_tensors: int
+    trained_bytes: int
+    frozen_bytes: int
+
+
+@attrs.frozen(kw_only=True)
+class Parts:
+    """The weights of each component (a tensor that two share counts for the first), and bytes of the largest layer and of the rest.
+
+    ``unsharded`` is what sharing of weights leaves whole at a time: two layers, and all that is in no layer.
+    """
+
+    weights: dict[str, Weights]
+    unsharded: int
+
+    def total(self, field: str) -> int:
+        """The sum of a field over components."""
+        return sum(getattr(one, field) for one in self.weights.values())
+
+
+def build_for_estimate(plan: ModelPlan) -> ComposedModel:
+    """The model with random weights. Data are read only where the vocabulary must be learned before its size is known."""
+    tokenizer = plan.one(Role.TOKENIZER)
+    if tokenizer is not None:
+        build_tokenizer(plan)
+        if "V" in plan.free_symbols(tokenizer.path):
+            return build_run(plan, seed=plan.train.seed).model
+    return build_model(plan, seed=plan.train.seed)
+
+
+def count_parts(model: ComposedModel) -> Parts:
+    """Count the weights, component by component."""
+    seen: set[int] = set()
+    weights = {}
+    for path in model.plan.components:
+        if path.startswith("model."):
+            weights[path] = _count(model.get_submodule(path.removeprefix("model.")), seen)
+    layers = [sum(map(_bytes, layer.parameters())) for layer in layers_of(model)]
+    rest = sum(map(_bytes, model.parameters())) - sum(layers)
+    return Parts(weights=weights, unsharded=rest + 2 * max(layers, default=0))
+
+
+def _count(part: nn.Module, seen: set[int]) -> Weights:
+    new = [one for one in (*part.parameters(), *part.buffers()) if id(one) not in seen]
+    seen |= {id(one) for one in new}
+    trained = [one for one in new if one.requires_grad]
+    frozen = [one for one in new if not one.requires_grad]
+    return Weights(
+        trained=sum(one.numel() for one in trained),
+        frozen=sum(one.numel() for one in frozen),
+        trained_tensors=len(trained),
+        trained_bytes=sum(map(_bytes, trained)),
+        frozen_bytes=sum(map(_bytes, frozen)),
+    )
+
+
+def _bytes(x: torch.Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+def _number(plan: ModelPlan, port: str, place: int) -> int | None:
+    """A dimension of a tokenizer's port."""
+    owner = next(one for (name, _), one in plan.wiring.providers.items() if name == port)
+    dim = owner.spec.dims[place]
+    return dim if isinstance(dim, int) else plan.wiring.table.value(Symbol(owner.path, dim))
+
+
+def text_length(plan: ModelPlan) -> int:
+    """Tokens of the longest text.
+
+    Raises:
+        MedvlpError: no component fixes it (MV603).
+    """
+    found = _number(plan, "token_ids", 1)
+    if found is None:
+        hint = "its tokenizer declares no longest text: give token_ids a number of tokens in the contract"
+        raise MedvlpError(Problem(code="MV603", text="the length of the texts is not known before training", hint=hint))
+    return found
+
+
+def full_batch(plan: ModelPlan, pairs: int) -> ImageTextBatch:
+    """Pairs whose texts fill the longest length with words of one token each; what the images hold is left to the caller.
+
+    Shape:
+        as the input pipeline makes it, (pairs, ...).
+    """
+    sizes, length = image_geometry(plan), text_length(plan)
+    vocabulary = _number(plan, "vocabulary", 0)
+    assert vocabulary is not None  # the text encoder is built
+    target = None
+    if sizes.target_height is not None and sizes.target_width is not None:
+        target = torch.empty(pairs, sizes.channels, sizes.target_height, sizes.target_width)
+    return ImageTextBatch(
+        image=torch.empty(pairs, sizes.channels, sizes.height, sizes.width),
+        image_target=target,
+        token_ids=torch.randint(vocabulary // 2, vocabulary, (pairs, length)),  # special tokens come first
+        text_is_valid=torch.ones(pairs, length, dtype=torch.bool),
+        word_ids=torch.arange(-1, length - 1).repeat(pairs, 1),
+        record_index=torch.arange(pairs),
+    )
+
+
+def follow(model: ComposedModel, spec: TrainSpec, pairs: int, *, is_gpu: bool) -> StepTrace:
+    """Trace one pass of a model without numbers. Masks are those of the recipe's seed.
+
+    Raises:
+        MedvlpError: a component looks at numbers that do not exist (MV603).
+    """
+    batch = fake_batch(full_batch(model.plan, pairs), model)
+    torch.manual_seed(spec.seed)
+    return trace_step(model, batch, spec, is_gpu=is_gpu)
