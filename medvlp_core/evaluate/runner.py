@@ -15,6 +15,7 @@ import torch
 from medvlp_core.build import build_component
 from medvlp_core.errors import MedvlpError
 from medvlp_core.evaluate.protocol import Card, EvaluationRun
+from medvlp_core.files import write_at_once
 from medvlp_core.interfaces import Evaluator
 from medvlp_core.plan import ModelPlan, SkippedEvaluator
 
@@ -83,4 +84,4 @@ def write_cards(path: Path, run: EvaluationRun, cards: tuple[Card, ...], unable:
         "results": [card.as_json() for card in cards],
         "skipped": [{"evaluator": one.path, "component": one.name, "reason": one.reason} for one in skipped],
     }
-    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_at_once(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")

@@ -7,6 +7,7 @@ Di width.
 from __future__ import annotations
 
 import difflib
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -19,12 +20,15 @@ from medvlp_core.batch import ImageFeatures
 from medvlp_core.errors import DataError, Problem, SpecError
 from medvlp_core.interfaces import Dims, ImageEncoder
 from medvlp_core.ops import sincos_positions_2d
+from medvlp_core.restoring import do_weights_follow
+from medvlp_core.weights import LoadedWeights
 from medvlp_standard.hf_facts import local_folder
 from medvlp_standard.hub import hub_answers, quiet_hub
 from medvlp_standard.specs.image_encoders import TimmCNNSpec, TimmViTSpec
+from medvlp_standard.timm_export import export_timm
 from medvlp_standard.timm_facts import base_name, cnn_facts
 from medvlp_standard.view_norm import MaskedStatistics
-from medvlp_standard.weights import LoadedWeights, load_weights
+from medvlp_standard.weights import load_weights
 
 _VIT_HINT = "standard.timm_vit takes VisionTransformers, timm.list_models('vit_*'); for feature maps use standard.timm_cnn"
 _CNN_HINT = "standard.timm_cnn takes models with feature maps, such as timm.list_models('resnet*') or 'convnext*'"
@@ -42,19 +46,20 @@ class TimmViT(ImageEncoder):
         the order).
     """
 
+    exports = ("timm",)
+
     def __init__(self, spec: TimmViTSpec, dims: Dims) -> None:
         super().__init__(spec, dims)
         sizes = {"patch_size": spec.patch_size, "embed_dim": spec.width, "depth": spec.depth, "num_heads": spec.heads}
-        vit = _create(
-            spec.model,
-            spec.pretrained,
-            hint=_VIT_HINT,
-            img_size=spec.image_size,
-            in_chans=spec.channels,
-            num_classes=0,
-            drop_path_rate=spec.drop_path,
+        self.model = spec.model
+        self.arguments: dict[str, Any] = {
+            "img_size": spec.image_size,
+            "in_chans": spec.channels,
+            "num_classes": 0,
             **{name: size for name, size in sizes.items() if size is not None},
-        )
+        }
+        pretrained = None if do_weights_follow() else spec.pretrained
+        vit = _create(spec.model, pretrained, hint=_VIT_HINT, drop_path_rate=spec.drop_path, **self.arguments)
         if not isinstance(vit, VisionTransformer):
             text = f"{spec.model} is of class {type(vit).__name__}, and standard.timm_vit needs a VisionTransformer"
             raise SpecError(Problem(code="MV303", text=text, hint=_VIT_HINT))
@@ -66,8 +71,8 @@ class TimmViT(ImageEncoder):
         self.vit = vit
         self.grid: tuple[int, int] = tuple(vit.patch_embed.grid_size)
         self.loaded: LoadedWeights | None = None
-        if spec.pretrained not in (None, "hub"):
-            self.loaded = load_weights(vit, str(spec.pretrained), who="standard.timm_vit", adapt=self._adapt)
+        if pretrained not in (None, "hub"):
+            self.loaded = load_weights(vit, str(pretrained), who="standard.timm_vit", adapt=self._resample)
         if spec.positions == "sincos":
             self._fix_positions()
 
@@ -98,7 +103,40 @@ class TimmViT(ImageEncoder):
         tokens = vit.norm(vit.blocks(vit.norm_pre(tokens)))
         return ImageFeatures(image_tokens=tokens[:, prefix:], image_prefix=tokens[:, :prefix])
 
-    def _adapt(self, key: str, tensor: Tensor, target: Tensor) -> Tensor | None:
+    def library_names(self) -> dict[str, str]:
+        """timm's names; positions that are fixed take nothing from a file."""
+        table = self.vit.pos_embed
+        is_fixed = table is not None and not table.requires_grad
+        return {name: f"vit.{name}" for name in self.vit.state_dict() if not (is_fixed and name == "pos_embed")}
+
+    def fit_weight(self, name: str, found: Tensor, own: Tensor) -> Tensor | None:
+        """Positions resampled to this grid."""
+        return self._resample(name.removeprefix("vit."), found, own)
+
+    def export(self, kind: str, folder: Path) -> str:
+        """timm's own transformer, without pooling and head: ``forward_features`` gives prefix tokens and patch tokens.
+
+        Raises:
+            SpecError: timm's model does not give the same features (MV510).
+        """
+        # No pooling, and no norm behind it; see __init__. Distilled models know one way of pooling only, without weights.
+        arguments = {**self.arguments, "fc_norm": False}
+        if not hasattr(self.vit, "head_dist"):
+            arguments["global_pool"] = ""
+        if isinstance(self.vit.norm, nn.Identity):
+            arguments["final_norm"] = False
+        return export_timm(
+            folder,
+            model=base_name(self.model),
+            arguments=arguments,
+            weights=self.vit.state_dict(),
+            image_shape=(self.arguments["in_chans"], self.arguments["img_size"], self.arguments["img_size"]),
+            features=lambda image: torch.cat(tuple(reversed(self(image))), dim=1),
+            theirs=lambda model, image: model.forward_features(image),  # type: ignore[operator]
+            usage=f"model.forward_features(images)  # (B, {self.vit.num_prefix_tokens} prefix + N patch tokens, Di)",
+        )
+
+    def _resample(self, key: str, tensor: Tensor, target: Tensor) -> Tensor | None:
         """Resample learned positions of another image size to this grid; the file's grid must be square."""
         count = self.grid[0] * self.grid[1]
         prefix = target.shape[1] - count if target.ndim == 3 else -1
@@ -130,13 +168,18 @@ class TimmCNN(ImageEncoder):
     reaches; hidden pixels are replaced before the first layer and have no influence. Batch norms keep statistics for each view.
     """
 
+    exports = ("timm",)
+
     def __init__(self, spec: TimmCNNSpec, dims: Dims) -> None:
         super().__init__(spec, dims)
-        options = {"in_chans": spec.channels, "features_only": True, "out_indices": (_stage(spec),)}
-        self.net = _create(spec.model, spec.pretrained, hint=_CNN_HINT, **options)
+        self.model = spec.model
+        self.image_shape = (spec.channels, spec.image_size, spec.image_size)
+        self.arguments = {"in_chans": spec.channels, "features_only": True, "out_indices": (_stage(spec),)}
+        pretrained = None if do_weights_follow() else spec.pretrained
+        self.net = _create(spec.model, pretrained, hint=_CNN_HINT, **self.arguments)
         self.loaded: LoadedWeights | None = None
-        if spec.pretrained not in (None, "hub"):
-            self.loaded = load_weights(self.net, str(spec.pretrained), who="standard.timm_cnn")
+        if pretrained not in (None, "hub"):
+            self.loaded = load_weights(self.net, str(pretrained), who="standard.timm_cnn")
         self.masked_statistics = MaskedStatistics(self.net)
         self.is_channel_last = getattr(self.net, "output_fmt", "NCHW") == "NHWC"
         # One blank image tells the true grid, whatever the model's padding rules are. It draws no random numbers.
@@ -172,8 +215,37 @@ class TimmCNN(ImageEncoder):
         tokens = features.flatten(2).transpose(1, 2)
         return ImageFeatures(image_tokens=tokens, image_prefix=tokens[:, :0])
 
+    def library_names(self) -> dict[str, str]:
+        """timm's names, as its feature models write them."""
+        return {name: f"net.{name}" for name in self.net.state_dict()}
+
+    def fit_weight(self, name: str, found: Tensor, own: Tensor) -> Tensor | None:
+        """Nothing can be resized but the first convolution, and the core does that."""
+        return None
+
+    def export(self, kind: str, folder: Path) -> str:
+        """timm's feature model up to this stage, with the batch norm statistics of whole images.
+
+        Raises:
+            SpecError: timm's model does not give the same features (MV510).
+        """
+        with self.masked_statistics.of_view(is_masked=False):
+            weights = {name: value.clone() for name, value in self.net.state_dict().items()}
+        return export_timm(
+            folder,
+            model=base_name(self.model),
+            arguments=self.arguments,
+            weights=weights,
+            image_shape=self.image_shape,
+            features=lambda image: self(image).image_tokens,
+            theirs=lambda model, image: self._channels_first(model(image)[0]).flatten(2).transpose(1, 2),
+            usage=f"model(images)[0]  # a feature map of {self.grid[0]} x {self.grid[1]} cells",
+        )
+
     def _features(self, image: Tensor) -> Tensor:
-        features = self.net(image)[0]
+        return self._channels_first(self.net(image)[0])
+
+    def _channels_first(self, features: Tensor) -> Tensor:
         return features.permute(0, 3, 1, 2) if self.is_channel_last else features
 
 

@@ -5,6 +5,7 @@ Shape letters: B batch, L tokens, Dt width.
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 
 from medvlp_core.errors import Problem, SpecError
 from medvlp_core.interfaces import Dims, TextEncoder
+from medvlp_core.restoring import do_weights_follow
+from medvlp_core.weights import LoadedWeights
 from medvlp_standard.hf_facts import config_facts, first_line, is_path, local_folder
 from medvlp_standard.hub import hub_answers, quiet_hub
 from medvlp_standard.specs.text_encoders import BertSpec, HfTextSpec
@@ -53,6 +56,19 @@ class SplitModel(nn.Module):
             model.pooler = None
         self.layers: nn.Module = model
 
+    def library_names(self) -> dict[str, str]:
+        """transformers' names and those here."""
+        names = {name: name.removeprefix("layers.") for name in self.state_dict()}
+        return {name.replace("projection.", "embeddings_project.", 1): own for own, name in names.items()}
+
+    def whole(self) -> Any:
+        """A copy as transformers knows it."""
+        model: Any = copy.deepcopy(self.layers)
+        model.embeddings = copy.deepcopy(self.embeddings)
+        if not isinstance(self.projection, nn.Identity):
+            model.embeddings_project = copy.deepcopy(self.projection)
+        return model
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """(B, L) to (B, L, Dt)."""
         return self.projection(self.embeddings(input_ids=token_ids))
@@ -62,12 +78,67 @@ class SplitModel(nn.Module):
         return self.layers(inputs_embeds=text_embeddings, attention_mask=text_is_valid.long()).last_hidden_state
 
 
-class Bert(TextEncoder):
+class SplitEncoder(TextEncoder):
+    """What both encoders share: a :class:`SplitModel` that goes to transformers and comes from there."""
+
+    exports = ("transformers",)
+    #: The attribute that holds the model, for its name stands in every checkpoint.
+    holder: str
+
+    @property
+    def split(self) -> SplitModel:
+        """The model."""
+        return getattr(self, self.holder)
+
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """The model's own embedding stage (words, positions, norm, dropout): (B, L) to (B, L, Dt)."""
+        return self.split.embed(token_ids)
+
+    def encode(self, text_embeddings: Tensor, text_is_valid: Tensor) -> Tensor:
+        """The model's layers: (B, L, Dt) to (B, L, Dt)."""
+        return self.split.encode(text_embeddings, text_is_valid)
+
+    def library_names(self) -> dict[str, str]:
+        """transformers' names."""
+        return {library: f"{self.holder}.{name}" for library, name in self.split.library_names().items()}
+
+    def fit_weight(self, name: str, found: Tensor, own: Tensor) -> Tensor | None:
+        """The first rows of a longer table of positions; words of another vocabulary have nothing in common."""
+        is_table = name.endswith("position_embeddings.weight") and found.shape[1:] == own.shape[1:]
+        return found[: len(own)] if is_table and len(found) > len(own) else None
+
+    def export(self, kind: str, folder: Path) -> str:
+        """transformers' own folder, compared with this module after loading it.
+
+        Raises:
+            SpecError: transformers' model does not give the same features (MV510).
+        """
+        with quiet_hub():
+            self.split.whole().cpu().save_pretrained(folder)
+            loaded = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+        token_ids, is_valid = _sample(int(loaded.config.vocab_size))
+        with torch.no_grad():
+            wanted = self(token_ids, is_valid)
+            found = loaded(input_ids=token_ids, attention_mask=is_valid.long()).last_hidden_state
+        if not torch.allclose(found[is_valid], wanted[is_valid], rtol=1e-5, atol=1e-5):
+            text = f"transformers' {type(loaded).__name__} gives other features from the exported weights"
+            raise SpecError(Problem(code="MV510", text=text, hint="export to safetensors instead"))
+        return (
+            "from transformers import AutoModel, AutoTokenizer\n\n"
+            'tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModel.from_pretrained(".").eval()\n'
+            'tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")\n'
+            'features = model(tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state'
+        )
+
+
+class Bert(SplitEncoder):
     """A small BERT with random weights and learned positions.
 
     Reference:
         Devlin et al., BERT, NAACL 2019; without segment embeddings to speak of (one segment) and without a pooler.
     """
+
+    holder = "bert"
 
     def __init__(self, spec: BertSpec, dims: Dims) -> None:
         super().__init__(spec, dims)
@@ -86,16 +157,8 @@ class Bert(TextEncoder):
         )
         self.bert = SplitModel(BertModel(config, add_pooling_layer=False))
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """Word + position embeddings, layer norm, dropout: (B, L) to (B, L, Dt)."""
-        return self.bert.embed(token_ids)
 
-    def encode(self, text_embeddings: Tensor, text_is_valid: Tensor) -> Tensor:
-        """The layers: (B, L, Dt) to (B, L, Dt)."""
-        return self.bert.encode(text_embeddings, text_is_valid)
-
-
-class HfText(TextEncoder):
+class HfText(SplitEncoder):
     """Any BERT-like model of transformers, with its own weights or with random ones.
 
     Raises:
@@ -103,9 +166,11 @@ class HfText(TextEncoder):
             its vocabulary larger than the model's tables (MV203).
     """
 
+    holder = "hf"
+
     def __init__(self, spec: HfTextSpec, dims: Dims) -> None:
         super().__init__(spec, dims)
-        model = _load(spec, dims)
+        model, self.loaded = _load(spec, dims)
         self.width = int(model.config.hidden_size)
         self.hf = _checked_split(model, spec.model)
 
@@ -113,48 +178,48 @@ class HfText(TextEncoder):
         """The true width, for models whose files the spec could not read."""
         return {"Dt": self.width}
 
-    def embed(self, token_ids: Tensor) -> Tensor:
-        """The model's own embedding stage: (B, L) to (B, L, Dt)."""
-        return self.hf.embed(token_ids)
 
-    def encode(self, text_embeddings: Tensor, text_is_valid: Tensor) -> Tensor:
-        """The model's layers: (B, L, Dt) to (B, L, Dt)."""
-        return self.hf.encode(text_embeddings, text_is_valid)
+def _load(spec: HfTextSpec, dims: Dims) -> tuple[Any, LoadedWeights | None]:
+    """The transformers model in float32, and what became of the tensors in its files.
 
-
-def _load(spec: HfTextSpec, dims: Dims) -> Any:
-    """The transformers model in float32. Files that lie here are used without asking the network."""
+    Files that lie here are used without asking the network.
+    """
     folder = local_folder(spec.model)
     if folder is None and is_path(spec.model):
         raise SpecError(Problem(code="MV507", text=f"there is no folder {spec.model!r}", hint=_GET_HINT))
-    is_here = folder is not None and (is_path(spec.model) or not spec.pretrained or _has_weights(folder))
+    is_random = not spec.pretrained or do_weights_follow()
+    is_here = folder is not None and (is_path(spec.model) or is_random or _has_weights(folder))
     source = str(folder) if is_here else spec.model
     options = {"local_files_only": is_here or not hub_answers(spec.model), "trust_remote_code": False}
     try:
         with quiet_hub():
-            model, missing = _load_from(source, spec, dims, options)
+            model, info = _load_from(source, spec, dims, options)
     except SpecError:
         raise
     except Exception as error:
         text = f"the text model {spec.model!r} cannot be loaded: {type(error).__name__}: {first_line(error)}"
         raise SpecError(Problem(code="MV507", text=text, hint=_GET_HINT)) from error
+    missing = sorted(key for key in info.get("missing_keys", ()) if "pooler" not in key.split("."))
     if missing:
         text = f"the weights in {spec.model!r} leave {len(missing)} tensors of a {type(model).__name__} without a value"
         details = tuple(f"missing: {key}" for key in missing[:5])
         hint = "they belong to another architecture; set pretrained: false for random weights"
         raise SpecError(Problem(code="MV507", text=text, details=details, hint=hint))
-    return model.float()
+    if is_random:
+        return model.float(), None
+    matched = tuple(key for key in model.state_dict() if key not in info["missing_keys"])
+    return model.float(), LoadedWeights(matched=matched, adapted=(), unused=tuple(sorted(info["unexpected_keys"])))
 
 
-def _load_from(source: str, spec: HfTextSpec, dims: Dims, options: dict[str, Any]) -> tuple[Any, list[str]]:
-    """The model, and the names of tensors that the files have no values for."""
+def _load_from(source: str, spec: HfTextSpec, dims: Dims, options: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The model, and what transformers says of the names in the files; nothing for random weights."""
     config = AutoConfig.from_pretrained(source, **options)
     _check_tables(spec, dims, config)
     if not spec.pretrained:
         config.vocab_size = dims["V"]
-        return AutoModel.from_config(config, trust_remote_code=False), []
-    model, info = AutoModel.from_pretrained(source, output_loading_info=True, **options)
-    return model, sorted(key for key in info["missing_keys"] if "pooler" not in key.split("."))
+    if not spec.pretrained or do_weights_follow():
+        return AutoModel.from_config(config, trust_remote_code=False), {}
+    return AutoModel.from_pretrained(source, output_loading_info=True, **options)
 
 
 def _has_weights(folder: Path) -> bool:
@@ -177,6 +242,12 @@ def _check_tables(spec: HfTextSpec, dims: Dims, config: Any) -> None:
         raise SpecError(Problem(code="MV203", text=text, hint=hint))
 
 
+def _sample(vocabulary: int) -> tuple[Tensor, Tensor]:
+    """A small padded batch: ids and validity."""
+    token_ids = (torch.arange(12).reshape(2, 6) * 7 + 5) % vocabulary
+    return token_ids, torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+
+
 def _checked_split(model: Any, name: str) -> SplitModel:
     """Split a model and prove on a small padded batch that the two stages give the model's own hidden states.
 
@@ -187,8 +258,7 @@ def _checked_split(model: Any, name: str) -> SplitModel:
     hint = "models that work: BERT, RoBERTa, DistilBERT, ELECTRA, MPNet and others built like them"
     if not hasattr(model, "embeddings"):
         raise SpecError(Problem(code="MV303", text=text, hint=hint))
-    token_ids = (torch.arange(12).reshape(2, 6) * 7 + 5) % int(model.config.vocab_size)
-    is_valid = torch.tensor([[True] * 6, [True] * 4 + [False] * 2])
+    token_ids, is_valid = _sample(int(model.config.vocab_size))
     model.eval()
     with torch.no_grad():
         try:

@@ -6,6 +6,7 @@ which word each token belongs.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -86,9 +87,12 @@ class WordPiece(Tokenizer):
         return {"V": self.spec.vocab_size, "Mask": SPECIALS["[MASK]"]}
 
     def save(self, folder: Path) -> None:
-        """Write ``tokenizer.json``."""
+        """Write ``tokenizer.json``, and beside it what transformers' ``AutoTokenizer`` needs to load it."""
         folder.mkdir(parents=True, exist_ok=True)
         self._fitted().save(str(folder / _FILE))
+        names = {f"{token.strip('[]').lower()}_token": token for token in SPECIALS}
+        config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": self.spec.max_length, **names}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     def load(self, folder: Path) -> None:
         """Read ``tokenizer.json``.

@@ -8,6 +8,7 @@ from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.device import to_device
 from medvlp_core.evaluate.metrics import FloatArray, auroc, bootstrap_interval
 from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row
+from medvlp_core.evaluate.zero_shot import class_vectors
 from medvlp_core.interfaces import Dims, Evaluator
 from medvlp_core.model import ComposedModel
 from medvlp_standard.evaluators.common import batches, label_obstacle, labels_of, paired_gain, to_numpy
@@ -59,8 +60,7 @@ class ZeroShot(Evaluator):
         prompts = [*self.spec.positive, *self.spec.negative]
         tokens = to_device(run.pipeline.tokenizer.encode(prompts), run.device)
         vectors = model.embed_text(tokens, alignment=self.spec.alignment).float()
-        positive, negative = vectors.split([len(self.spec.positive), len(self.spec.negative)])
-        direction = torch.nn.functional.normalize(positive.mean(dim=0), dim=0)
-        direction = direction - torch.nn.functional.normalize(negative.mean(dim=0), dim=0)
+        positive, negative = class_vectors(vectors, [len(self.spec.positive), len(self.spec.negative)])
+        direction = positive - negative
         parts = [model.embed_image(batch.image, alignment=self.spec.alignment).float() for batch in batches(run, run.split)]
         return to_numpy(torch.cat(parts) @ direction)
