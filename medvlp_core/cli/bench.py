@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from medvlp_core.cli import bench_train
 from medvlp_core.cli.common import print_problems
 from medvlp_core.cli.folding import print_folded
 from medvlp_core.cli.kernels import DTYPES
@@ -26,8 +27,14 @@ DIRECTIONS = {"all": ("forward", "backward", "both"), "forward": ("forward",), "
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """What is measured, and how."""
-    parser.add_argument("what", metavar="WHAT", choices=["kernels"], help="kernels: every op, our paths against others' ways")
+    """What is measured: a command below this one each."""
+    commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
+    configure_kernels(commands.add_parser("kernels", help="every op: our paths against others' ways"))
+    bench_train.configure(commands.add_parser("train", help="the training loop of a recipe: against a loop written by hand"))
+
+
+def configure_kernels(parser: argparse.ArgumentParser) -> None:
+    """How kernels are measured."""
     parser.add_argument("--op", metavar="NAME", action="append", default=[], help="only this op; may stand several times")
     parser.add_argument("--shape", metavar="LETTER", action="append", default=[], help="only this shape; may stand several times")
     parser.add_argument("--device", metavar="D", help="torch device, e.g. cpu or cuda:0 (default: the GPU if there is one)")
@@ -41,9 +48,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Check, measure, write. 1 if something of ours is wrong (then nothing is timed) or cannot be imported, 2 for unknown names."""
+    if arguments.what == "train":
+        return bench_train.run(arguments)
     from medvlp_core.device import choose_device
     from medvlp_core.kernels.machine import on_device
-    from medvlp_core.train.run import check_run_folder
+    from medvlp_core.train.folder import check_run_folder
 
     check_run_folder(arguments.out)
     device = choose_device(arguments.device)
@@ -88,7 +97,7 @@ def _measure(arguments: argparse.Namespace, benchmarks: list[KernelBenchmark], d
     from medvlp_core.kernels.benchmark import check, scaled, wrong_rivals
     from medvlp_core.kernels.machine import device_label, measure_rates
     from medvlp_core.kernels.timing import measure
-    from medvlp_core.train.run import make_run_folder
+    from medvlp_core.train.folder import make_run_folder
 
     dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     shapes = {one.op: tuple(scaled(one, one.at(arguments.shape), device, arguments.scale)) for one in benchmarks}

@@ -428,7 +428,7 @@ def _version(package: str) -> str:
 def step_device(run: Run, pool: Pool) -> None:
     """Versions and rates."""
     content: dict[str, Any] = {"python": sys.version.split()[0], "cpu_cores": os.cpu_count()}
-    content |= {name: _version(name) for name in ("torch", "triton", "timm", "transformers", "torchdata", "numpy")}
+    content |= {name: _version(name) for name in ("torch", "triton", "timm", "transformers", "numpy")}
     if DEVICE.type == "cuda":
         properties = torch.cuda.get_device_properties(DEVICE)
         content |= {"capability": f"{properties.major}.{properties.minor}", "memory_bytes": properties.total_memory}

@@ -38,14 +38,30 @@ class SharedMemory(nn.Module):
         self.heads, self.topk, self.dropout, self.kernel = heads, topk, dropout, kernel
         self.slots = nn.Parameter(torch.randn(slots, width) / width)
         self.query, self.key, self.value, self.output = (xavier_linear(width, width) for _ in range(4))
+        self._in_use: Tensor | None = None
 
     def forward(self, tokens: Tensor) -> Tensor:
         """The memory's answer to each token."""
         query, key, value = (
             x.unflatten(-1, (self.heads, -1)) for x in (self.query(tokens), self.key(self.slots), self.value(self.slots))
         )
+        if self.training and value.requires_grad and self.topk < len(self.slots) and not torch.compiler.is_compiling():
+            value.register_hook(self._note_in_use)
         dropout = self.dropout if self.training else 0.0
         return self.output(memory_topk(query, key, value, self.topk, dropout_p=dropout, path=self.kernel).flatten(2))
+
+    def statistics(self) -> dict[str, Tensor]:
+        """``slots_in_use``: the share of slots with a gradient since it was asked last; empty if every slot answers to all.
+
+        A slot has one if it is among the winners of a query, in some head, and the loss depends on the answer. Seen from the
+        gradient this costs a look at M rows, and none at the scores of all queries.
+        """
+        in_use, self._in_use = self._in_use, None
+        return {} if in_use is None else {"slots_in_use": in_use.float().mean()}
+
+    def _note_in_use(self, gradient: Tensor) -> None:
+        in_use = gradient.abs().amax(dim=(1, 2)) > 0.0  # not where it is NaN
+        self._in_use = in_use if self._in_use is None else self._in_use | in_use
 
     def kernel_choices(self, device: str, dtype: str) -> dict[str, str]:
         """The op that serves and its path, for calls on such a device."""
