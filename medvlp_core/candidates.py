@@ -22,6 +22,8 @@ from medvlp_core.registry import ComponentRegistry, PluginComponents
 
 #: What a plugin's module says: the version of the interface that it is written for.
 INTERFACE_NAME = "MEDVLP_INTERFACE"
+#: Namespaces that no installed plugin gets, and whose they are.
+RESERVED = {"kit": "the conformance kit", "medvlp": "medvlp itself", "medvlp_core": "medvlp itself"}
 CORE = f"medvlp-core {__version__}"
 
 
@@ -43,12 +45,14 @@ class Candidate:
     namespace: str
     module: Any = None
     point: importlib.metadata.EntryPoint | None = None
+    #: Name and version of what brought a module that is given.
+    brought_by: tuple[str, str] = ("", "")
 
     @property
     def distribution(self) -> tuple[str, str]:
         """Name and version of what was installed; empty for a module that no distribution brought."""
         dist = self.point.dist if self.point is not None else None
-        return (dist.name, dist.version) if dist is not None else ("", "")
+        return (dist.name, dist.version) if dist is not None else self.brought_by
 
     @property
     def label(self) -> str:
@@ -78,6 +82,9 @@ class Candidate:
         """
         if not re.fullmatch(r"[a-z][a-z0-9_]*", self.namespace):
             refuse(f"{self.namespace!r} cannot be a namespace", hint="use lower-case letters, digits and _")
+        if self.point is not None and self.namespace in RESERVED:
+            hint = "its author gives the entry point another name"
+            refuse(f"the namespace {self.namespace!r} belongs to {RESERVED[self.namespace]}", hint=hint)
         had_torch = "torch" in sys.modules
         # What it prints must not get into `medvlp schema > recipe.json`.
         with contextlib.redirect_stdout(sys.stderr):

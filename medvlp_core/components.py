@@ -296,11 +296,13 @@ def component(name: str, *, role: Role, build: str, deprecated: str = "", instal
     ``install``: the command that brings an optional dependency of ``build`` (``pip install acme[vit]``), the hint if it is missing.
 
     Raises:
-        PluginError: the name, the build string or the class is not allowed, with every fault listed.
+        PluginError: the name, the role, the build string or the class is not allowed, with every fault listed.
     """
 
     def declare(cls: S) -> S:
         faults = spec_faults(cls)
+        if not isinstance(role, Role):
+            faults.append(f"role={role!r} must be a Role: {', '.join(f'Role.{one.name}' for one in Role)}")
         if not _NAME.match(name):
             faults.append(f"the name {name!r} must be 'namespace.noun_phrase' in lower case")
         if not _BUILD.match(build):

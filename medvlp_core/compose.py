@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 from packaging.requirements import InvalidRequirement, Requirement
 
-from medvlp_core.blocks import InputSpec, TrainSpec
+from medvlp_core.blocks import InitSpec, InputSpec, TrainSpec
 from medvlp_core.components import SLOTS, Role, contract_of
 from medvlp_core.connect import connect
 from medvlp_core.errors import Report, describe_error, did_you_mean
@@ -19,7 +19,7 @@ from medvlp_core.plugins import PluginHost, load_plugins
 from medvlp_core.wiring import PlannedComponent, PortKey, Wiring
 from medvlp_core.yamlio import Node, Override, load_recipe
 
-BLOCKS = ("medvlp", "requires", "data", "tokenizer", "inputs", "model", "losses", "train", "evaluators")
+BLOCKS = ("medvlp", "requires", "data", "tokenizer", "inputs", "model", "losses", "init_from", "train", "evaluators")
 HEADS = (Role.ALIGNMENT, Role.DECODER)
 SLOT_NAME = re.compile(r"[a-z][a-z0-9_]*$")
 
@@ -57,6 +57,7 @@ def compose(recipe: Node, host: PluginHost, report: Report, *, name: str = "reci
     _check_blocks(recipe, host, report)
     components, broken = _read_components(recipe, host, report)
     inputs = _core_block(recipe, "inputs", InputSpec, report)
+    init_from = _core_block(recipe, "init_from", InitSpec, report)
     train = _core_block(recipe, "train", TrainSpec, report)
     heads = [one for one in components.values() if one.role in HEADS]
     wiring = connect(components, broken, heads, report)
@@ -72,12 +73,17 @@ def compose(recipe: Node, host: PluginHost, report: Report, *, name: str = "reci
         report.add("MV105", text, at=recipe.position, hint="add `data: {use: standard.manifest, path: ...}`", is_warning=True)
     steps = _route(wiring, heads, report)
     _warn_unused(wiring, components, steps, heads, report)
-    if report.has_errors or inputs is None or train is None:
+    if report.has_errors or inputs is None or init_from is None or train is None:
         return None
+    if init_from.path is not None and not Path(init_from.path).exists():
+        # A trained model goes on working without the weights that it began with, so this is no error yet.
+        text = f"init_from: there is no {init_from.path}, so that training could not begin"
+        report.add("MV509", text, at=(recipe.get("init_from.path") or recipe).position, is_warning=True)
     plan = ModelPlan(
         name=name,
         components=components,
         inputs=inputs,
+        init_from=init_from,
         train=train,
         losses=losses,
         steps=steps,

@@ -12,11 +12,16 @@ Checks do not stop at the first problem: they add each to a :class:`Report` and 
 from __future__ import annotations
 
 import difflib
+import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import attrs
+
+#: Libraries that call an author's code, or that the core calls for it: an error's place in them says nothing.
+_FRAMEWORKS = frozenset({"python", "torch", "pluggy", "attr"})
+_STDLIB = sysconfig.get_path("stdlib")
 
 #: Every code, with its meaning in one line. ``docs/errors.md`` has an entry for each (a test compares).
 CODES: dict[str, str] = {
@@ -63,10 +68,15 @@ CODES: dict[str, str] = {
     "MV504": "a text is empty",
     "MV505": "a tensor has the wrong dtype or shape",
     "MV506": "a tokenizer cannot be loaded or trained",
-    "MV507": "a checkpoint cannot be read",
+    "MV507": "a checkpoint cannot be read or written",
     "MV508": "a run folder cannot be used",
+    "MV509": "the weights that `init_from` names cannot be taken",
+    "MV510": "a model cannot be exported",
     "MV601": "training cannot go on",
     "MV602": "an ablation has no metric of that name",
+    "MV603": "the cost of a run cannot be told",
+    "MV604": "a run needs more memory than a GPU has",
+    "MV605": "a tracker cannot be used",
 }
 
 
@@ -225,20 +235,37 @@ def did_you_mean(name: str, candidates: Iterable[str], *, what: str = "known nam
 
 
 def describe_error(error: BaseException) -> str:
-    """An error of somebody's code in one line: type, text, and the last line outside the core that it passed.
+    """An error of somebody's code in one line: type, text, and the last line of its author's code that it passed.
 
     Example:
         >>> describe_error(KeyError("width"))
         "KeyError: 'width'"
     """
-    frames = _foreign_frames(error)
-    where = f" (in {Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    frame = _authors_frame(error)
+    where = f" (in {Path(frame.filename).name}, line {frame.lineno})" if frame else ""
     return f"{type(error).__name__}: {error}{where}"
 
 
 def traceback_of(error: BaseException) -> str:
     """The traceback of an error of somebody's code, without the lines of the core and of Python's import."""
     return "".join([*traceback.format_list(_foreign_frames(error)), *traceback.format_exception_only(error)])
+
+
+def _authors_frame(error: BaseException) -> traceback.FrameSummary | None:
+    """The last line of an author's code: of files that lie outside of libraries, else of the library that was called first."""
+    frames = [frame for frame in _foreign_frames(error) if _library(frame.filename) not in _FRAMEWORKS]
+    own = [frame for frame in frames if not _library(frame.filename)]
+    first = [frame for frame in frames if _library(frame.filename) == _library(frames[0].filename)]
+    return next(reversed(own or first), None)
+
+
+def _library(file: str) -> str:
+    """The installed library that a file belongs to, ``python`` for Python's own; empty for any other file."""
+    parts = Path(file).parts
+    installed = next((parts.index(folder) for folder in ("site-packages", "dist-packages") if folder in parts), None)
+    if installed is not None:
+        return parts[installed + 1]
+    return "python" if Path(file).is_relative_to(_STDLIB) else ""
 
 
 def _foreign_frames(error: BaseException) -> list[traceback.FrameSummary]:

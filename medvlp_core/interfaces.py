@@ -180,6 +180,43 @@ class ChoosesKernels(Protocol):
         ...
 
 
+@runtime_checkable
+class Exportable(Protocol):
+    """An encoder around a library's model: its weights can go there (``medvlp export``) and come from there (``init_from``)."""
+
+    #: What it can be exported to: ``timm``, ``transformers``.
+    exports: tuple[str, ...]
+
+    def export(self, kind: str, folder: Path) -> str:
+        """Write files that the library loads to the same features; returns the Python lines that load them from ``folder``.
+
+        Raises:
+            SpecError: the library's model does not give the same features (MV510).
+        """
+        ...
+
+    def library_names(self) -> dict[str, str]:
+        """The names of the library's tensors, each with the name that the tensor has here."""
+        ...
+
+    def fit_weight(self, name: str, found: Tensor, own: Tensor) -> Tensor | None:
+        """Resize a tensor of another model, under the name that it has here; None if there is no way."""
+        ...
+
+
+@runtime_checkable
+class ReportsStatistics(Protocol):
+    """Any module of a model that has numbers to tell of each training step, e.g. the share of its memory in use."""
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Scalars by name, of the forward and backward passes since it was asked last; empty without any.
+
+        Asked after the last backward pass of every step. The names must be the same in all processes, and nothing here may wait
+        for the device: the numbers are fetched together with the losses.
+        """
+        ...
+
+
 class Alignment(nn.Module, ABC):
     """Pulls images and their texts together: a contrastive or matching loss."""
 

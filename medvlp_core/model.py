@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from medvlp_core.batch import DecoderOutput, ImageFeatures, ImageTextBatch, MaskPlan, StepOutput, TokenBatch
 from medvlp_core.components import Role
 from medvlp_core.contract import View
-from medvlp_core.errors import DataError, Problem, SpecError
+from medvlp_core.errors import DataError, MedvlpError, Problem, SpecError, describe_error
 from medvlp_core.interfaces import Alignment, Fusion, HasAttentionMaps, ImageEncoder, Masking, TextEncoder
 from medvlp_core.plan import ModelPlan
 from medvlp_core.wiring import INPUTS, PortKey, Step
@@ -19,6 +19,10 @@ from medvlp_core.wiring import INPUTS, PortKey, Step
 Ports = dict[PortKey, Tensor]
 
 _CONTAINERS = {Role.MASKING: "MaskPlan", Role.IMAGE_ENCODER: "ImageFeatures", Role.FUSION: "FusedFeatures"}
+
+
+class PartFailed(SpecError):
+    """The code of a part of the model raised something; that is the cause."""
 
 
 class ComposedModel(nn.Module):
@@ -41,19 +45,20 @@ class ComposedModel(nn.Module):
 
         Raises:
             SpecError: a component returned something else than its role and its contract say (MV206).
+            PartFailed: a component's own code raised something (MV306).
             DataError: a tensor of the batch has another dtype or shape than the model takes (MV505).
         """
-        self._check_image(batch.image)
+        self.check_image(batch.image)
         _check_tokens(batch.token_ids, batch.text_is_valid, batch.word_ids)
         ports = self._run(self.plan.steps, batch)
         losses: dict[str, Tensor] = {}
         predictions: dict[str, Tensor] = {}
         for slot, module in self.alignments.items():
             path = f"model.alignments.{slot}"
-            losses |= self._terms(path, module(**_arguments(self.plan.takes(path), ports)))
+            losses |= self._terms(path, self._call(path, module, _arguments(self.plan.takes(path), ports)))
         for slot, module in self.decoders.items():
             path = f"model.decoders.{slot}"
-            output = module(**_arguments(self.plan.takes(path), ports))
+            output = self._call(path, module, _arguments(self.plan.takes(path), ports))
             if not isinstance(output, DecoderOutput):
                 raise self._wrong_output(path, _kind(output), "DecoderOutput of medvlp_core.batch")
             losses |= self._terms(path, output.losses)
@@ -76,23 +81,47 @@ class ComposedModel(nn.Module):
             arguments = _arguments(step.takes, ports)
             if step.stage == "mask":
                 assert self.masking is not None
-                ports |= self._outputs(self.masking(**arguments), step.path, "masked")
+                ports |= self._outputs(self._call(step.path, self.masking, arguments), step.path, "masked")
             elif step.stage == "encode_image":
                 assert self.image_encoder is not None
-                ports |= self._outputs(self.image_encoder(**arguments), step.path, step.view)
+                ports |= self._outputs(self._call(step.path, self.image_encoder, arguments), step.path, step.view)
             elif step.stage == "embed_text":
                 assert self.text_encoder is not None
-                ports["text_embeddings", step.view] = self._tensor(self.text_encoder.embed(**arguments), step.path)
+                ports["text_embeddings", step.view] = self._tensor(
+                    self._call(step.path, self.text_encoder.embed, arguments), step.path
+                )
             elif step.stage == "encode_text":
                 assert self.text_encoder is not None
-                ports["text_tokens", step.view] = self._tensor(self.text_encoder.encode(**arguments), step.path)
+                ports["text_tokens", step.view] = self._tensor(
+                    self._call(step.path, self.text_encoder.encode, arguments), step.path
+                )
             elif step.stage == "fuse":
                 assert self.fusion is not None
-                ports |= self._outputs(self.fusion(**arguments), step.path, step.view)
+                ports |= self._outputs(self._call(step.path, self.fusion, arguments), step.path, step.view)
             elif step.stage == "encode_fused":
                 assert self.text_encoder is not None
-                ports["fused_text_tokens", step.view] = self._tensor(self.text_encoder.encode(**arguments), step.path)
+                ports["fused_text_tokens", step.view] = self._tensor(
+                    self._call(step.path, self.text_encoder.encode, arguments), step.path
+                )
         return ports
+
+    def _call(self, path: str, part: Callable[..., Any], arguments: dict[str, Tensor]) -> Any:
+        """What a part gives; what its code raises comes out with the name of the component."""
+        try:
+            return part(**arguments)
+        except (MedvlpError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            component = self.plan.components[path]
+            text = f"{component.label} failed: {describe_error(error)}"
+            raise PartFailed(
+                Problem(code="MV306", text=text, position=component.position(), details=(self._origin(path),))
+            ) from error
+
+    def _origin(self, path: str) -> str:
+        component = self.plan.components[path]
+        distribution = self.plan.host.components.distribution(component.name) or "no distribution"
+        return f"{type(component.spec).declaration.build} from {distribution}"
 
     def _terms(self, path: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:
         component = self.plan.components[path]
@@ -129,10 +158,8 @@ class ComposedModel(nn.Module):
 
     def _wrong_output(self, path: str, found: str, expected: str) -> SpecError:
         component = self.plan.components[path]
-        source = type(component.spec).declaration.build
-        details = (f"{source} from {self.plan.host.components.distribution(component.name) or 'no distribution'}",)
         text = f"{component.label} returned {found}, expected {expected}"
-        return SpecError(Problem(code="MV206", text=text, position=component.position(), details=details))
+        return SpecError(Problem(code="MV206", text=text, position=component.position(), details=(self._origin(path),)))
 
     # ------------------------------------------------------------------------------------------------- use after training
 
@@ -160,7 +187,7 @@ class ComposedModel(nn.Module):
         Raises:
             DataError: not normalised float images of the model's size (MV505).
         """
-        self._check_image(image)
+        self.check_image(image)
         return self._part("image_encoder")(image)
 
     def encode_text(self, tokens: TokenBatch) -> Tensor:
@@ -200,7 +227,12 @@ class ComposedModel(nn.Module):
                     return maps, path
         return None
 
-    def _check_image(self, image: Tensor) -> None:
+    def check_image(self, image: Tensor) -> None:
+        """Refuse a batch that is not normalised float images of the model's size.
+
+        Raises:
+            DataError: it is none (MV505).
+        """
         shape = ", ".join("?" if size is None else str(size) for size in self.image_shape)
         sizes = zip(image.shape[1:], self.image_shape, strict=False)
         if image.is_floating_point() and image.ndim == 4 and all(b in (None, a) for a, b in sizes):

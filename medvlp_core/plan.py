@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
-from medvlp_core.blocks import InputSpec, TrainSpec
+from medvlp_core.blocks import InitSpec, InputSpec, TrainSpec
 from medvlp_core.components import Role, SpecBlock, params_of
 from medvlp_core.contract import Symbol
 from medvlp_core.errors import Position, Problem, SpecError
@@ -57,6 +57,7 @@ class ModelPlan:
     name: str
     components: dict[str, PlannedComponent]
     inputs: InputSpec
+    init_from: InitSpec
     train: TrainSpec
     losses: dict[str, float]
     steps: tuple[Step, ...]
@@ -112,6 +113,8 @@ class ModelPlan:
             slot, _, name = term.partition(".")
             document.setdefault("losses", {}).setdefault(slot, {})[name] = weight
         document["inputs"] = plain(self.inputs)
+        if self.init_from.path is not None:
+            document["init_from"] = plain(self.init_from, has_absolute_paths=True)
         document["train"] = plain(self.train)
         return document
 

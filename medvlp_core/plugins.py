@@ -86,11 +86,15 @@ class PluginHost:
     observer_problems: dict[tuple[str, str], Problem] = attrs.field(factory=dict)
 
     @classmethod
-    def from_modules(cls, modules: Mapping[str, Any]) -> PluginHost:
-        """A host of exactly these modules (or objects with hooks) by namespace, without looking at what is installed."""
+    def from_modules(cls, modules: Mapping[str, Any], *, brought_by: Mapping[str, LoadedPlugin] | None = None) -> PluginHost:
+        """A host of exactly these modules (or objects with hooks) by namespace, without looking at what is installed.
+
+        ``brought_by``: plugins of another host, by namespace, whose distributions messages shall name.
+        """
+        known = {name: (one.distribution, one.version) for name, one in (brought_by or {}).items()}
         host = cls()
         for namespace, module in modules.items():
-            host._add(Candidate(namespace=namespace, module=module))
+            host._add(Candidate(namespace=namespace, module=module, brought_by=known.get(namespace, ("", ""))))
         return host
 
     def call(self, hook: str, **arguments: Any) -> list[Problem]:

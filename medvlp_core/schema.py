@@ -1,8 +1,9 @@
 """JSON Schema of a recipe, so that editors complete names and parameters and underline mistakes while typing. Light.
 
 It says what a single file may hold: since ``extends`` may bring the rest, nothing is required here. On names, types and ranges it
-agrees with ``medvlp check`` (a property test compares them), but for one thing: JSON has one kind of number, so an editor cannot
-tell ``3.0`` from ``3``. What depends on other values (wiring, references, two parameters together) only ``medvlp check`` knows.
+agrees with ``medvlp check`` (a property test compares them), but for two things: JSON has one kind of number, so an editor cannot
+tell ``3.0`` from ``3``, and it has no ``.nan``, which ``check`` refuses. What depends on other values (wiring, references, two
+parameters together) only ``medvlp check`` knows.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import typing
 from collections.abc import Iterable
 from typing import Any
 
-from medvlp_core.blocks import InputSpec, TrainSpec
+from medvlp_core.blocks import InitSpec, InputSpec, TrainSpec
 from medvlp_core.components import SLOTS, Param, Role, SpecBlock, params_of
 from medvlp_core.compose import SLOT_NAME
 from medvlp_core.plan import FORMAT_VERSION
@@ -27,6 +28,10 @@ DIALECT = "http://json-schema.org/draft-07/schema#"
 #: Of a reference that is the whole value, the type is unknown; one inside a text leaves it a text. ``$${`` is no reference.
 _WHOLE_REFERENCE = r"^\$\{[^{}]*\}$"
 _SOME_REFERENCE = r"(^|[^$])\$\{"
+#: A bundle with an optional version, or a text with a reference in it.
+_VERSION = r"(===?|~=|!=|<=?|>=?)\s*[\w.*+!-]+"
+_REQUIREMENT = rf"^\s*[A-Za-z0-9]([\w.-]*[A-Za-z0-9])?\s*(\(?\s*{_VERSION}(\s*,\s*{_VERSION})*\s*,?\s*\)?)?\s*$|{_SOME_REFERENCE}"
+_CORE_BLOCKS: dict[str, type[SpecBlock]] = {"inputs": InputSpec, "init_from": InitSpec, "train": TrainSpec}
 _SIMPLE = {int: "integer", float: "number", str: "string", bool: "boolean"}
 
 
@@ -37,13 +42,13 @@ def json_schema(registry: ComponentRegistry, *, presets: Iterable[str] = ()) -> 
         >>> json_schema(ComponentRegistry())["properties"]["medvlp"]["const"]
         1
     """
-    definitions: Schema = {"inputs": _core_block(InputSpec), "train": _core_block(TrainSpec)}
+    definitions: Schema = {name: _core_block(kind) for name, kind in _CORE_BLOCKS.items()}
     for role in Role:
         definitions[role.value] = _slot(registry, role)
     for name in registry:
         definitions[name] = _component(registry, name)
     root: Schema = {"type": "object", "additionalProperties": False, "properties": _file_keys(sorted(presets))}
-    for path, definition in {"inputs": "inputs", "train": "train", **{slot: role.value for role, slot in SLOTS.items()}}.items():
+    for path, definition in {**{name: name for name in _CORE_BLOCKS}, **{slot: role.value for role, slot in SLOTS.items()}}.items():
         _place(root, path.split("."), {"$ref": f"#/definitions/{definition}"})
     weight = _or_reference({"type": "number", "minimum": 0}, "a weight must be a number")
     losses = _block(additionalProperties=_block(additionalProperties=weight))
@@ -54,6 +59,7 @@ def json_schema(registry: ComponentRegistry, *, presets: Iterable[str] = ()) -> 
 def _file_keys(presets: list[str]) -> Schema:
     """The keys that describe the file itself."""
     name: Schema = {"type": "string", "examples": presets} if presets else {"type": "string"}
+    bundle: Schema = {"type": "string", "pattern": _REQUIREMENT, "patternErrorMessage": "write 'mpma' or 'mpma>=0.1,<1'"}
     return {
         "medvlp": {"const": FORMAT_VERSION, "description": "version of the recipe format"},
         "extends": {
@@ -62,7 +68,7 @@ def _file_keys(presets: list[str]) -> Schema:
         },
         "requires": {
             "description": "bundles that must be installed, each with an optional version: mpma, 'mpma>=0.1'",
-            **_or_reference({"type": "array", "items": {"type": "string"}}, "requires must be a list of bundles"),
+            **_or_reference({"type": "array", "items": bundle}, "requires must be a list of bundles"),
         },
     }
 

@@ -82,3 +82,27 @@ def plan_text(host: PluginHost, tmp_path: Path) -> PlanText:
         return compose(recipe, host, report), report
 
     return plan
+
+
+@pytest.fixture(scope="session")
+def save_untrained(host: PluginHost) -> Callable[..., Path]:
+    """Write a recipe's model with the random weights of a seed as a run folder: all that loading needs, in a second."""
+
+    def save(recipe: Path, folder: Path, seed: int = 0) -> Path:
+        import torch
+
+        from medvlp_core.build import build_run
+        from medvlp_core.compose import plan_recipe
+        from medvlp_core.train.checkpoint import save_checkpoint
+        from medvlp_core.train.state import TrainState
+
+        plan = plan_recipe(recipe, host=host)
+        built = build_run(plan, seed=seed)
+        state = TrainState.fresh(built.model, plan.train, torch.device("cpu"))
+        checkpoint = folder / "checkpoints" / "step-0000000"
+        checkpoint.parent.mkdir(parents=True)
+        facts = {"seed": seed, "data": built.pipeline.source.fingerprint()}
+        save_checkpoint(checkpoint, plan=plan, state=state, tokenizer=built.pipeline.tokenizer, facts=facts, progress={})
+        return folder
+
+    return save

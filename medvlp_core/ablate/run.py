@@ -15,8 +15,9 @@ from medvlp_core.build import build_source
 from medvlp_core.device import autocast, choose_device
 from medvlp_core.errors import MedvlpError, Report
 from medvlp_core.plan import ModelPlan
+from medvlp_core.train.folder import make_run_folder
 from medvlp_core.train.loop import NOT_FINITE, check_length
-from medvlp_core.train.run import make_run_folder, pretrain
+from medvlp_core.train.run import pretrain
 
 
 def open_ablation(ablation: Ablation, *, out: str | None, device: str | None) -> Path:
@@ -89,4 +90,5 @@ def train_one(run: Run, folder: Path, *, device: str | None, console: Console) -
     except Exception as error:  # out of memory, or a fault of one component: the other combinations may do all the same
         where = traceback.extract_tb(error.__traceback__)[-1]
         return Outcome(status="failed", reasons=(f"{type(error).__name__}: {error} ({Path(where.filename).name}:{where.lineno})",))
+    assert result is not None, "a single process gives a result"
     return Outcome(status="finished", reasons=result.problems)

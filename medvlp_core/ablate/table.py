@@ -83,9 +83,13 @@ def legend(results: Results) -> list[str]:
 def summary(ablation: Ablation) -> str:
     """``2 x 2 combinations x 2 seeds = 8 runs``."""
     grid = " x ".join(str(len(axis.choices)) for axis in ablation.axes)
-    count = len(ablation.combinations)
-    seeds = f"{len(ablation.seeds)} seed{'' if len(ablation.seeds) == 1 else 's'} ({', '.join(map(str, ablation.seeds))})"
-    return f"{grid} combination{'' if count == 1 else 's'} x {seeds} = {len(ablation.runs())} runs"
+    seeds = f"{counted(len(ablation.seeds), 'seed')} ({', '.join(map(str, ablation.seeds))})"
+    return f"{grid} combination{'' if len(ablation.combinations) == 1 else 's'} x {seeds} = {counted(len(ablation.runs()), 'run')}"
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 run``, ``2 runs``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 def wrapped_name(name: str) -> list[str]:

@@ -26,8 +26,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "schema": ("schema", "write a JSON Schema of recipes for editors"),
     "conform": ("conform", "check the components of a bundle against all that is expected of them"),
     "kernels": ("kernels", "show which implementation of each op serves on this machine, and why not another"),
-    "bench": ("bench", "measure kernels on this machine: our paths against others' ways, after a check"),
+    "bench": ("bench", "measure kernels, or the training loop, on this machine against others' ways, after a check"),
+    "estimate": ("estimate", "what a run will cost, before it starts: operations, memory, time"),
     "pretrain": ("pretrain", "train the model of a recipe"),
+    "export": ("export", "write a trained model for timm, transformers, safetensors or onnx"),
     "ablate": ("ablate", "train a recipe in every combination of some values, over seeds, and compare"),
     "new": ("new", "write a plug-in package that works, for its author to change"),
 }
@@ -62,11 +64,12 @@ def _run(arguments: list[str]) -> int:
     if name in ("-V", "--version"):
         print(f"medvlp {__version__}")
         return 0
-    command = _command(name)
-    if command is None:
-        known = [*COMMANDS, *_plugin_commands()]
+    commands = {name: _built_in(name)} if name in COMMANDS else _plugin_commands()
+    if name not in commands:
+        known = [*COMMANDS, *commands]
         print(f"medvlp: there is no command {name!r}\n    hint: {did_you_mean(name, known, what='commands')}", file=sys.stderr)
         return USAGE
+    command = commands[name]
     parser = CommandParser(prog=f"medvlp {name}", description=command.help)
     command.configure(parser)
     try:
@@ -76,11 +79,9 @@ def _run(arguments: list[str]) -> int:
     return command.run(parsed)
 
 
-def _command(name: str) -> Command | None:
-    if name in COMMANDS:
-        module = importlib.import_module(f"medvlp_core.cli.{COMMANDS[name][0]}")
-        return Command(name=name, help=COMMANDS[name][1], configure=module.configure, run=module.run)
-    return _plugin_commands().get(name)
+def _built_in(name: str) -> Command:
+    module = importlib.import_module(f"medvlp_core.cli.{COMMANDS[name][0]}")
+    return Command(name=name, help=COMMANDS[name][1], configure=module.configure, run=module.run)
 
 
 def _plugin_commands() -> dict[str, Command]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medvlp_core.ablate.grid import AS_IN_RECIPE, EXAMPLE, Ablation, parse_axes, plan_ablation
+from medvlp_core.ablate.results import check_metrics
 from medvlp_core.cli.common import add_recipe_arguments, columns, print_problems, read_overrides
 from medvlp_core.cli.folding import print_folded
 from medvlp_core.errors import Report
@@ -47,11 +48,17 @@ def run(arguments: argparse.Namespace) -> int:
     if axes is not None:
         chosen = {"overrides": overrides, "seeds": arguments.seeds, "host": load_plugins()}
         ablation = plan_ablation(arguments.recipe, axes, **chosen, report=report)
+    if ablation is not None:
+        check_metrics(arguments.metrics, ablation, report)
     print_problems(report, sys.stderr)
-    if ablation is None:
+    if ablation is None or report.has_errors:
         count = len(report.errors)
         print(f"{arguments.recipe}: {count} error{'' if count == 1 else 's'}, nothing was trained", file=sys.stderr)
         return 1
+    if arguments.device is not None:
+        from medvlp_core.device import choose_device  # imports torch, which takes a second
+
+        choose_device(arguments.device)
     print_folded(plan_lines(ablation))
     if arguments.dry_run:
         return 0
@@ -91,13 +98,15 @@ def _train_and_compare(ablation: Ablation, arguments: argparse.Namespace) -> int
 
 def plan_lines(ablation: Ablation) -> list[str]:
     """What would be trained: a line for each combination."""
-    from medvlp_core.ablate.table import summary
+    from medvlp_core.ablate.table import counted, summary
 
     rows = []
     for number, one in enumerate(ablation.combinations, start=1):
         plan = next(iter(one.plans.values()))
-        length = f"{plan.train.steps} steps" if plan.train.steps is not None else f"{plan.train.epochs:g} epochs"
-        size = f"{len(plan.components)} components, {len(plan.losses)} loss terms, {len(plan.steps)} calls a step"
+        steps, epochs = plan.train.steps, plan.train.epochs
+        length = counted(steps, "step") if steps is not None else f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
+        parts = (len(plan.components), "component"), (len(plan.losses), "loss term"), (len(plan.steps), "call")
+        size = ", ".join(counted(*part) for part in parts) + " a step"
         rows.append((str(number), one.label, f"{length}, {size}"))
     lines = [f"{ablation.name}: {summary(ablation)}", *columns(rows)]
     is_open = any(AS_IN_RECIPE in one.values.values() for one in ablation.combinations)

@@ -63,12 +63,20 @@ class CommandParser(argparse.ArgumentParser):
         """Parse; an unknown option is an error with a hint, exit code 2."""
         parsed, rest = self.parse_known_args(args)
         if rest:
-            options = [option for action in self._actions for option in action.option_strings]
+            options = [option for action in self._all_actions(parsed) for option in action.option_strings]
             typed = rest[0].partition("=")[0]
             near = nearest(typed, options) if typed.startswith("-") else None
             what = "option" if typed.startswith("-") else "argument"
             self.error(f"unknown {what} {rest[0]!r}" + (f"\n    hint: did you mean '{near}'?" if near else ""))
         return parsed
+
+    def _all_actions(self, parsed: argparse.Namespace) -> list[argparse.Action]:
+        """Own actions, and those of the command below this one that was chosen."""
+        found = list(self._actions)
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                found += action.choices[getattr(parsed, action.dest)]._actions
+        return found
 
     def error(self, message: str) -> NoReturn:
         """Print the usage line and the complaint, and leave with 2."""

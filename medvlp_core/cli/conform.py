@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from medvlp_core.cli.folding import print_folded
-from medvlp_core.errors import did_you_mean
+from medvlp_core.errors import PluginError, did_you_mean, nearest
 
 if TYPE_CHECKING:
+    from medvlp_core.testing.checks import Check
     from medvlp_core.testing.runner import Outcome, Result
 
 USAGE = 2
@@ -40,7 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
         print("medvlp conform: which bundle?\n    hint: `medvlp conform acme`; `medvlp list` shows the bundles", file=sys.stderr)
         return USAGE
     if arguments.check is not None and arguments.check not in CHECKS:
-        hint = did_you_mean(arguments.check, CHECKS, what="checks")
+        near = nearest(arguments.check, CHECKS)
+        hint = (f"did you mean {near!r}? " if near else "") + "`medvlp conform --checks` lists them"
         print(f"medvlp conform: there is no check {arguments.check!r}\n    hint: {hint}", file=sys.stderr)
         return USAGE
     return _conform(arguments)
@@ -48,38 +52,61 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _conform(arguments: argparse.Namespace) -> int:
     from medvlp_core.plugins import load_plugins
-    from medvlp_core.testing.runner import components_of, run_conformance
+    from medvlp_core.testing.runner import cases, components_of, run_conformance
 
     host = load_plugins()
-    names = components_of(arguments.bundle, host)
+    try:
+        names = components_of(arguments.bundle, host)
+    except PluginError as error:
+        if arguments.bundle in [*(one.namespace for one in host.plugins), *(one.namespace for one in host.broken)]:
+            raise
+        print(error, file=sys.stderr)
+        return USAGE
     if arguments.component is not None and arguments.component not in names:
         hint = did_you_mean(arguments.component, names, what="components")
         print(f"medvlp conform: {arguments.bundle} has no component {arguments.component!r}\n    hint: {hint}", file=sys.stderr)
         return USAGE
-    found: list[Result] = []
-    current = ""
     wanted_component, wanted_check = arguments.component, arguments.check
-    for result in run_conformance(
-        arguments.bundle,
-        host,
-        wanted=lambda name, one: wanted_component in (None, name) and wanted_check in (None, one.name),
-    ):
-        if result.component != current:
-            current = result.component
-            print(current, flush=True)
-        is_said = any((one.component, one.text) == (result.component, result.text) for one in found)
-        found.append(result)
-        print_folded(_lines(result, is_verbose=arguments.verbose, is_said=is_said), hang=6)
+
+    def is_wanted(name: str, one: Check) -> bool:
+        return wanted_component in (None, name) and wanted_check in (None, one.name)
+
+    if not any(is_wanted(name, one) for name, one in cases(arguments.bundle, host)):
+        what = f"any component of {arguments.bundle}" if wanted_component is None else wanted_component
+        hint = "`medvlp conform --checks` says for which roles each check is"
+        print(f"medvlp conform: {wanted_check} is not for {what}\n    hint: {hint}", file=sys.stderr)
+        return USAGE
+    found: list[Result] = []
+    every = run_conformance(arguments.bundle, host, wanted=is_wanted)
+    for component, results in itertools.groupby(every, lambda one: one.component):
+        print(component, flush=True)
+        found += _print_results(results, is_verbose=arguments.verbose)
     counts: Counter[Outcome] = Counter(result.outcome for result in found)
     seconds = sum(result.seconds for result in found)
     told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
-    print(f"{arguments.bundle}: {told or 'no such check for this role'} ({seconds:.0f} s)")
+    print(f"{arguments.bundle}: {told} ({seconds:.0f} s)")
     return 1 if counts["failed"] else 0
 
 
-def _lines(result: Result, *, is_verbose: bool, is_said: bool) -> list[str]:
-    if result.outcome == "failed" and is_said:
-        return [f"  FAILED {result.check}: as above"]
+def _print_results(results: Iterable[Result], *, is_verbose: bool) -> list[Result]:
+    """Print those of one component as they come, each message once; all of them."""
+    found = []
+    checks: dict[str, list[str]] = {}  # that fail with a message
+    for result in results:
+        found.append(result)
+        if result.outcome == "failed":
+            checks.setdefault(result.text, []).append(result.check)
+        if result.outcome != "failed" or len(checks[result.text]) == 1:
+            print_folded(_lines(result, is_verbose=is_verbose), hang=6)
+    for first, *more in checks.values():
+        if more:
+            above = "above" if len(checks) == 1 else first
+            told = f"{len(more)} more check{' fails' if len(more) == 1 else 's fail'} as {above}: {', '.join(more)}"
+            print_folded([f"  {told}"], hang=6)
+    return found
+
+
+def _lines(result: Result, *, is_verbose: bool) -> list[str]:
     if result.outcome == "failed":
         return [f"  FAILED {result.check}", *(f"    {line}" for line in result.text.splitlines())]
     if not is_verbose:

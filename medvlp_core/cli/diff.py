@@ -75,6 +75,8 @@ def differences(a: ModelPlan, b: ModelPlan) -> Iterator[str]:
     for slot in SLOTS.values():
         yield from _order_lines(a, b, slot)
     yield from _section("inputs", _value_lines(a, b, "inputs", _values(a.inputs), _values(b.inputs)))
+    init_a, init_b = _values(a.init_from), _values(b.init_from)
+    yield from _section("init_from", _value_lines(a, b, "init_from", init_a, init_b))
     yield from _section("train", _value_lines(a, b, "train", _values(a.train), _values(b.train)))
     yield from _section("losses", _value_lines(a, b, "losses", a.losses, b.losses))
     yield from _section("requires", _only_lines(a.resolved()["requires"], b.resolved()["requires"]))

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from medvlp_core.cli.common import add_recipe_arguments, columns, number, plan_or_complain
 from medvlp_core.cli.folding import print_folded
-from medvlp_core.components import Role, params_of
+from medvlp_core.components import Role, SpecBlock, params_of
 from medvlp_core.contract import Symbol, TensorSpec
 from medvlp_core.plan import ModelPlan
 from medvlp_core.wiring import INPUTS, PlannedComponent, PortKey, Step
@@ -44,7 +44,10 @@ def explanation(plan: ModelPlan) -> Iterator[str]:
             yield from component_lines(plan, component)
             if dims := dimension_text(plan, component.path):
                 yield f"      dimensions: {dims}"
-    for path, block in (("inputs", plan.inputs), ("train", plan.train)):
+    blocks: dict[str, SpecBlock] = {"inputs": plan.inputs, "train": plan.train}
+    if plan.init_from.path is not None:
+        blocks["init_from"] = plan.init_from
+    for path, block in blocks.items():
         yield f"  {path}"
         yield from value_lines(plan, path, block)
     yield ""

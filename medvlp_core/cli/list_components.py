@@ -129,7 +129,7 @@ def fit_lines(fits: list[Fit], source: str, role: Role, host: PluginHost) -> Ite
 def _presence(fit: Fit) -> str:
     if fit.present is None:
         return ""
-    return " (in the recipe)" if fit.present == fit.path else f" (also at {fit.present})"
+    return " (in the recipe, with the recipe's values)" if fit.present == fit.path else f" (also at {fit.present})"
 
 
 def _brief(problem: Problem) -> str:

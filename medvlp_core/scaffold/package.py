@@ -19,6 +19,7 @@ from string import Template
 
 import attrs
 
+from medvlp_core.candidates import RESERVED
 from medvlp_core.components import INTERFACE_VERSION, SLOTS, Role
 from medvlp_core.errors import PluginError, Problem, Report, did_you_mean
 from medvlp_core.plugins import KNOWN_BUNDLES, PluginHost
@@ -92,7 +93,11 @@ def describe(name: str, role: str, component: str | None, host: PluginHost) -> N
     if component is not None and (fault := spelling_fault(component, "a component")) is not None:
         report.add(CODE, fault[0], hint=fault[1])
     report.raise_errors(PluginError)
-    return NewPackage(name=name, role=Role(role), component=component or COMPONENTS[Role(role)])
+    package = NewPackage(name=name, role=Role(role), component=component or COMPONENTS[Role(role)])
+    if keyword.iskeyword(package.class_name):
+        text = f"--component {component} makes a class {package.class_name}, and that is a keyword of Python"
+        _refuse(text, f"take a more telling name, e.g. {COMPONENTS[package.role]}")
+    return package
 
 
 def spelling_fault(name: str, what: str) -> tuple[str, str] | None:
@@ -115,7 +120,7 @@ def name_faults(name: str, host: PluginHost) -> Iterator[tuple[str, str]]:
         return
     hint = f"take a name of your own, e.g. my_{name}"
     owners = {plugin.namespace: plugin.distribution for plugin in host.plugins}
-    owners |= {plugin.namespace: plugin.distribution for plugin in host.broken} | KNOWN_BUNDLES
+    owners |= {plugin.namespace: plugin.distribution for plugin in host.broken} | KNOWN_BUNDLES | RESERVED
     if name in owners:
         yield f"the namespace {name!r} belongs to {owners[name] or 'an installed plugin'}", hint
     elif name in sys.stdlib_module_names:

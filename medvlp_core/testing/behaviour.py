@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from medvlp_core.components import Role
 from medvlp_core.testing.checks import MODULE_ROLES, CheckFailed, NotApplicable, check, expect
+from medvlp_core.testing.other_device import Elsewhere, OtherDevice, elsewhere, send_elsewhere
 from medvlp_core.testing.scene import all_close, other_values, rows
 from medvlp_core.testing.subject import Example, Pass, Subject
 
@@ -97,6 +98,22 @@ def text_arguments(example: Example, one: Pass) -> Iterator[tuple[str, str, Tens
         port = example.contract.needs[name].port or name
         if example.is_text(port) and port not in ("text_is_valid", "word_ids", "text_is_masked"):
             yield name, port, tensor
+
+
+@check("behaviour", roles=MODULE_ROLES)
+def stays_on_its_device(subject: Subject) -> None:
+    """A call makes its tensors where weights and inputs are, so that it runs on a GPU too."""
+    for example, module, one in subject.calls():
+        send_elsewhere(module)
+        arguments: dict[str, Tensor] = {name: Elsewhere(tensor) for name, tensor in one.arguments.items()}
+        advice = "make tensors with device=, and keep those of the module as buffers"
+        try:
+            with torch.no_grad(), elsewhere():
+                tensors = example.call(module, arguments).tensors()
+        except OtherDevice as error:
+            raise CheckFailed(f"{example}: {error}; {advice}") from error
+        for name, tensor in tensors.items():
+            expect(isinstance(tensor, Elsewhere), f"{example}: {name} is on the CPU, and the inputs are not; {advice}")
 
 
 @check("behaviour", roles=DETERMINISTIC)

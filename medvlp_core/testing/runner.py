@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Literal
 
 import attrs
 import torch
 
-from medvlp_core.errors import MedvlpError, PluginError, Problem, did_you_mean
+from medvlp_core.errors import MedvlpError, PluginError, Problem, describe_error, did_you_mean
 from medvlp_core.plugins import PluginHost
 from medvlp_core.testing.checks import Check, CheckFailed, NotApplicable
 from medvlp_core.testing.kernel import KernelSubject
@@ -118,19 +116,11 @@ def run_check(subject: Subject | KernelSubject, one: Check) -> Result:
     except Exception as error:
         is_plain = isinstance(error, (CheckFailed, MedvlpError))
         outcome, raised = "failed", error
-        text = str(error) if is_plain else f"{type(error).__name__}: {error}{_where(error)}"
+        text = str(error) if is_plain else describe_error(error)
     finally:
         torch.set_num_threads(threads)
     seconds = time.perf_counter() - started
     return Result(component=subject.name, check=one.name, outcome=outcome, text=text, seconds=seconds, error=raised)
-
-
-def _where(error: BaseException) -> str:
-    """The last line outside the framework and the libraries that the error passed: most often the author's own."""
-    framework = Path(__file__).parents[1]
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "site-packages" not in frame.filename]
-    frames = [frame for frame in frames if not Path(frame.filename).is_relative_to(framework) and "<" not in frame.filename]
-    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
 
 
 def judge(result: Result, known: Mapping[str, str]) -> Result:

@@ -24,9 +24,11 @@ from medvlp_core.testing.partners import plugin as partners
 from medvlp_core.testing.scene import number_of
 from medvlp_core.testing.subject import Example, Subject
 from medvlp_core.train.events import Event, StepDone
+from medvlp_core.train.folder import METRICS
 from medvlp_core.train.loop import train
 from medvlp_core.train.metrics_file import MetricsFile
-from medvlp_core.train.run import METRICS
+from medvlp_core.train.state import TrainState
+from medvlp_core.train.stop import StopRequest
 from medvlp_core.yamlio import dump_yaml
 
 CPU = torch.device("cpu")
@@ -42,6 +44,7 @@ class Trained:
     example: Example
     plan: ModelPlan
     built: BuiltRun
+    state: TrainState
     steps: tuple[StepDone, ...]
     folder: Path
 
@@ -49,7 +52,9 @@ class Trained:
 def host_with_partners(subject: Subject) -> PluginHost:
     """A host of the tested bundle and the kit's own."""
     namespace = subject.name.partition(".")[0]
-    host = PluginHost.from_modules({"kit": partners, namespace: subject.host.manager.get_plugin(namespace)})
+    tested = {one.namespace: one for one in subject.host.plugins if one.namespace == namespace}
+    modules = {"kit": partners, namespace: subject.host.manager.get_plugin(namespace)}
+    host = PluginHost.from_modules(modules, brought_by=tested)
     if host.broken:
         raise CheckFailed(f"the bundle {namespace!r} cannot be loaded beside the kit's: {host.broken[0].reason}")
     return host
@@ -90,7 +95,8 @@ def train_model(example: Example, plan: ModelPlan, folder: Path) -> Trained:
     if example.role is Role.DATA and not any(record.text.strip() for record in example.build().records("train")):
         raise NotApplicable(f"{example} has no texts in the split 'train' to train on")
     built = build_run(plan, seed=0)
-    settings = attrs.evolve(plan.train, batch_size=min(PAIRS, len(built.pipeline.records("train"))))
+    pairs = min(PAIRS, len(built.pipeline.records("train")))
+    settings = attrs.evolve(plan.train, batch_size=pairs, max_bad_steps=0)  # a loss that is not finite is the part's fault
     steps: list[StepDone] = []
     with MetricsFile(folder / METRICS, log_every_steps=1) as metrics:
 
@@ -99,8 +105,10 @@ def train_model(example: Example, plan: ModelPlan, folder: Path) -> Trained:
             if isinstance(event, StepDone):
                 steps.append(event)
 
-        train(built.model, built.pipeline, settings, device=CPU, notify=notify, save=lambda step: None)
-    return Trained(example=example, plan=plan, built=built, steps=tuple(steps), folder=folder)
+        state = TrainState.fresh(built.model, settings, CPU)
+        stop = StopRequest()  # not entered: no signal is caught
+        train(state, built.pipeline, settings, forward=built.model, device=CPU, notify=notify, save=lambda: None, stop=stop)
+    return Trained(example=example, plan=plan, built=built, state=state, steps=tuple(steps), folder=folder)
 
 
 # ---------------------------------------------------------------------------------------------------------------------- recipe

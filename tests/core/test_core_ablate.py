@@ -215,6 +215,31 @@ def test_what_is_wrong_with_an_over(recipe: str, host: PluginHost, over: list[st
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
+        (
+            ["--metrics", "gla.globl"],
+            "[MV602] no run of the ablation can give the metric 'gla.globl'\n    hint: did you mean 'gla.global'?",
+        ),
+        (["--metrics", "total", "--device", "cuda:77"], "[MV104] device 'cuda:77' cannot be used"),
+    ],
+)
+def test_metrics_and_the_device_are_checked_without_a_run(
+    recipe: str, capsys: Output, arguments: list[str], complaint: str
+) -> None:
+    code, out, err = run(capsys, recipe, "--over", "train.steps=1,2", "--dry-run", *arguments)
+    assert (code, out) == (1, "")
+    assert complaint in err
+
+
+def test_one_is_not_counted_as_many(recipe: str, capsys: Output) -> None:
+    code, out, _ = run(capsys, recipe, "--over", "train.steps=1", "--dry-run")
+    assert code == 0
+    assert " x 1 seed (0) = 1 run\n" in out
+    assert " 1 step, " in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
         ([], "the following arguments are required: --over"),
         (["--over", "train.steps=1,2", "--seeds", "0,1,0"], "seeds are at least 0, each given once, found 0,1,0"),
         (["--over", "train.steps=1,2", "--seeds", "a"], "'a' is not a list of whole numbers such as 0,1,2"),

@@ -24,10 +24,10 @@ from medvlp_core.ablate.grid import Ablation, parse_axes, plan_ablation
 from medvlp_core.ablate.results import Metric, choose_metrics, read_results
 from medvlp_core.cli import main
 from medvlp_core.cli.ablate import print_results
+from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.errors import Report, SpecError
 from medvlp_core.evaluate.protocol import Card
 from medvlp_core.plugins import PluginHost, load_plugins
-from medvlp_core.train import loop
 from medvlp_core.train.metrics_file import read_metrics
 
 Output = Any
@@ -55,16 +55,16 @@ def finished(tmp_path_factory: pytest.TempPathFactory, micro: str, orders: dict[
     """A complete ablation of 2 x 2 combinations and two seeds, and its exit code."""
     folder = tmp_path_factory.mktemp("ablation")
     recipe = write_recipe(folder, micro)
-    endless = loop.endless
+    training_batches = InputPipeline.training_batches
 
-    def watched(loader: Any) -> Any:
+    def watched(*arguments: Any, **named: Any) -> Any:
         seen = orders.setdefault(len(orders), [])
-        for epoch, batch in endless(loader):
+        for batch in training_batches(*arguments, **named):
             seen.append(batch.record_index.tolist())
-            yield epoch, batch
+            yield batch
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "endless", watched)
+        patch.setattr(InputPipeline, "training_batches", watched)
         code = main(["ablate", str(recipe), *OVER, "--seeds", "0,3", "--out", str(folder / "out"), "--device", "cpu"])
     return folder / "out", code
 
@@ -298,6 +298,7 @@ def test_what_no_run_could_start_with_is_found_before_anything_is_written(tmp_pa
 def test_a_run_that_diverges_stops_no_other(tmp_path: Path, micro: str, capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, out = str(write_recipe(tmp_path, micro)), tmp_path / "out"
     command = (recipe, "--over", "train.learning_rate=1e30,1e-3", "--set", "evaluators=null", "--out", str(out))
+    command += ("--set", "train.max_bad_steps=0")
     code, printed, _ = run(capsys, *command)
     assert code == 1
     complaint = "learning_rate=1e30, seed 0: diverged: [MV601] training stopped at step 2: "

@@ -362,6 +362,10 @@ def test_a_plugin_whose_commands_fail_harms_nobody(capsys: Output, monkeypatch: 
     assert err == "[MV306] warning: plugin 'bad': its hook medvlp_add_commands failed: there is already a command 'check'\n"
     assert "  greet " in out
     assert "  wave " in out
+    code, _, err = run(capsys, "weave")
+    assert code == 2
+    assert err.count("[MV306]") == 1
+    assert "did you mean 'wave'?" in err
 
 
 def test_a_terminal_gets_the_same_words_in_colour() -> None:

@@ -22,7 +22,7 @@ from medvlp_core.errors import KernelError
 from medvlp_core.interfaces import ChoosesKernels
 from medvlp_core.kernels.registry import Call, Kernel, wanted
 from medvlp_core.kernels.registry import Path as KernelPath
-from medvlp_core.train.run import describe_run, kernels_in_use
+from medvlp_core.train.describe import describe_run, kernels_in_use
 
 NUMBERS = itertools.count()
 

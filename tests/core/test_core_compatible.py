@@ -159,7 +159,7 @@ def test_the_command_lists_what_fits_and_why_the_others_do_not(capsys: Output) -
 def test_the_command_names_required_parameters_and_present_parts(capsys: Output) -> None:
     _, out, _ = run(capsys, "--role", "data", "--compatible-with", "mpma:small")
     assert "  standard.manifest\n      [MV105] data (standard.manifest) needs path (str): " in out
-    assert out.splitlines()[1].endswith(" (in the recipe)")
+    assert out.splitlines()[1].endswith(" (in the recipe, with the recipe's values)")
     _, out, _ = run(capsys, "--role", "alignment", "--compatible-with", "mpma:small")
     assert out.count(" (also at model.alignments.gla)") == 1
 

@@ -48,7 +48,7 @@ def test_range_holds_for_python_users_too() -> None:
 def test_every_fault_of_a_class_is_listed() -> None:
     with pytest.raises(PluginError) as caught:
 
-        @component("Gate", role=Role.FUSION, build="acme.fusion.Gate")
+        @component("Gate", role="fusion", build="acme.fusion.Gate")  # type: ignore[arg-type]
         @attrs.define
         class Bad(ComponentSpec):
             heads: int = 4
@@ -59,6 +59,7 @@ def test_every_fault_of_a_class_is_listed() -> None:
         "needs a docstring",
         "'heads' must be keyword-only",
         "'heads' must be declared with param",
+        "role='fusion' must be a Role: Role.DATA, Role.TOKENIZER,",
         "the name 'Gate' must be",
         "must be 'package.module:Class'",
         "it must define contract, examples",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import pickle
+from pathlib import Path
 
 import pytest
+import torch
 
-from medvlp_core.errors import DataError, Position, Problem, Report, SpecError, did_you_mean
+from medvlp_core.errors import DataError, Position, Problem, Report, SpecError, describe_error, did_you_mean
 
 
 def test_anatomy_of_a_message() -> None:
@@ -66,3 +69,26 @@ def test_errors_survive_pickling() -> None:
 )
 def test_hints(name: str, known: tuple[str, ...], hint: str) -> None:
     assert did_you_mean(name, known, what="parameters") == hint
+
+
+def test_the_place_of_an_error_is_the_authors_line_and_not_the_librarys() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.nn.Linear(3, 4)(torch.zeros(2, 5))
+    line = Path(__file__).read_text().splitlines().index("        torch.nn.Linear(3, 4)(torch.zeros(2, 5))") + 1
+    assert describe_error(caught.value).endswith(f"(in test_core_errors.py, line {line})")
+
+
+def test_the_place_of_an_error_in_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "site-packages"
+    for name, text in {
+        "placed_author": "import placed_library\ndef forward():\n    placed_library.read()",
+        "placed_library": "def read():\n    raise KeyError('width')",
+    }.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "__init__.py").write_text(text)
+    monkeypatch.syspath_prepend(folder)
+    forward = importlib.import_module("placed_author").forward
+    with pytest.raises(KeyError) as caught:
+        forward()
+    as_the_core_catches_it = caught.value.with_traceback(caught.tb.tb_next)  # without the line of this test
+    assert describe_error(as_the_core_catches_it) == "KeyError: 'width' (in __init__.py, line 3)"

@@ -16,7 +16,7 @@ def test_after_calibration_evaluation_mode_gives_what_the_batch_statistics_give(
     plan, report = plan_text(text)
     assert not report.has_errors
     built = build_run(plan, seed=0)
-    batches = [next(iter(built.pipeline.loader("val", batch_size=40, is_training=False)))]
+    batches = [next(iter(built.pipeline.loader("val", batch_size=40)))]
     weights = {name: value.clone() for name, value in built.model.named_parameters()}
 
     before = built.model.eval().encode_image(batches[0].image).image_tokens

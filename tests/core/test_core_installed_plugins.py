@@ -130,7 +130,7 @@ for name in ("builds.gate", "optional.gate", "container.gate", "good.gate", "mpm
     try:
         plan = plan_recipe("micro.yaml", [parse_override("use", f"model.fusion={name}", Report())], host=host)
         run = build_run(plan, seed=0)
-        batch = next(iter(run.pipeline.loader("val", batch_size=2, is_training=False)))
+        batch = next(iter(run.pipeline.loader("val", batch_size=2)))
         assert run.model(batch).loss.isfinite()
         print(name, "works")
     except MedvlpError as error:

@@ -14,6 +14,7 @@ from medvlp_core.components import ComponentSpec, component, param
 from medvlp_core.contract import Contract
 from medvlp_core.errors import DataError, MedvlpError, PluginError, SpecError
 from medvlp_core.interfaces import Dims
+from medvlp_core.model import PartFailed
 
 
 @pytest.fixture
@@ -24,7 +25,7 @@ def built(plan_text) -> BuiltRun:
 
 @pytest.fixture
 def batch(built: BuiltRun) -> ImageTextBatch:
-    return next(iter(built.pipeline.loader("val", batch_size=5, is_training=False)))
+    return next(iter(built.pipeline.loader("val", batch_size=5)))
 
 
 @pytest.fixture(autouse=True)
@@ -226,6 +227,31 @@ def test_a_module_that_returns_something_else_is_named(case: str, built: BuiltRu
     assert (problem.code, problem.text, problem.position) == ("MV206", f"{component.label} {text}", component.position())
     namespace = component.name.partition(".")[0]
     assert problem.details[0].endswith(f" from medvlp-{namespace} {plugin_version(built, namespace)}")
+
+
+def test_a_module_that_raises_is_named_with_its_authors_line(built: BuiltRun, batch: ImageTextBatch) -> None:
+    def forward(**needs: torch.Tensor) -> None:
+        raise KeyError("no such word")
+
+    built.model.fusion.forward = forward  # type: ignore[union-attr,method-assign,assignment]
+    with pytest.raises(PartFailed) as caught:
+        built.model(batch)
+    (problem,) = caught.value.problems
+    component = built.plan.components["model.fusion"]
+    line = forward.__code__.co_firstlineno + 1
+    said = f"{component.label} failed: KeyError: 'no such word' (in test_core_model.py, line {line})"
+    assert (problem.code, problem.text, problem.position) == ("MV306", said, component.position())
+    assert problem.details == (f"medvlp_mpma.fusion:MemoryFusion from medvlp-mpma {plugin_version(built, 'mpma')}",)
+    assert isinstance(caught.value.__cause__, KeyError)
+
+
+def test_too_little_memory_is_left_to_those_who_know_what_to_do(built: BuiltRun, batch: ImageTextBatch) -> None:
+    def forward(**needs: torch.Tensor) -> None:
+        raise torch.OutOfMemoryError
+
+    built.model.fusion.forward = forward  # type: ignore[union-attr,method-assign,assignment]
+    with pytest.raises(torch.OutOfMemoryError):
+        built.model(batch)
 
 
 def plugin_version(built: BuiltRun, namespace: str) -> str:

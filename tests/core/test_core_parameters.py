@@ -34,7 +34,7 @@ def read(text: str) -> tuple[Block | None, list[str]]:
 
 
 def test_values_get_their_declared_types() -> None:
-    block, problems = read("{use: x.y, count: 2, share: 0, flag: true, limit: 1e-4, sizes: [3, 4], weights: {a: 1}}")
+    block, problems = read("{count: 2, share: 0, flag: true, limit: 1e-4, sizes: [3, 4], weights: {a: 1}}")
     assert not problems
     assert block == Block(count=2, share=0.0, flag=True, limit=1e-4, sizes=(3, 4), weights={"a": 1.0})
     assert isinstance(block.share, float)

@@ -322,6 +322,13 @@ def test_a_stranger_cannot_push_a_bundle_of_this_repository_out(site: Path) -> N
     assert [broken.distribution for broken in host.broken] == ["a_stranger 1.2"]
 
 
+def test_the_names_of_the_core_are_not_to_be_had(site: Path) -> None:
+    install(site, "kit", PLUGIN, distribution="first_aid")
+    host = load_plugins(["kit"])
+    assert not host.plugins
+    assert host.broken[0].problem.text == "plugin 'kit' (first_aid 1.2): the namespace 'kit' belongs to the conformance kit"
+
+
 def test_the_environment_limits_what_is_loaded(site: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(site, "found_three", PLUGIN)
     monkeypatch.setenv("MEDVLP_PLUGINS", "found_three, mpma_typo")

@@ -58,6 +58,13 @@ REFUSED = {
         "[MV305] 'tests' is the folder of the new package's own tests\n    hint: take a name of your own, e.g. my_tests\n"
     ),
     f"{'a' * 41} --role fusion": f"[MV305] '{'a' * 41}' has 41 letters\n    hint: use at most 40\n",
+    "kit --role fusion": (
+        "[MV305] the namespace 'kit' belongs to the conformance kit\n    hint: take a name of your own, e.g. my_kit\n"
+    ),
+    "acme --role fusion --component none": (
+        "[MV305] --component none makes a class None, and that is a keyword of Python\n"
+        "    hint: take a more telling name, e.g. gated_sum\n"
+    ),
     "acme --role fusion --component Gate": (f"[MV305] 'Gate' cannot name a component\n    hint: {SPELLING} gate\n"),
     "acme --role fusion --component fusion": (
         "[MV305] --component fusion makes a class Fusion, and the module has another one of that name\n"

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from medvlp_core.blocks import InputSpec, TrainSpec
+from medvlp_core.blocks import InitSpec, InputSpec, TrainSpec
 from medvlp_core.components import SLOTS, Param, SpecBlock, params_of
 from medvlp_core.compose import compose, plan_recipe
 from medvlp_core.errors import Problem, Report
@@ -47,7 +47,7 @@ Place = tuple[str | int, ...]
 def rules_between_parameters_are_marked() -> Iterator[None]:
     """So that they can be told apart from ranges: they have the same code."""
     with pytest.MonkeyPatch.context() as patch:
-        for kind in (InputSpec, TrainSpec, *(installed().components[name] for name in installed().components)):
+        for kind in (InitSpec, InputSpec, TrainSpec, *(installed().components[name] for name in installed().components)):
             patch.setattr(kind, "problems", marked(kind.problems))
         yield
 
@@ -128,7 +128,7 @@ def param_at(host: PluginHost, document: Any, path: Place) -> Param | None:
     """The parameter that stands at a place, or in whose list it stands."""
     names = [part for part in path if isinstance(part, str)]
     block = at(document, tuple(names[:-1])) if len(names) > 1 else None
-    kind: type | None = {"inputs": InputSpec, "train": TrainSpec}.get(str(path[0]))
+    kind: type | None = {"inputs": InputSpec, "init_from": InitSpec, "train": TrainSpec}.get(str(path[0]))
     if isinstance(block, dict) and "use" in block:
         kind = host.components[block["use"]]
     found = params_of(kind) if kind is not None else ()
@@ -282,6 +282,7 @@ SINGLES = (
     ("inputs: {text_kinds: [report, letter]}", False),
     ("inputs: {text_kinds: null}", True),
     ("requires: [4]", False),
+    ("requires: ['mpma >=0.1, <9', standard]", True),
     ("medvlp: true", False),
 )
 
@@ -291,6 +292,12 @@ def test_both_say(text: str, is_right: bool) -> None:
     node = parse_yaml(text, file="it.yaml", report=Report())
     assert node is not None
     assert (underlined(node.plain()) == [], complaints(node.plain(), base="mpma:small") == []) == (is_right, is_right)
+
+
+@pytest.mark.parametrize("text", ["mpma>=", "mpma>=0.1,,<1", ">=1", "mpma 0.1", ""])
+def test_a_bundle_with_half_a_version_is_underlined(text: str) -> None:
+    assert underlined({"requires": [text]}) != []
+    assert underlined({"requires": ["mpma", "mpma>=0.1,<1", "open_cxr ~= 0.1", "${env:BUNDLE:-mpma}"]}) == []
 
 
 def test_the_one_known_difference_is_that_json_has_no_floats_apart_from_numbers() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from doc_examples import Section, matches, run_section, sections
 
-from medvlp_core.blocks import InputSpec, TrainSpec
+from medvlp_core.blocks import InitSpec, InputSpec, TrainSpec
 from medvlp_core.candidates import hook_arguments
 from medvlp_core.components import INTERFACE_VERSION, SLOTS, Role, params_of
 from medvlp_core.contract import PORTS, TensorSpec
@@ -26,6 +26,8 @@ RUNNABLE = (
     "ablations.md",
     "concepts.md",
     "errors.md",
+    "estimate.md",
+    "export.md",
     "hooks.md",
     "kernels.md",
     "ports.md",
@@ -157,7 +159,7 @@ def test_every_evaluator_is_explained(host: PluginHost) -> None:
 
 def test_tables_of_inputs_and_training_are_complete() -> None:
     text = (DOCS / "yaml.md").read_text(encoding="utf-8")
-    for kind in (InputSpec, TrainSpec):
+    for kind in (InputSpec, InitSpec, TrainSpec):
         rows = [f"| `{one.name}` | `{yaml_value(one.default)}` | {one.rules.help} |" for one in params_of(kind)]
         assert [row for row in rows if row not in text] == []
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "timm", "transformers", "tokenizers", "numpy", "PIL", "sklearn", "matplotlib", "torchvision", "torchdata")
+HEAVY = ("torch", "timm", "transformers", "tokenizers", "numpy", "PIL", "sklearn", "matplotlib", "torchvision")
 BUNDLES = sorted(path.parent.parent.name for path in ROOT.glob("plugins/*/*/plugin.py"))
 CORE = (
     "errors",
@@ -25,6 +25,7 @@ CORE = (
     "yamlio",
     "plugins",
     "parameters",
+    "restoring",
     "kernels.registry",
 )
 PLANNING = (
@@ -44,13 +45,19 @@ PLANNING = (
     "cli.list_components",
     "cli.diff",
     "cli.ablate",
+    "cli.estimate",
+    "estimate.cards",
     "ablate.grid",
     "ablate.folder",
     "ablate.results",
     "ablate.table",
     "ablate.picture",
     "cli.kernels",
+    "cli.bench",
+    "cli.bench_train",
     "cli.new",
+    "cli.export",
+    "export",
     "scaffold.package",
     "testing.partners.plugin",
 )

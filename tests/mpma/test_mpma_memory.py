@@ -8,6 +8,7 @@ import pytest
 import torch
 from medvlp_mpma.memory import SharedMemory, SlotCrossAttention
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from medvlp_core.layers import MultiHeadAttention
 
@@ -75,3 +76,34 @@ def test_memory_parameters_carry_no_weight_decay(width: int) -> None:
     memories = [p for name, p in parts.named_parameters() if "slot" in name]
     assert len(memories) == 3
     assert all(id(p) in kept for p in memories)
+
+
+def test_slots_in_use_are_the_winners_of_some_query() -> None:
+    torch.manual_seed(0)
+    memory = SharedMemory(width=8, slots=40, heads=2, topk=3, dropout=0.0)
+    parts = [torch.randn(2, 2, 8), torch.randn(2, 1, 8)]
+    assert memory.statistics() == {}
+    for tokens in parts:  # two passes of one step
+        memory(tokens).square().sum().backward()
+    query, key = (
+        x.unflatten(-1, (2, 4)) for x in (memory.query(torch.cat([x.flatten(0, 1) for x in parts])), memory.key(memory.slots))
+    )
+    winners = torch.einsum("lhd,mhd->lhm", query, key).topk(3).indices.unique()
+    assert len(winners) < 36
+    assert memory.statistics()["slots_in_use"].item() == pytest.approx(len(winners) / 40)
+    assert memory.statistics() == {}, "it counts from the last question on"
+
+
+def test_slots_in_use_with_recomputed_activations_and_where_there_are_none() -> None:
+    torch.manual_seed(0)
+    memory = SharedMemory(width=8, slots=9, heads=2, topk=3, dropout=0.0)
+    tokens = torch.randn(1, 1, 8)
+    memory(tokens).sum().backward()
+    wanted = memory.statistics()
+    checkpoint(memory, tokens, use_reentrant=False).sum().backward()
+    assert memory.statistics() == wanted
+    with torch.no_grad():
+        memory(tokens)
+    every = SharedMemory(width=8, slots=9, heads=2, topk=9, dropout=0.0)
+    every(tokens).sum().backward()
+    assert memory.statistics() == every.statistics() == {}

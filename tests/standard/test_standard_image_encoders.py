@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from medvlp_standard.image_encoders import TimmCNN, TimmViT, gather_visible, hide_cells
 from medvlp_standard.specs.image_encoders import TimmCNNSpec, TimmViTSpec
-from medvlp_standard.weights import read_weights
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from medvlp_core.errors import DataError, SpecError
 from medvlp_core.ops import sincos_positions_2d
+from medvlp_core.weights import read_weights
 
 SMALL = {"patch_size": 8, "width": 32, "depth": 2, "heads": 2}
 VITS: dict[str, dict[str, Any]] = {
@@ -409,3 +410,56 @@ def test_specs_do_not_import_torch() -> None:
         "sys.exit(bool({'torch', 'timm', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -------------------------------------------------------------------------------------------------------------------- export
+
+
+@pytest.mark.parametrize("name", VITS)
+def test_exported_transformers_load_in_timm_with_the_same_features(name: str, tmp_path: Path) -> None:
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no {name}")
+    encoder = vit(name, **VITS[name])
+    reload_and_compare(encoder, tmp_path, lambda model, image: model.forward_features(image))
+
+
+def test_exported_transformers_keep_their_lack_of_a_norm_and_their_positions(tmp_path: Path) -> None:
+    encoder = vit(image_size=32, norm=False, positions="sincos", channels=1, **SMALL)
+    reload_and_compare(encoder, tmp_path, lambda model, image: model.forward_features(image), channels=1)
+    assert "pos_embed" not in encoder.library_names()
+
+
+@pytest.mark.parametrize(("name", "stage"), CNNS.items())
+def test_exported_feature_models_load_in_timm_with_the_same_features(name: str, stage: int, tmp_path: Path) -> None:
+    encoder = cnn(name, stage=stage)
+    encoder.train()
+    hidden = hide(4, encoder.dims()["N"], encoder.dims()["N"] // 2)
+    with torch.no_grad():
+        encoder(images(encoder, batch=4), hidden)  # a view of its own: these statistics must not go out ...
+        encoder(images(encoder, batch=4) * 3)
+    encoder.eval()
+    reload_and_compare(encoder, tmp_path, lambda model, image: encoder._channels_first(model(image)[0]).flatten(2).transpose(1, 2))
+
+
+def test_statistics_of_masked_images_go_out_where_there_are_no_others(tmp_path: Path) -> None:
+    encoder = cnn("resnet10t", stage=2)
+    encoder.train()
+    with torch.no_grad():
+        encoder(images(encoder, batch=4) * 3, hide(4, encoder.dims()["N"], encoder.dims()["N"] // 2))
+    encoder.eval()
+    reload_and_compare(encoder, tmp_path, lambda model, image: model(image)[0].flatten(2).transpose(1, 2))
+
+
+def reload_and_compare(
+    encoder: TimmViT | TimmCNN, folder: Path, features: Callable[[Any, Tensor], Tensor], channels: int = 3
+) -> None:
+    """Load an export as a user does, and compare the features of whole images."""
+    encoder.export("timm", folder)
+    arguments = json.loads((folder / "timm.json").read_text())
+    name = arguments.pop("model_name")
+    loaded = timm.create_model(name, checkpoint_path=str(folder / "model.safetensors"), **arguments).eval()
+    side = arguments.get("img_size", 64)
+    image = images(encoder, channels=channels, size=side)
+    with torch.no_grad():
+        tokens, prefix = encoder(image)
+        torch.testing.assert_close(features(loaded, image), torch.cat([prefix, tokens], 1), rtol=1e-6, atol=1e-6)

@@ -359,3 +359,25 @@ def test_specs_do_not_import_torch() -> None:
         "sys.exit(bool({'torch', 'transformers', 'tokenizers', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# -------------------------------------------------------------------------------------------------------------------- export
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_export_is_a_folder_of_transformers_with_the_same_features(name: str, tmp_path: Path) -> None:
+    (tmp_path / "given").mkdir()
+    plain = saved(CONFIGS[name], tmp_path / "given")
+    encoder = HfText(HfTextSpec(model=str(tmp_path / "given")), DIMS).eval()
+    assert encoder.loaded is not None
+    assert encoder.loaded.matched
+    usage = encoder.export("transformers", tmp_path / "out")
+    assert "AutoModel.from_pretrained" in usage
+    loaded = AutoModel.from_pretrained(tmp_path / "out").eval()
+    assert type(loaded) is type(plain)
+    token_ids, is_valid = batch(CONFIGS[name].pad_token_id or 0)
+    found = loaded(input_ids=token_ids, attention_mask=is_valid.long()).last_hidden_state
+    torch.testing.assert_close(found[is_valid], encoder(token_ids, is_valid)[is_valid], rtol=1e-6, atol=1e-6)
+    names, state = encoder.library_names(), plain.state_dict()
+    assert {key for key in state if "pooler" not in key} == names.keys()
+    assert all(torch.equal(encoder.state_dict()[own], state[library]) for library, own in names.items())

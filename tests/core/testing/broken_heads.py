@@ -134,7 +134,7 @@ class GoodAlignmentWithAQueue(InfoNce):
         scores = self.scale() * image.float() @ torch.cat([text.float(), self.queue.clone()]).T
         if self.training:
             self.queue = self.first(torch.cat([text.detach().float(), self.queue]))
-        return {"global": F.cross_entropy(scores, torch.arange(len(image)))}
+        return {"global": F.cross_entropy(scores, torch.arange(len(image), device=image.device))}
 
     def first(self, texts: Tensor) -> Tensor:
         """The newest of them."""
@@ -197,7 +197,7 @@ class GoodWriter(Decoder):
 
     def forward(self, text_tokens: Tensor, text_is_valid: Tensor, token_ids: Tensor) -> DecoderOutput:  # type: ignore[override]
         """Predict the next word everywhere but after the last."""
-        counts = torch.arange(1, token_ids.shape[1] + 1)[:, None]
+        counts = torch.arange(1, token_ids.shape[1] + 1, device=token_ids.device)[:, None]
         before = self.read(self.words(token_ids)).cumsum(dim=1) / counts
         states = torch.tanh(before + self.context(masked_mean(text_tokens, text_is_valid))[:, None])
         is_scored = text_is_valid[:, 1:]

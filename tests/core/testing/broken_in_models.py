@@ -20,7 +20,7 @@ from medvlp_core.testing.partners.modules import CrossAttention, InfoNce, WordEn
 from medvlp_core.testing.partners.specs import AlignmentSpec, FusionSpec, PairsSpec, TextEncoderSpec
 
 
-@broken(FusionSpec, caught_by="trains_in_a_model", says="ValueError: at most three pairs (broken_in_models.py, line")
+@broken(FusionSpec, caught_by="trains_in_a_model", says="ValueError: at most three pairs (in broken_in_models.py, line")
 class ForFewPairs(CrossAttention):
     """Takes no batch of four."""
 

@@ -48,12 +48,7 @@ ROWS = (
     Row("imports_torch", "declares_without_torch", "importing broken_heavy_specs imports torch"),
     # -------------------------------------------------------------------------------------------------------------- contract
     Row("gives_too_much", "gives_the_declared_ports", "forward gave fused_image_tokens; declare it"),
-    Row(
-        "gives_too_little",
-        "gives_the_declared_ports",
-        "gives fused_text_tokens, and forward did not (masked view)",
-        also={"passes_gradients_on"},  # nothing comes back, so no gradient goes anywhere
-    ),
+    Row("gives_too_little", "gives_the_declared_ports", "gives fused_text_tokens, and forward did not (masked view)"),
     Row("is_too_wide", "gives_the_declared_shapes", "(3, 9, 13) (clean view), and the contract says (B=3, L=9, Dt=12)"),
     Row(
         "gives_doubles",
@@ -85,6 +80,7 @@ ROWS = (
         "draw only if self.training",
         also={"is_the_same_alone_and_in_a_batch"},  # other shapes draw other numbers
     ),
+    Row("stays_on_the_cpu", "stays_on_its_device", "mul gets a tensor on the CPU while weights and inputs are elsewhere"),
     Row("clips_the_image", "leaves_its_inputs_alone", "a call changed image in place"),
     Row(
         "writes_into_features",
@@ -100,7 +96,12 @@ ROWS = (
     ),
     Row("averages_padding_in_its_loss", "ignores_padding", "other content at the padding of text_tokens changes loss.global"),
     Row("averages_the_batch", "is_the_same_alone_and_in_a_batch", "pair 1 of 3 has another fused_text_tokens alone"),
-    Row("keeps_a_plain_tensor", "survives_a_state_dict", "a parameter or a persistent buffer"),
+    Row(
+        "keeps_a_plain_tensor",
+        "survives_a_state_dict",
+        "a parameter or a persistent buffer",
+        also={"stays_on_its_device"},  # module.to(device) does not move it either
+    ),
     Row("keeps_a_fleeting_buffer", "survives_a_state_dict", "a parameter or a persistent buffer"),
     Row("keeps_a_view", "survives_a_state_dict", "cannot be saved and loaded again"),
     Row("loses_precision", "keeps_its_dtypes_under_autocast", "loss.global is torch.bfloat16, expected torch.float32"),

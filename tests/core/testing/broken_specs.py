@@ -86,6 +86,7 @@ for name in (
     "draws_noise_elsewhere",
     "sets_the_seed_when_called",
     "drops_out_always",
+    "stays_on_the_cpu",
     "writes_into_features",
     "averages_padding",
     "averages_the_batch",

@@ -121,7 +121,9 @@ class HidesAnyNumber(ChangedMasking):
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
         """Other numbers in each row."""
-        return plan._replace(image_is_masked=torch.rand(plan.image_is_masked.shape) < self.spec.image_ratio)
+        return plan._replace(
+            image_is_masked=torch.rand(plan.image_is_masked.shape, device=token_ids.device) < self.spec.image_ratio
+        )
 
 
 class HidesTheSameEachTime(ChangedMasking):
@@ -129,7 +131,8 @@ class HidesTheSameEachTime(ChangedMasking):
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
         """The same patches."""
-        order = torch.rand(plan.image_is_masked.shape, generator=torch.Generator().manual_seed(0)).argsort(dim=1)
+        order = torch.rand(plan.image_is_masked.shape, generator=torch.Generator().manual_seed(0))
+        order = order.argsort(dim=1).to(token_ids.device)
         return plan._replace(image_is_masked=order < plan.image_is_masked[0].sum())
 
 
@@ -179,5 +182,5 @@ class GoodMaskingWithKeptIds(ChangedMasking):
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
         """A fifth keeps it."""
-        kept = plan.text_is_masked & (torch.rand(token_ids.shape) < 0.2)
+        kept = plan.text_is_masked & (torch.rand(token_ids.shape, device=token_ids.device) < 0.2)
         return plan._replace(token_ids=torch.where(kept, token_ids, plan.token_ids))

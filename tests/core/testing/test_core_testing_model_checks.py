@@ -12,6 +12,7 @@ from broken_bundle import FAULTS, SPECS, Fault, check_fault, host, result
 from medvlp_core.components import Role, component
 from medvlp_core.contract import Contract, TensorSpec
 from medvlp_core.plan import ModelPlan
+from medvlp_core.plugins import load_plugins
 from medvlp_core.testing.partners.specs import FusionSpec, ImageEncoderSpec
 from medvlp_core.testing.subject import Subject
 from medvlp_core.testing.whole_model import host_with_partners, plan_model
@@ -114,3 +115,9 @@ def test_losses_that_a_part_cannot_have_are_left_out(tmp_path: Path) -> None:
 def test_the_host_holds_the_bundle_and_the_partners_alone() -> None:
     found = host_with_partners(Subject(host(), "broken.early"))
     assert [plugin.namespace for plugin in found.plugins] == ["kit", "broken"]
+
+
+def test_the_bundle_keeps_its_distribution_beside_the_partners() -> None:
+    installed = load_plugins(["mpma"])
+    found = host_with_partners(Subject(installed, "mpma.memory_fusion"))
+    assert found.components.distribution("mpma.memory_fusion").startswith("medvlp-mpma ")

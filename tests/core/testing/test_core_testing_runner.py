@@ -106,8 +106,8 @@ def test_outcomes(host: PluginHost) -> None:
     kind, text = outcome(host, crashes)
     assert kind == "failed"
     line = crashes.__code__.co_firstlineno + 1
-    assert text.startswith("ValueError: AlignmentSpec.dim=0 must be at least 1 (")
-    assert text.endswith(f"(test_core_testing_runner.py, line {line})")
+    assert text.startswith("ValueError: AlignmentSpec.dim=0 must be at least 1 (in ")
+    assert text.endswith(f"(in test_core_testing_runner.py, line {line})")
 
 
 def test_a_known_failure_is_accepted_and_one_that_passes_is_not(host: PluginHost) -> None:
