@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import textwrap
 from contextlib import AbstractContextManager
@@ -20,11 +21,21 @@ AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def choose_device(name: str | None) -> torch.device:
     """The device called ``name``; None = the GPU if there is one, else the CPU.
 
+    Of several processes that ``torchrun`` or ``accelerate launch`` started, each gets the GPU of its own number (LOCAL_RANK).
+
     Raises:
-        SpecError: no such device here (MV104).
+        SpecError: no such device here, or one GPU for several processes (MV104).
     """
-    if name is None:
+    is_launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if name in (None, "cuda") and is_launched and torch.cuda.is_available():
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+    elif name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    elif is_launched and name.startswith("cuda:"):
+        text = f"{name!r} cannot serve several training processes"
+        raise SpecError(
+            Problem(code="MV104", text=text, hint="give --device cuda, or leave it away: each process takes its own GPU")
+        )
     hint = f"devices here: {', '.join(usable_devices())}"
     try:
         device = torch.device(name)

@@ -47,6 +47,8 @@ def process_group(device: torch.device) -> Iterator[None]:
     if launched_processes() == 1 or dist.is_initialized():
         yield
         return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield

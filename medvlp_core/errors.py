@@ -234,6 +234,16 @@ def did_you_mean(name: str, candidates: Iterable[str], *, what: str = "known nam
     return f"did you mean '{near}'?{rest}"
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error of a library says; some say nothing.
+
+    Example:
+        >>> first_line(EOFError())
+        'no reason is given'
+    """
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason is given")
+
+
 def describe_error(error: BaseException) -> str:
     """An error of somebody's code in one line: type, text, and the last line of its author's code that it passed.
 

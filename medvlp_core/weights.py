@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from medvlp_core.errors import Problem, SpecError
+from medvlp_core.errors import Problem, SpecError, first_line
 
 _WRAPPERS = ("state_dict", "model", "model_state")
 
@@ -59,7 +59,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         found: Any = load_file(file) if is_safe else torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
         hint = "expected .safetensors, or a .pt that torch.load(weights_only=True) accepts; save the plain state_dict again"
-        text = f"the checkpoint {str(path)!r} cannot be read: {type(error).__name__}: {str(error).splitlines()[0]}"
+        text = f"the checkpoint {str(path)!r} cannot be read: {type(error).__name__}: {first_line(error)}"
         raise SpecError(Problem(code="MV507", text=text, hint=hint)) from error
     while isinstance(found, Mapping) and (inner := _wrapped(found)) is not None:
         found = inner

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import attrs
 
 from medvlp_core.blocks import TrainSpec
+from medvlp_core.data.order import DataOrder
 from medvlp_core.estimate.cards import GPUS_OF_A_MACHINE, NETWORK, Card
+from medvlp_core.train.loop import count_steps as steps_of
 
 if TYPE_CHECKING:
     from medvlp_core.estimate.step import Parts
@@ -135,17 +137,20 @@ def seconds_of_component(trace: StepTrace, component: str, spec: TrainSpec, card
     return spec.accumulate * sum(seconds_of_op(op, card, spec) for op in trace.ops if op.component == component)
 
 
-def count_steps(spec: TrainSpec, pairs: int | None) -> int | None:
-    """Optimiser steps of the recipe; None if it counts epochs and nobody knows the pairs.
+def count_steps(spec: TrainSpec, pairs: int | None, gpus: int = 1) -> int | None:
+    """Optimiser steps of the recipe, as the training loop counts them; None if it has epochs and nobody knows the pairs.
 
     Example:
         >>> count_steps(TrainSpec(epochs=2, batch_size=10), pairs=35)
         6
+
+    Raises:
+        DataError: the pairs do not fill one batch (MV503).
     """
     if spec.steps is not None:
         return spec.steps
-    if pairs is None or spec.epochs is None:
+    if pairs is None:
         return None
-    rest = pairs % spec.batch_size
-    per_epoch = pairs // spec.batch_size + (spec.last_batch == "keep" and rest >= spec.accumulate)
-    return max(1, round(spec.epochs * per_epoch))
+    keeps, least = spec.last_batch == "keep", gpus * spec.accumulate
+    order = DataOrder(count=pairs, batch_size=spec.batch_size, seed=spec.seed, keeps_last=keeps, least=least)
+    return steps_of(spec, order)

@@ -74,7 +74,7 @@ def estimate(plan: ModelPlan, card: Card, gpus: int, pairs: int | None = None) -
         memory=memory,
         seconds=seconds_of(parts, trace, spec, gpus, card),
         pairs=pairs,
-        steps=count_steps(spec, pairs),
+        steps=count_steps(spec, pairs, gpus),
         why_unknown=why_unknown,
         problem=problem,
     )

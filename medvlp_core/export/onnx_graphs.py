@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from medvlp_core.errors import Problem, SpecError
+from medvlp_core.errors import Problem, SpecError, first_line
 from medvlp_core.interfaces import Alignment
 from medvlp_core.model import ComposedModel
 from medvlp_core.train.checkpoint import LoadedRun
@@ -99,8 +99,7 @@ def _export(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], axe
                 external_data=size > _LARGEST_FILE,
             )
     except Exception as error:  # what the exporter raises is its own affair
-        first = str(error).strip().splitlines()[0]
-        text = f"torch cannot export {path.stem} to onnx: {type(error).__name__}: {first}"
+        text = f"torch cannot export {path.stem} to onnx: {type(error).__name__}: {first_line(error)}"
         raise SpecError(Problem(code="MV510", text=text, hint="export to safetensors instead")) from error
     with torch.no_grad():
         # Other sizes than those it was traced with.

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import attrs
 import safetensors.torch
+from safetensors import SafetensorError
 
 from medvlp_core.components import Role
 from medvlp_core.errors import DataError, MedvlpError, Problem, SpecError
@@ -47,16 +49,23 @@ def export_run(run: str | Path, kind: str, out: str | Path) -> Export:
         folder.mkdir(parents=True, exist_ok=True)
         usage = _write(loaded, kind, folder)
         (folder / "README.md").write_text(model_card(loaded, kind, usage), encoding="utf-8")
-    except OSError as error:
-        raise _in_the_way(folder, error.strerror or str(error)) from error
+    except (OSError, SafetensorError) as error:
+        _clean_up(folder, is_new=is_new)
+        raise _in_the_way(folder, getattr(error, "strerror", None) or str(error)) from error
     except MedvlpError:
+        _clean_up(folder, is_new=is_new)
+        raise
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    return Export(folder=folder, files=tuple(files), usage=usage)
+
+
+def _clean_up(folder: Path, *, is_new: bool) -> None:
+    """Take away what was written, so that the command can be repeated."""
+    with suppress(OSError):  # it may not exist, and may not be writable: then nothing was written
         for path in folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         if is_new:
             folder.rmdir()
-        raise
-    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-    return Export(folder=folder, files=tuple(files), usage=usage)
 
 
 def _write(loaded: LoadedRun, kind: str, folder: Path) -> str:

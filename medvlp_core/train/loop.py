@@ -66,8 +66,9 @@ def train(
             order, range(state.step, steps), share=share, workers=spec.workers, is_pinned=device.type == "cuda"
         )
     )
-    settle_buckets(forward, pipeline, order, share, device, spec.precision)
     reporters = {name: module for name, module in state.model.named_modules() if isinstance(module, ReportsStatistics)}
+    settle_buckets(forward, pipeline, order, share, device, spec.precision)
+    statistics_of(reporters)  # what that pass used is of no step
     clock = time.perf_counter()
 
     while state.step < steps:
@@ -105,8 +106,9 @@ def train(
         norm = grad_norm.item()
         losses = dict(zip(output.losses, terms, strict=False))
         statistics = dict(zip(told, terms[len(losses) :], strict=True))
-        # With a loss scale, gradients that are too large for fp16 are part of the game: the scaler leaves the update out.
-        is_good = math.isfinite(total) and (math.isfinite(norm) or state.scaler.is_enabled())
+        # With a loss scale, gradients that are too large for fp16 are part of the game: the scaler leaves the update out and
+        # halves itself. If that has not helped down to a scale below 1, they are no matter of scale.
+        is_good = math.isfinite(total) and (math.isfinite(norm) or (state.scaler.is_enabled() and state.scaler.get_scale() >= 1.0))
         if is_good:
             state.scaler.step(state.optimizer)
             if state.average is not None:

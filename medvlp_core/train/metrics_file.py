@@ -131,8 +131,8 @@ class MetricsFile:
 
 
 def peak_memory_mb() -> float | None:
-    """The most memory so far, in MiB: of the GPU's allocator if there is one, else resident memory of this process."""
-    if torch.cuda.is_available():
+    """The most memory so far, in MiB: of the GPU's allocator if a GPU is used, else resident memory of this process."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 2**20
     try:
         import resource

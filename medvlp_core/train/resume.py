@@ -94,7 +94,7 @@ def read_resume(run: str | Path) -> Resume:
             text = f"{folder / RECIPE}: the recipe was changed after the run began"
             hint = f"put {checkpoint / RECIPE} back in its place, or start a new run with the changed recipe"
             raise DataError(Problem(code="MV508", text=text, hint=hint))
-    plan = attrs.evolve(plan_recipe(folder / RECIPE), name=folder.name)
+    plan = attrs.evolve(plan_recipe(folder / RECIPE), name=facts.get("name", folder.name))
     return Resume(folder=folder, plan=plan, checkpoint=checkpoint, facts=facts, progress=progress)
 
 

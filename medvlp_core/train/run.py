@@ -158,8 +158,9 @@ def _train(
         for change in resume.changes(device):
             console.print(f"warning: {change}: the last digits may differ", style="yellow", markup=False, soft_wrap=True)
         if is_main():
-            set_aside_later(resume)
-            prune_checkpoints(folder, keep=spec.keep_checkpoints)
+            with can_write(folder):
+                set_aside_later(resume)
+                prune_checkpoints(folder, keep=spec.keep_checkpoints)
     for names, reason in by_reason(unable):
         console.print(f"warning: will be skipped: {names}: {reason}", style="yellow", markup=False, soft_wrap=True)
 
@@ -242,9 +243,10 @@ class RunObservers:
             return
         every = plan.train.log_every_steps
         progress = resume.progress["metrics"] if resume is not None and resume.progress else None
-        metrics = MetricsFile(folder / METRICS, log_every_steps=every, progress=progress, on_line=trackers.line)
-        self._metrics = self._stack.enter_context(metrics)
-        bad_steps = BadStepsFile(folder / BAD_STEPS, after=resume.step if resume else 0)
+        with can_write(folder):
+            metrics = MetricsFile(folder / METRICS, log_every_steps=every, progress=progress, on_line=trackers.line)
+            self._metrics = self._stack.enter_context(metrics)
+            bad_steps = BadStepsFile(folder / BAD_STEPS, after=resume.step if resume else 0)
         display = self._stack.enter_context(ProgressDisplay(console, StepWindow.going_on(every, progress)))
         self._observers = [self._metrics, bad_steps, plan_observer(plan, display, trackers)]
 
@@ -292,9 +294,10 @@ def validation_loss(state: TrainState, pipeline: InputPipeline, spec: TrainSpec,
         return None
     model = state.model.eval()
     total = count = 0.0
+    pairs = max(1, spec.batch_size // (spec.accumulate * world_size()))  # as many as fit in training
     torch.manual_seed(seed_of(spec.seed))
     with alone(), state.averaged():
-        for batch in pipeline.loader("val", batch_size=max(1, spec.batch_size // spec.accumulate)):
+        for batch in pipeline.loader("val", batch_size=pairs):
             with autocast(device, spec.precision):
                 loss = model(to_device(batch, device)).loss
             total += loss.item() * len(batch.image)
@@ -306,6 +309,7 @@ def validation_loss(state: TrainState, pipeline: InputPipeline, spec: TrainSpec,
 def run_facts(built: BuiltRun, device: torch.device) -> dict[str, Any]:
     """What a run that goes on must have in common with this one."""
     return {
+        "name": built.plan.name,
         "seed": built.plan.train.seed,
         "data": built.pipeline.source.fingerprint(),
         "processes": world_size(),

@@ -18,6 +18,7 @@ from rich.console import Console
 from medvlp_core.blocks import TRACKERS
 from medvlp_core.distributed import is_main
 from medvlp_core.errors import MedvlpError, Problem, describe_error
+from medvlp_core.files import write_at_once
 from medvlp_core.plan import ModelPlan
 from medvlp_core.train.events import CheckpointSaved, Evaluated, Event
 from medvlp_core.train.resume import Resume
@@ -76,7 +77,7 @@ class RunTrackers:
                 raise MedvlpError(Problem(code="MV605", text=text, hint=hint)) from error
         found = {name: run_id for name, one in self._trackers.items() if (run_id := run_id_of(name, one))}
         if found:
-            path.write_text(json.dumps(found) + "\n", encoding="utf-8")
+            write_at_once(path, json.dumps(found) + "\n")
 
     def line(self, line: Mapping[str, Any]) -> None:
         """Take a line of ``metrics.jsonl``."""

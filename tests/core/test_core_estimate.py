@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from medvlp_core.blocks import TrainSpec
 from medvlp_core.cli import main
 from medvlp_core.compose import plan_recipe
-from medvlp_core.errors import MedvlpError, Report
+from medvlp_core.errors import DataError, MedvlpError, Report
 from medvlp_core.estimate import cards
 from medvlp_core.estimate.cards import CARDS, GIB, Card
 from medvlp_core.estimate.check import measure
@@ -168,6 +168,10 @@ def test_steps_of_a_run() -> None:
     assert count_steps(TrainSpec(epochs=2, batch_size=10), None) is None
     assert count_steps(TrainSpec(epochs=2, batch_size=10, last_batch="keep"), 35) == 8
     assert count_steps(TrainSpec(steps=7), None) == 7
+    # as the loop counts: 3 pairs are left in an epoch, fewer than 8 processes
+    assert count_steps(TrainSpec(epochs=10, batch_size=64, last_batch="keep"), 643, gpus=8) == 100
+    with pytest.raises(DataError, match="fewer pairs than one batch"):
+        count_steps(TrainSpec(epochs=1, batch_size=64), 10)
 
 
 # -------------------------------------------------------------------------------------------------------------- what users see

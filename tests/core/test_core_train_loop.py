@@ -301,3 +301,15 @@ def test_to_device_keeps_the_kind_of_the_batch() -> None:
     assert isinstance(moved, ImageTextBatch)
     assert moved.image.is_meta
     assert moved.image_target is None
+
+
+def test_each_launched_process_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device("cpu") == CPU
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for name in (None, "cuda"):
+        with pytest.raises(SpecError, match="device 'cuda:1' cannot be used"):  # there is none here: it was tried, and no other
+            choose_device(name)
+    with pytest.raises(SpecError, match="'cuda:0' cannot serve several training processes"):
+        choose_device("cuda:0")
