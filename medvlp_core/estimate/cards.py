@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import attrs
 
 MIB, GIB = 2**20, 2**30
@@ -60,3 +62,17 @@ GPUS_OF_A_MACHINE, NETWORK = 8, 50e9
 
 #: What ``--gpu`` takes.
 NAMES = (*CARDS, "cpu")
+
+
+def card_of(device_name: str) -> Card | None:
+    """The card that torch names like this; None for others, also for slower boards of the same chip (PCIe, NVL).
+
+    Example:
+        >>> card_of("NVIDIA H100 80GB HBM3").name, card_of("NVIDIA GeForce RTX 4090").name, card_of("NVIDIA H100 PCIe")
+        ('h100', 'rtx4090', None)
+    """
+    words = device_name.lower().replace("-", " ").split()
+    pairs = [first + second for first, second in itertools.pairwise(words)]
+    if {"pcie", "nvl"} & set(words):
+        return None
+    return next((card for name, card in CARDS.items() if name.partition("-")[0] in (*words, *pairs)), None)

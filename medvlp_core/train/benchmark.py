@@ -24,6 +24,7 @@ from medvlp_core.build import BuiltRun
 from medvlp_core.data.order import DataOrder
 from medvlp_core.device import AUTOCAST_DTYPES, autocast, to_device
 from medvlp_core.errors import MedvlpError, Problem
+from medvlp_core.estimate.cards import card_of
 from medvlp_core.kernels.machine import device_label, measure_rates
 from medvlp_core.train.events import Event, StepDone
 from medvlp_core.train.layers import prepare
@@ -37,9 +38,6 @@ from medvlp_core.train.stop import StopRequest
 #: Steps in which both loops must give the same losses, and by how much these may differ (products in half precision: by rounding).
 CHECKED_STEPS = 3
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
-
-#: Dense bf16 and fp16 operations a second by the makers' data sheets; the first name that the device's contains.
-DATA_SHEET = {"H200": 989e12, "H100 PCIe": 756e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "V100": 125e12}
 
 
 @attrs.frozen(kw_only=True)
@@ -256,9 +254,8 @@ class TrainBenchmark:
 
 def data_sheet_flops(device_name: str, precision: str) -> float | None:
     """Operations a second that the maker promises, in half precision; None for other devices and for fp32."""
-    if precision == "fp32":
-        return None
-    return next((peak for name, peak in DATA_SHEET.items() if name in device_name), None)
+    card = card_of(device_name)
+    return card.half if card is not None and precision != "fp32" else None
 
 
 def run_benchmark(built: BuiltRun, device: torch.device, *, steps: int, rounds: int, say: Callable[[str], None]) -> Result:

@@ -250,7 +250,7 @@ def not_finite(state: TrainState, losses: dict[str, float], grad_norm: float, re
     what = f"{' and '.join(bad)} not finite" if bad else f"the gradient is not finite (norm {grad_norm})"
     shown = ", ".join(records[:8]) + (f" and {len(records) - 8} more" if len(records) > 8 else "")
     details = (f"losses: {', '.join(f'{name} {value:.4g}' for name, value in losses.items())}", f"records: {shown}")
-    hint = "lower train.learning_rate, set train.clip_norm, or train in fp32; the last checkpoint is not affected"
+    hint = "in a new run, begun with init_from: lower train.learning_rate, set train.clip_norm, or train in fp32"
     text = f"training stopped at step {state.step}: {what}"
     if state.bad_steps > 1:
         text += f", and {state.bad_steps - 1} step{'s' if state.bad_steps > 2 else ''} before it"
