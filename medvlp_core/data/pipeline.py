@@ -197,7 +197,8 @@ class InputPipeline:
     def loader(self, split: str, *, batch_size: int) -> BatchLoader:
         """All pairs of a split in the order of :meth:`records`, cropped at the centre: for evaluation."""
         source = BatchSource(self.dataset(split, is_training=False), Collate(self.tokenizer))
-        return BatchLoader(DataLoader(source, batch_size=batch_size, collate_fn=_as_it_is))
+        # A generator of its own: the loader would draw from torch's global random state, which evaluators must leave alone.
+        return BatchLoader(DataLoader(source, batch_size=batch_size, collate_fn=_as_it_is, generator=torch.Generator()))
 
     def training_batches(
         self, order: DataOrder, steps: range, *, share: Share | None = None, workers: int = 0, is_pinned: bool = False

@@ -260,3 +260,12 @@ def test_a_tokenizer_that_fails_in_a_worker_says_why() -> None:
 def test_blank_texts_are_left_out() -> None:
     records = [Record(id=name, image_path=Path(name), text=text) for name, text in (("a", " \n"), ("b", "Clear."))]
     assert [record.id for record in make(source=ListSource({"train": records})).records("train")] == ["b"]
+
+
+def test_loading_leaves_the_random_state_alone() -> None:
+    pipeline = make(sources=("covid",))
+    before = torch.get_rng_state()
+    next(iter(pipeline.loader("train", batch_size=4)))
+    order = DataOrder(count=8, batch_size=4, seed=0)
+    next(iter(pipeline.training_batches(order, range(1))))
+    assert torch.equal(torch.get_rng_state(), before)
