@@ -1,4 +1,4 @@
-"""What data sources have in common: the fingerprint of their records, and the error for a split that is not there."""
+"""What data sources have in common: records by split, their fingerprint, and the error for a split that is not there."""
 
 from __future__ import annotations
 
@@ -7,7 +7,31 @@ import json
 from collections.abc import Mapping, Sequence
 
 from medvlp_core.errors import DataError, Problem
-from medvlp_core.interfaces import Record
+from medvlp_core.interfaces import DataSource, Record
+
+
+class RecordsBySplit(DataSource):
+    """A data source that has all its records at hand. Abstract: ``__init__`` is left open, and fills ``_records``."""
+
+    _records: dict[str, list[Record]]
+
+    def splits(self) -> tuple[str, ...]:
+        """The splits, in the order in which ``__init__`` made them."""
+        return tuple(self._records)
+
+    def records(self, split: str) -> Sequence[Record]:
+        """The records of one split.
+
+        Raises:
+            DataError: the split does not exist (MV503).
+        """
+        if split not in self._records:
+            raise no_such_split(split, {name: len(records) for name, records in self._records.items()})
+        return self._records[split]
+
+    def fingerprint(self) -> str:
+        """SHA-256 over ids, texts, labels and splits."""
+        return fingerprint_records(self._records)
 
 
 def fingerprint_records(records: Mapping[str, Sequence[Record]]) -> str:

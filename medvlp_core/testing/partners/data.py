@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from medvlp_core.data.records import fingerprint_records, no_such_split
-from medvlp_core.interfaces import DataSource, Dims, Record
+from medvlp_core.data.records import RecordsBySplit
+from medvlp_core.interfaces import Dims, Record
 from medvlp_core.testing.partners.specs import PairsSpec
 
 #: What can be drawn: label, text if it is there, text if it is not.
@@ -22,7 +21,7 @@ FINDINGS = (
 SPLITS = ("train", "train", "train", "val", "test")
 
 
-class Pairs(DataSource):
+class Pairs(RecordsBySplit):
     """Two images of each patient; every fifth patient is held out for ``val``, every fifth for ``test``."""
 
     def __init__(self, spec: PairsSpec, dims: Dims) -> None:
@@ -31,24 +30,6 @@ class Pairs(DataSource):
         for index in range(2 * spec.patients):
             patient = index // 2
             self._records[SPLITS[patient % len(SPLITS)]].append(_record(index, patient, folder))
-
-    def splits(self) -> tuple[str, ...]:
-        """``train``, ``val`` and ``test``."""
-        return tuple(self._records)
-
-    def records(self, split: str) -> Sequence[Record]:
-        """The records of one split.
-
-        Raises:
-            DataError: the split does not exist (MV503).
-        """
-        if split not in self._records:
-            raise no_such_split(split, {name: len(records) for name, records in self._records.items()})
-        return self._records[split]
-
-    def fingerprint(self) -> str:
-        """SHA-256 over ids, texts, labels and splits."""
-        return fingerprint_records(self._records)
 
 
 def _labels(index: int) -> dict[str, int]:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from medvlp_core.data.records import fingerprint_records, no_such_split
-from medvlp_core.interfaces import DataSource, Dims, Record
+from medvlp_core.data.records import RecordsBySplit
+from medvlp_core.interfaces import Dims, Record
 from medvlp_open_cxr.manifest import DATA, SPLITS, read_rows
 from medvlp_open_cxr.specs import OpenCxrPairsSpec
 
 
-class OpenCxrPairs(DataSource):
+class OpenCxrPairs(RecordsBySplit):
     """Records of the chosen sources, in the order of the shipped manifest.
 
     Example:
@@ -25,24 +24,6 @@ class OpenCxrPairs(DataSource):
         for row in read_rows():
             if row["source"] in spec.sources:
                 self._records[row["split"]].append(_record(row, spec.sections))
-
-    def splits(self) -> tuple[str, ...]:
-        """``train``, ``val`` and ``test``."""
-        return SPLITS
-
-    def records(self, split: str) -> Sequence[Record]:
-        """The records of one split.
-
-        Raises:
-            DataError: the split does not exist (MV503).
-        """
-        if split not in self._records:
-            raise no_such_split(split, {name: len(records) for name, records in self._records.items()})
-        return self._records[split]
-
-    def fingerprint(self) -> str:
-        """SHA-256 over ids, texts, labels and splits."""
-        return fingerprint_records(self._records)
 
 
 def _record(row: dict[str, Any], sections: str) -> Record:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medvlp_core.data.records import fingerprint_records, no_such_split
+from medvlp_core.data.records import RecordsBySplit
 from medvlp_core.errors import DataError, Position, Problem, did_you_mean
-from medvlp_core.interfaces import DataSource, Dims, Record
+from medvlp_core.interfaces import Dims, Record
 from medvlp_standard.manifest_file import Row, Table, read_table, row_problem
 from medvlp_standard.specs.data import ManifestSpec
 
@@ -21,7 +21,7 @@ LABEL_OBJECT = "labels"
 _USUAL_SPLITS = ("train", "val", "test")
 
 
-class ManifestSource(DataSource):
+class ManifestSource(RecordsBySplit):
     """Records of a CSV or JSONL manifest.
 
     Raises:
@@ -41,24 +41,6 @@ class ManifestSource(DataSource):
         self._records: dict[str, list[Record]] = {split: [] for split in order}
         for split, record in found:
             self._records[split].append(record)
-
-    def splits(self) -> tuple[str, ...]:
-        """Splits of the manifest: train, val and test first, then others in order of appearance."""
-        return tuple(self._records)
-
-    def records(self, split: str) -> Sequence[Record]:
-        """The records of one split, in file order.
-
-        Raises:
-            DataError: the split does not exist (MV503).
-        """
-        if split not in self._records:
-            raise no_such_split(split, {name: len(records) for name, records in self._records.items()})
-        return self._records[split]
-
-    def fingerprint(self) -> str:
-        """SHA-256 over ids, texts, labels and splits."""
-        return fingerprint_records(self._records)
 
 
 def shown_problems(problems: list[Problem], path: Path) -> list[Problem]:
