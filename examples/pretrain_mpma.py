@@ -26,16 +26,19 @@ def main() -> None:
 
     try:
         report = errors.Report()
-        overrides = [yamlio.parse_override(kind, text, report) for kind, text in arguments.changes]
+        parsed = [yamlio.parse_override(kind, text, report) for kind, text in arguments.changes]
         report.raise_errors()
-        if arguments.resume is None:
-            plan = compose.plan_recipe(arguments.config, [override for override in overrides if override])
-            sys.stderr.writelines(f"{warning}\n" for warning in plan.warnings)
-        from medvlp_core.train import resume, run  # import torch: only once the recipe is known to be good
+        overrides = [override for override in parsed if override is not None]
+        if arguments.resume is not None:
+            from medvlp_core.train.run import go_on
 
-        begun = resume.read_resume(arguments.resume) if arguments.resume is not None else None
-        plan = begun.plan if begun else plan
-        result = run.pretrain(plan, out=arguments.out, device=arguments.device, resume=begun)
+            result = go_on(arguments.resume, overrides, device=arguments.device)
+        else:
+            plan = compose.plan_recipe(arguments.config, overrides)
+            sys.stderr.writelines(f"{warning}\n" for warning in plan.warnings)
+            from medvlp_core.train.run import pretrain  # imports torch: only once the recipe is known to be good
+
+            result = pretrain(plan, out=arguments.out, device=arguments.device)
         sys.exit(1 if result is not None and result.problems else 0)
     except errors.MedvlpError as error:
         sys.exit(str(error))  # to stderr, without a traceback

@@ -28,6 +28,7 @@ from medvlp_core.interfaces import (
 from medvlp_core.model import ComposedModel
 from medvlp_core.plan import ModelPlan
 from medvlp_core.plugins import load_object
+from medvlp_core.restoring import weights_follow
 from medvlp_core.wiring import INPUTS, PlannedComponent
 
 INTERFACES: dict[Role, type] = {
@@ -55,8 +56,11 @@ class BuiltRun:
     model: ComposedModel
 
     def fresh_model(self, seed: int) -> ComposedModel:
-        """The same architecture with new random weights, for baselines. Leaves torch's random state as it was."""
-        with torch.random.fork_rng():
+        """The same architecture with new random weights, for baselines. Leaves torch's random state as it was.
+
+        Random also where the recipe begins with pretrained weights.
+        """
+        with torch.random.fork_rng(), weights_follow():
             return build_model(self.plan, seed=seed)
 
 

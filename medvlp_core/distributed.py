@@ -67,10 +67,27 @@ def alone() -> Iterator[None]:
         _is_alone = before
 
 
-def wait_for_all() -> None:
-    """Go on when every process got here."""
+@contextmanager
+def together() -> Iterator[None]:
+    """All processes get to the end of the block, or none goes on. Once something can fail inside, nothing may be exchanged.
+
+    Without this, a process that fails leaves the others in their next exchange until the launcher kills them.
+
+    Raises:
+        Exception: what failed in this process. The same in another one is said once: by the process of the lowest rank.
+        SystemExit: only other processes failed, or said it already; code 1.
+    """
+    failure = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
     if world_size() > 1:
-        dist.barrier()
+        said = from_all(str(failure) if failure is not None else None)
+        if any(text is not None for text in said) and (failure is None or str(failure) in said[: rank()]):
+            raise SystemExit(1) from failure
+    if failure is not None:
+        raise failure
 
 
 def from_main(value: Any) -> Any:

@@ -77,6 +77,8 @@ CODES: dict[str, str] = {
     "MV603": "the cost of a run cannot be told",
     "MV604": "a run needs more memory than a GPU has",
     "MV605": "a tracker cannot be used",
+    "MV606": "the memory of a GPU is full",
+    "MV607": "another training process is gone",
 }
 
 

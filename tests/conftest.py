@@ -94,6 +94,7 @@ def save_untrained(host: PluginHost) -> Callable[..., Path]:
         from medvlp_core.build import build_run
         from medvlp_core.compose import plan_recipe
         from medvlp_core.train.checkpoint import save_checkpoint
+        from medvlp_core.train.run import run_facts
         from medvlp_core.train.state import TrainState
 
         plan = plan_recipe(recipe, host=host)
@@ -101,7 +102,7 @@ def save_untrained(host: PluginHost) -> Callable[..., Path]:
         state = TrainState.fresh(built.model, plan.train, torch.device("cpu"))
         checkpoint = folder / "checkpoints" / "step-0000000"
         checkpoint.parent.mkdir(parents=True)
-        facts = {"seed": seed, "data": built.pipeline.source.fingerprint()}
+        facts = run_facts(built, torch.device("cpu"))
         save_checkpoint(checkpoint, plan=plan, state=state, tokenizer=built.pipeline.tokenizer, facts=facts, progress={})
         return folder
 

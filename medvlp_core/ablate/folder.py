@@ -20,6 +20,7 @@ from typing import Any, Literal
 import attrs
 
 from medvlp_core.ablate.grid import Ablation, Run
+from medvlp_core.documents import differences
 from medvlp_core.errors import DataError, Problem
 
 MANIFEST, OUTCOME, EVALUATION = "ablation.json", "outcome.json", "evaluation.json"
@@ -73,13 +74,13 @@ def check_same(folder: Path, asked: dict[str, Any]) -> None:
     """
     try:
         begun = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        differences = list(_differences(begun, json.loads(json.dumps(asked))))
+        found = list(_differences(begun, json.loads(json.dumps(asked))))
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         text = f"{folder / MANIFEST} cannot be read: {type(error).__name__}: {error}"
         raise DataError(Problem(code="MV508", text=text, hint="choose a new folder with --out")) from error
-    if differences:
-        more = len(differences) - _SHOWN_DIFFERENCES
-        details = differences[:_SHOWN_DIFFERENCES] + ([f"and {more} more"] if more > 0 else [])
+    if found:
+        more = len(found) - _SHOWN_DIFFERENCES
+        details = found[:_SHOWN_DIFFERENCES] + ([f"and {more} more"] if more > 0 else [])
         text = f"{folder} holds another ablation than this one"
         hint = "repeat the command that began it, or choose a new folder with --out"
         raise DataError(Problem(code="MV508", text=text, details=tuple(details), hint=hint))
@@ -88,32 +89,11 @@ def check_same(folder: Path, asked: dict[str, Any]) -> None:
 def _differences(begun: dict[str, Any], asked: dict[str, Any]) -> Iterator[str]:
     """What differs, one line each: the grid first, and the recipes of the combinations that both have."""
     there, here = begun.pop("combinations"), asked.pop("combinations")
-    old, new = dict(_leaves("", begun)), dict(_leaves("", asked))
-    lines = [*_changes(old, new)]
-    for label in (label for label in there if label in here):
-        lines += _changes(dict(_leaves("", there[label])), dict(_leaves("", here[label])))
+    pairs = [(begun, asked), *((there[label], here[label]) for label in there if label in here)]
+    lines = [f"{path}: {old} there, {new} here" for pair in pairs for path, old, new in differences(*pair)]
     if not lines and there != here:
         lines = [f"combinations: {', '.join(there)} there, {', '.join(here)} here"]
     yield from dict.fromkeys(lines)
-
-
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
-    for path in {**old, **new}:
-        if path not in old or path not in new or old[path] != new[path]:
-            yield f"{path}: {_shown(old, path)} there, {_shown(new, path)} here"
-
-
-def _shown(values: Mapping[str, Any], path: str) -> str:
-    return json.dumps(values[path], ensure_ascii=False) if path in values else "nothing"
-
-
-def _leaves(path: str, value: Any) -> Iterator[tuple[str, Any]]:
-    """Dotted paths and what stands there."""
-    if not isinstance(value, dict):
-        yield path, value
-        return
-    for key, child in value.items():
-        yield from _leaves(f"{path}.{key}" if path else key, child)
 
 
 # --------------------------------------------------------------------------------------------------------------------- runs

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
@@ -134,6 +136,10 @@ def plan_or_complain(arguments: argparse.Namespace) -> ModelPlan | None:
     """The plan; problems are printed to stderr, and None means that there were errors."""
     report = Report()
     plan = read_plan(arguments, report)
+    if os.environ.get("RANK", "0") != "0":  # of several training processes that find the same, the first one speaks
+        if plan is not None:
+            return plan
+        time.sleep(5)  # if the first one found errors too, the launcher ends this process now
     print_problems(report, sys.stderr)
     return plan
 

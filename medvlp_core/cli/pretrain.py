@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from medvlp_core.cli.common import add_override_arguments, plan_or_complain
+from medvlp_core.cli.common import add_override_arguments, plan_or_complain, read_overrides
+from medvlp_core.errors import Report
 
 USAGE = 2
 
@@ -16,7 +17,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_override_arguments(parser)
     parser.add_argument("--out", metavar="DIR", help="run folder, new or empty (default: runs/NAME-DATE-TIME)")
     parser.add_argument("--device", metavar="D", help="torch device, e.g. cpu or cuda:0 (default: the GPU if there is one)")
-    parser.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped or killed; takes no RECIPE")
+    resume = "go on with a run that was stopped or killed; takes no RECIPE, and --set only for what changes nothing that is learned"
+    parser.add_argument("--resume", metavar="RUN", help=resume)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,15 +39,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _resume(arguments: argparse.Namespace) -> int:
-    given = [name for name in ("recipe", "overrides", "out") if getattr(arguments, name)]
+    given = [shown for name, shown in (("recipe", "RECIPE"), ("out", "--out")) if getattr(arguments, name)]
     if given:
-        names = ", ".join({"recipe": "RECIPE", "overrides": "--set, --use or --unset", "out": "--out"}[name] for name in given)
-        hint = "a run goes on as it began; to begin a new one from its weights, use init_from"
-        print(f"medvlp pretrain: --resume takes no {names}\n    hint: {hint}", file=sys.stderr)
+        hint = "a run goes on in its folder, as it began; to begin a new one from its weights, use init_from"
+        print(f"medvlp pretrain: --resume takes no {' and no '.join(given)}\n    hint: {hint}", file=sys.stderr)
         return USAGE
-    from medvlp_core.train.resume import read_resume
-    from medvlp_core.train.run import pretrain
+    report = Report()
+    overrides = read_overrides(arguments, report)
+    report.raise_errors()
+    from medvlp_core.train.run import go_on
 
-    resume = read_resume(arguments.resume)
-    result = pretrain(resume.plan, device=arguments.device, resume=resume)
+    result = go_on(arguments.resume, overrides, device=arguments.device)
     return 1 if result is not None and result.problems else 0

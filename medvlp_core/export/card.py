@@ -22,7 +22,7 @@ def model_card(loaded: LoadedRun, kind: str, usage: str) -> str:
 
 def _lines(loaded: LoadedRun, kind: str, usage: str) -> Iterator[str]:
     plan, facts = loaded.plan, loaded.facts
-    versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in facts["machine"]["versions"].items())
     yield f"# A model of medvlp, exported for {kind}"
     yield ""
     yield f"What this is: {KINDS[kind]}. Trained for {facts['step']} steps ({versions})."

@@ -15,7 +15,6 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-import medvlp_core
 from medvlp_core.build import build_model, build_pipeline, build_source, build_tokenizer, image_geometry
 from medvlp_core.compose import plan_recipe
 from medvlp_core.data.images import read_gray
@@ -29,7 +28,7 @@ from medvlp_core.plan import ModelPlan
 from medvlp_core.train.folder import CHECKPOINTS, RECIPE
 from medvlp_core.train.state import TrainState, in_main, like
 
-FORMAT = 2
+FORMAT = 3
 WEIGHTS, AVERAGE, OPTIMIZER = "model.safetensors", "average.safetensors", "optimizer.safetensors"
 FACTS, PROGRESS, TOKENIZER = "checkpoint.json", "progress.json", "tokenizer"
 
@@ -44,7 +43,7 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint to ``folder``, replacing an older one. It appears complete or not at all, also if the machine dies.
 
-    ``facts`` (seed, data fingerprint ...) go to ``checkpoint.json``, with the format number, versions, and size and hash of every
+    ``facts`` (seed, data fingerprint, machine ...) go to ``checkpoint.json``, with the format number, and size and hash of every
     file; ``progress`` (numbers of the run's observers) to ``progress.json``. Every process calls this; the main one writes.
 
     Raises:
@@ -66,9 +65,8 @@ def save_checkpoint(
             shutil.copymode(partial / RECIPE, path)  # safetensors makes files that nobody else may read, whatever the umask
         tokenizer.save(partial / TOKENIZER)
         _write_json(partial / PROGRESS, {**state.numbers(), **progress})
-        versions = {"medvlp": medvlp_core.__version__, "torch": torch.__version__}
         files = {str(path.relative_to(partial)): _fingerprint(path) for path in sorted(partial.rglob("*")) if path.is_file()}
-        facts = {"format": FORMAT, "step": state.step, **facts, "versions": versions, "files": files}
+        facts = {"format": FORMAT, "step": state.step, **facts, "files": files}
         _write_json(partial / FACTS, {**facts, "blake2b": _hash_of(facts)})
         for path in [*partial.rglob("*"), partial]:
             _to_disk(path)
@@ -156,7 +154,7 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def check_files(folder: Path, *names: str) -> dict[str, Any]:
-    """The facts of a checkpoint, after comparing its files (or ``names`` of them) with what was written.
+    """The facts of a checkpoint, after comparing its files (or files and folders called ``names``) with what was written.
 
     Raises:
         DataError: a file is missing, cut off or changed (MV507), with the checkpoint before it as a hint.
@@ -165,7 +163,7 @@ def check_files(folder: Path, *names: str) -> dict[str, Any]:
     _expect_unchanged(folder / FACTS, facts)
     for name, written in facts["files"].items():
         path = folder / name
-        if names and name not in names:
+        if names and name.partition("/")[0] not in names:
             continue
         if not path.is_file():
             raise _broken(path, "the file is missing")
@@ -243,7 +241,7 @@ def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Loade
         >>> features = run.model.encode_image(run.read_image("film.png"))  # doctest: +SKIP
     """
     folder = find_checkpoint(Path(folder))
-    facts = check_files(folder, WEIGHTS, AVERAGE)
+    facts = check_files(folder, WEIGHTS, AVERAGE, TOKENIZER)
     if not (folder / RECIPE).is_file():  # it may have been edited: the data can lie elsewhere on this machine
         raise _broken(folder / RECIPE, "the file is missing")
     plan = plan_recipe(folder / RECIPE)

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from medvlp_core.errors import DataError, Problem
 from medvlp_core.train.metrics_file import read_metrics
 
 RECIPE, METRICS, BAD_STEPS, EVALUATION = "resolved.yaml", "metrics.jsonl", "bad_steps.jsonl", "evaluation.json"
-INIT_REPORT = "init_from.json"
+INIT_REPORT, START = "init_from.json", "start.json"
 CHECKPOINTS = "checkpoints"
 
 
@@ -26,8 +28,9 @@ def check_run_folder(out: str | Path | None) -> None:
         raise DataError(Problem(code="MV508", text="the run folder's name is empty", hint="give --out a name, or leave it away"))
     folder = Path("runs") if out is None else Path(out)
     try:
-        # What a run that was killed in its first moment left is not in the way.
-        is_used = out is not None and folder.exists() and any(path.name != f".{RECIPE}.partial" for path in folder.iterdir())
+        # What a run that was killed in its first moment left, before its recipe was there, is not in the way.
+        first = {START, f".{START}.partial", f".{RECIPE}.partial"}
+        is_used = out is not None and folder.exists() and any(path.name not in first for path in folder.iterdir())
         nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     except OSError as error:
         raise _cannot_make(folder, error.strerror or str(error)) from error
@@ -67,6 +70,22 @@ def _cannot_make(folder: Path, why: str) -> DataError:
     return DataError(Problem(code="MV508", text=f"{folder}: the run folder cannot be made ({why})", hint="choose another --out"))
 
 
+def read_start(folder: Path) -> dict[str, Any]:
+    """What ``start.json`` says of the data, processes and machine of a run.
+
+    Raises:
+        DataError: they are missing or damaged (MV508).
+    """
+    try:
+        facts = json.loads((folder / START).read_text(encoding="utf-8"))
+        if set(facts) != {"name", "seed", "data", "processes", "machine"}:
+            raise ValueError("other facts than a run writes")
+    except (OSError, ValueError) as error:
+        text = f"{folder / START}: how the run began cannot be read ({getattr(error, 'strerror', None) or error})"
+        raise DataError(Problem(code="MV508", text=text, hint="the run has no checkpoint yet: start a new one")) from error
+    return facts
+
+
 @contextmanager
 def can_write(folder: Path) -> Iterator[None]:
     """Turn what keeps a file of a run from being written into a message.
@@ -90,7 +109,7 @@ def undone_before_first_step(folder: Path) -> Iterator[None]:
     except BaseException:
         # Step 1 writes a line in the one file or the other.
         if not read_metrics(folder / METRICS) and not (folder / BAD_STEPS).exists():
-            for name in (METRICS, RECIPE, INIT_REPORT):
+            for name in (METRICS, START, RECIPE, INIT_REPORT):
                 (folder / name).unlink(missing_ok=True)
             with suppress(OSError):  # it holds something else after all, or is the working folder
                 folder.rmdir()

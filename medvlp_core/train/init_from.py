@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from medvlp_core.blocks import InitSpec
 from medvlp_core.errors import Problem, SpecError
+from medvlp_core.files import write_at_once
 from medvlp_core.interfaces import Exportable
 from medvlp_core.model import ComposedModel
 from medvlp_core.plan import ModelPlan
@@ -26,7 +27,7 @@ from medvlp_core.train.checkpoint import (
     list_checkpoints,
     weights_of,
 )
-from medvlp_core.train.folder import INIT_REPORT
+from medvlp_core.train.folder import INIT_REPORT, can_write
 from medvlp_core.weights import LoadedWeights, fit_weights, read_weights
 
 _PARTS = ("image_encoder", "text_encoder", "masking", "fusion", "alignments", "decoders")
@@ -47,9 +48,14 @@ class InitReport:
         yield from (f"  {part}: {loaded}" for part, loaded in self.parts.items())
 
     def write(self, folder: Path) -> None:
-        """Every name, as ``init_from.json`` in a run folder."""
+        """Every name, as ``init_from.json`` in a run folder.
+
+        Raises:
+            DataError: it cannot be written (MV508).
+        """
         content = {"source": str(self.source), "parts": {part: attrs.asdict(loaded) for part, loaded in self.parts.items()}}
-        (folder / INIT_REPORT).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        with can_write(folder):
+            write_at_once(folder / INIT_REPORT, json.dumps(content, indent=2) + "\n")
 
 
 def begin_with_weights(model: ComposedModel, folder: Path | None, console: Console) -> None:
@@ -109,7 +115,10 @@ def starting_vocabulary(plan: ModelPlan) -> Path | None:
     """
     spec = plan.init_from
     source = _checkpoint(Path(spec.path)) if spec.path is not None and spec.takes_vocabulary else None
-    return source / TOKENIZER if source is not None else None
+    if source is None:
+        return None
+    check_files(source, TOKENIZER)
+    return source / TOKENIZER
 
 
 def _checkpoint(path: Path) -> Path | None:

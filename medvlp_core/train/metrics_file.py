@@ -167,6 +167,8 @@ class BadStepsFile:
             line = {"step": event.step, "losses": losses, "grad_norm": norm, "records": records}
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+                file.flush()
+                os.fsync(file.fileno())  # bad steps are few
 
 
 def _json_number(value: float) -> float | str:

@@ -3,25 +3,45 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import attrs
-import torch
 
-import medvlp_core
 from medvlp_core.compose import plan_recipe
 from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.distributed import launched_processes
+from medvlp_core.documents import differences
 from medvlp_core.errors import DataError, Problem
 from medvlp_core.plan import ModelPlan
+from medvlp_core.restoring import weights_follow
 from medvlp_core.train.checkpoint import FACTS, TOKENIZER, check_files, list_checkpoints, read_progress, set_aside
-from medvlp_core.train.folder import CHECKPOINTS, EVALUATION, RECIPE
+from medvlp_core.train.folder import CHECKPOINTS, EVALUATION, RECIPE, read_start
+from medvlp_core.yamlio import Override
+
+#: Settings that may be others when a run goes on: they change nothing in what it learns. Of the data, ids, texts, labels and splits
+#: must be the same.
+FREE = (
+    "data",
+    "evaluators",
+    "train.recompute",
+    "train.workers",
+    "train.log_every_steps",
+    "train.trackers",
+    "train.checkpoint_every_steps",
+    "train.keep_checkpoints",
+    "train.max_bad_steps",
+)
 
 
 @attrs.frozen(kw_only=True)
 class Resume:
-    """Where a run goes on: its folder and the checkpoint, None if it was killed before the first one was written."""
+    """Where a run goes on: its folder and the checkpoint, None if it was killed before the first one was written.
+
+    ``facts``: what the checkpoint, or else the run folder since its start, says of data, processes and machine.
+    """
 
     folder: Path
     plan: ModelPlan
@@ -39,6 +59,10 @@ class Resume:
         """The saved vocabulary; None means that it is learned again, from the same texts to the same result."""
         return self.checkpoint / TOKENIZER if self.checkpoint is not None else None
 
+    def building(self) -> AbstractContextManager[None]:
+        """Build the model in this context: a checkpoint replaces all weights, so files that the run began with may be gone."""
+        return weights_follow() if self.checkpoint is not None else nullcontext()
+
     def check(self, pipeline: InputPipeline) -> None:
         """Refuse what would not end in the same weights.
 
@@ -46,32 +70,34 @@ class Resume:
             DataError: other data, or another number of processes (MV508).
         """
         problems = []
-        if self.checkpoint is not None and self.facts["data"] != pipeline.source.fingerprint():
+        if self.facts["data"] != pipeline.source.fingerprint():
             text = f"{self.folder}: the data are not those of the run: ids, texts, labels or splits have changed"
             problems.append(Problem(code="MV508", text=text, hint="restore the data, or start a new run"))
-        processes = launched_processes()
-        if self.checkpoint is not None and self.facts["processes"] != processes:
-            text = f"{self.folder}: the run has {self.facts['processes']} training processes, and {processes} would go on"
+        begun, here = self.facts["processes"], launched_processes()
+        if begun != here:
+            text = f"{self.folder}: the run has {_processes(begun)}, and {here} would go on"
             details = ("masks and dropout are drawn for each process, so another number would not give the same weights",)
-            hint = f"start {self.facts['processes']} processes"
-            problems.append(Problem(code="MV508", text=text, details=details, hint=hint))
+            problems.append(Problem(code="MV508", text=text, details=details, hint=f"start {_processes(begun)}"))
         if problems:
             raise DataError(*problems)
 
-    def changes(self, device: torch.device) -> list[str]:
-        """What is not as it was when the checkpoint was written, and may change how numbers are rounded."""
-        if self.checkpoint is None:
-            return []
-        here = {"device": device.type, "medvlp": medvlp_core.__version__, "torch": torch.__version__}
-        before = {"device": self.facts["device"], **self.facts["versions"]}
-        return [f"the run began with {key} {before[key]} and goes on with {here[key]}" for key in here if here[key] != before[key]]
+    def changes(self, machine: dict[str, Any]) -> Iterator[str]:
+        """What is not as it was when the run began, and may change how numbers are rounded. ``machine``: what it is now."""
+        for name, before, now in differences(self.facts["machine"], machine):
+            yield f"{name} was {before} and is {now}"
 
 
-def read_resume(run: str | Path) -> Resume:
+def _processes(count: int) -> str:
+    return f"{count} training process{'' if count == 1 else 'es'}"
+
+
+def read_resume(run: str | Path, overrides: Sequence[Override] = ()) -> Resume:
     """Find out where a run (its folder, or one of its checkpoints) goes on. Reads and checks files, and builds nothing.
 
+    ``overrides`` may change the settings in :data:`FREE`.
+
     Raises:
-        DataError: no run, or one that is finished (MV508); the checkpoint is damaged (MV507).
+        DataError: no run, one that is finished, or settings that are not free (MV508); the checkpoint is damaged (MV507).
         SpecError: its recipe cannot be planned here.
     """
     given = Path(run)
@@ -83,18 +109,17 @@ def read_resume(run: str | Path) -> Resume:
     if (folder / EVALUATION).is_file() and not is_checkpoint:
         hint = "to train longer, start a new run with init_from; to repeat the end, give one of its checkpoints"
         raise DataError(Problem(code="MV508", text=f"{folder}: the run is finished", hint=hint))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        hint = "make it writable, or go on with a copy of the folder"
+        raise DataError(Problem(code="MV508", text=f"{folder}: the run folder may not be written", hint=hint))
     found = list_checkpoints(folder)
     checkpoint = given if is_checkpoint else next(iter(reversed(found)), None)
-    facts: dict[str, Any] = {}
-    progress: dict[str, Any] = {}
-    if checkpoint is not None:
-        facts = _checked(checkpoint, found)
-        progress = read_progress(checkpoint)
-        if (checkpoint / RECIPE).read_bytes() != (folder / RECIPE).read_bytes():
-            text = f"{folder / RECIPE}: the recipe was changed after the run began"
-            hint = f"put {checkpoint / RECIPE} back in its place, or start a new run with the changed recipe"
-            raise DataError(Problem(code="MV508", text=text, hint=hint))
-    plan = attrs.evolve(plan_recipe(folder / RECIPE), name=facts.get("name", folder.name))
+    facts = _checked(checkpoint, found) if checkpoint is not None else read_start(folder)
+    progress = read_progress(checkpoint) if checkpoint is not None else {}
+    with weights_follow() if checkpoint is not None else nullcontext():
+        plan = plan_recipe(folder / RECIPE, overrides)
+        _check_changes(plan_recipe((checkpoint or folder) / RECIPE), plan, folder)
+    plan = attrs.evolve(plan, name=facts["name"])
     return Resume(folder=folder, plan=plan, checkpoint=checkpoint, facts=facts, progress=progress)
 
 
@@ -107,6 +132,18 @@ def _checked(checkpoint: Path, found: list[Path]) -> dict[str, Any]:
             raise
         hint = f"go on from the checkpoint before it: medvlp pretrain --resume {earlier[-1]}"
         raise DataError(*(attrs.evolve(problem, hint=hint) for problem in error.problems)) from error
+
+
+def _check_changes(begun: ModelPlan, now: ModelPlan, folder: Path) -> None:
+    changes = [
+        f"{path}: {old} in the run, {new} now"
+        for path, old, new in differences(begun.resolved(), now.resolved())
+        if not any(path == free or path.startswith(f"{free}.") for free in FREE)
+    ]
+    if changes:
+        text = f"{folder}: the recipe is not that of the run"
+        hint = f"a run that goes on may change {', '.join(FREE[:-1])} and {FREE[-1]}; for the rest start a new run, with init_from"
+        raise DataError(Problem(code="MV508", text=text, details=tuple(changes), hint=hint))
 
 
 def set_aside_later(resume: Resume) -> None:

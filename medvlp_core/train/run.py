@@ -3,6 +3,7 @@
 ::
 
     runs/mpma_small-20260101-120000/
+        start.json         facts of data, processes and machine
         resolved.yaml      the recipe with every default; training from it gives the same plan
         metrics.jsonl      losses, learning rate, throughput
         checkpoints/       step-0000600/: model.safetensors, checkpoint.json, resolved.yaml, tokenizer/
@@ -12,9 +13,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, nullcontext
 from functools import cache
 from pathlib import Path
 from signal import Signals
@@ -25,17 +28,19 @@ import torch
 from rich.console import Console
 from torch.distributed.tensor import DTensor
 
+import medvlp_core
 from medvlp_core.blocks import TrainSpec
 from medvlp_core.build import BuiltRun, build_run
 from medvlp_core.data.order import seed_of
 from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.device import autocast, choose_device, to_device
-from medvlp_core.distributed import alone, from_main, is_main, process_group, wait_for_all, world_size
+from medvlp_core.distributed import alone, from_main, is_main, process_group, together, world_size
 from medvlp_core.evaluate.baseline import calibrate
 from medvlp_core.evaluate.protocol import Card, EvaluationRun, held_out_split, split_obstacle
 from medvlp_core.evaluate.runner import by_reason, evaluate_all, find_obstacles, write_cards
 from medvlp_core.evaluate.table import print_cards
 from medvlp_core.files import write_at_once
+from medvlp_core.kernels.machine import device_label
 from medvlp_core.model import ComposedModel
 from medvlp_core.plan import ModelPlan, SkippedEvaluator
 from medvlp_core.train.checkpoint import (
@@ -47,14 +52,15 @@ from medvlp_core.train.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from medvlp_core.train.describe import describe_run
-from medvlp_core.train.events import CheckpointSaved, Evaluated, Event, Observer, RunFinished
+from medvlp_core.train.describe import describe_run, kernels_in_use
+from medvlp_core.train.events import CheckpointSaved, Evaluated, RunFinished
+from medvlp_core.train.explained import explained
 from medvlp_core.train.folder import (
-    BAD_STEPS,
     CHECKPOINTS,
     EVALUATION,
     METRICS,
     RECIPE,
+    START,
     can_write,
     check_run_folder,
     make_run_folder,
@@ -62,13 +68,15 @@ from medvlp_core.train.folder import (
 )
 from medvlp_core.train.init_from import begin_with_weights, starting_vocabulary
 from medvlp_core.train.layers import for_processes, prepare
-from medvlp_core.train.loop import check_length, train
-from medvlp_core.train.metrics_file import BadStepsFile, MetricsFile, StepWindow, read_metrics
+from medvlp_core.train.loop import check_length, count_steps, data_order, train
+from medvlp_core.train.metrics_file import StepWindow, read_metrics
+from medvlp_core.train.observers import RunObservers, plan_observer
 from medvlp_core.train.progress import ProgressDisplay
-from medvlp_core.train.resume import Resume, set_aside_later
+from medvlp_core.train.resume import Resume, read_resume, set_aside_later
 from medvlp_core.train.state import TrainState
 from medvlp_core.train.stop import StopRequest
 from medvlp_core.train.trackers import RunTrackers, check_trackers
+from medvlp_core.yamlio import Override
 
 
 @attrs.frozen(kw_only=True)
@@ -87,18 +95,12 @@ class RunResult:
 
 
 def pretrain(
-    plan: ModelPlan,
-    *,
-    out: str | Path | None = None,
-    device: str | None = None,
-    console: Console | None = None,
-    resume: Resume | None = None,
+    plan: ModelPlan, *, out: str | Path | None = None, device: str | None = None, console: Console | None = None
 ) -> RunResult | None:
     """Build what ``plan`` says, train it, save it, check it on the held-out split.
 
     ``out`` is the run folder (default ``runs/NAME-DATE-TIME``; it must be new or empty), ``device`` a torch device (default: the
     GPU if there is one). Nothing is written before all is built, and nothing stays of a run that fails before its first step.
-    ``resume`` (from :func:`~medvlp_core.train.resume.read_resume`) goes on in the folder of an earlier run, with its plan.
 
     None in all processes but the main one. A signal (Ctrl-C, or SIGTERM) lets the step end and a checkpoint be written before it
     takes effect.
@@ -107,35 +109,75 @@ def pretrain(
         DataError: the run folder cannot be used (MV508), a checkpoint not written or read (MV507), or data not read (MV5xx).
         KernelError: the recipe or MEDVLP_KERNELS asks for a kernel path that cannot serve (MV401).
         SpecError: the plan cannot be built (MV303, MV206), the device does not exist or the run is too long (MV104).
-        MedvlpError: training diverged (MV601).
+        MedvlpError: training diverged (MV601), memory is full (MV606), or another process is gone (MV607).
         KeyboardInterrupt: Ctrl-C was pressed.
-        SystemExit: SIGTERM came.
+        SystemExit: SIGTERM came; or the message is that of another process.
     """
+    return _run(lambda: (plan, None), out=out, device=device, console=console)
+
+
+def go_on(
+    run: str | Path, changes: Sequence[Override] = (), *, device: str | None = None, console: Console | None = None
+) -> RunResult | None:
+    """Go on with a run that was stopped or killed, in its folder, to the end that it would have had.
+
+    See :func:`~medvlp_core.train.resume.read_resume` for ``run`` and ``changes``, and :func:`pretrain` for the rest.
+
+    Raises:
+        DataError: there is no such run, it is finished, or it began in another way (MV508).
+    """
+
+    def begin() -> tuple[ModelPlan, Resume]:
+        resume = read_resume(run, changes)
+        return resume.plan, resume
+
+    return _run(begin, out=None, device=device, console=console)
+
+
+def _run(
+    begin: Callable[[], tuple[ModelPlan, Resume | None]], *, out: str | Path | None, device: str | None, console: Console | None
+) -> RunResult | None:
     started = time.perf_counter()
     where = choose_device(device)
-    autocast(where, plan.train.precision)  # a precision that the device lacks is found before anything is written
-    check_length(plan.train)
-    check_trackers(plan.train.trackers)
-    if resume is None:
-        check_run_folder(out)
     with ExitStack() as at_the_end:
         with process_group(where):
             console = (console or Console()) if is_main() else Console(quiet=True)
-            vocabulary = (resume.tokenizer if resume else None) or starting_vocabulary(plan)
-            built = build_run(plan, seed=plan.train.seed, tokenizer_folder=vocabulary)
-            if resume is not None:
-                resume.check(built.pipeline)
-            folder = resume.folder if resume else from_main(make_run_folder(out, plan.name) if is_main() else None)
-            unable = find_obstacles(plan, built.pipeline, held_out_split(built.pipeline))
+            with together():
+                plan, resume = begin()
+                check_start(plan, where)
+                if resume is None:
+                    check_run_folder(out)
+                vocabulary = (resume.tokenizer if resume else None) or starting_vocabulary(plan)
+                with resume.building() if resume else nullcontext():
+                    built = build_run(plan, seed=plan.train.seed, tokenizer_folder=vocabulary)
+                count_steps(plan.train, data_order(plan.train, built.pipeline))
+                if resume is not None:
+                    resume.check(built.pipeline)
+                unable = find_obstacles(plan, built.pipeline, held_out_split(built.pipeline))
+                made = make_run_folder(out, plan.name) if is_main() and resume is None else None
+            folder = resume.folder if resume else from_main(made)
             if is_main() and resume is None:
                 at_the_end.enter_context(undone_before_first_step(folder))
             trackers = at_the_end.enter_context(RunTrackers(plan, folder, console, resume))
-            signal = _train(built, folder, where, console, unable, resume, trackers)
+            with explained(folder):
+                signal = _train(built, folder, where, console, unable, resume, trackers)
             if signal is not None:
                 raise take_effect(signal)
             if not is_main():
                 return None
         return _evaluate(built, folder, where, console, unable, started, trackers)
+
+
+def check_start(plan: ModelPlan, device: torch.device) -> None:
+    """What can be known of the machine and the length of a run, before anything is built.
+
+    Raises:
+        SpecError: the device lacks the precision, or the run is too long (MV104).
+        MedvlpError: the package of a tracker is missing (MV605).
+    """
+    autocast(device, plan.train.precision)
+    check_length(plan.train)
+    check_trackers(plan.train.trackers)
 
 
 def _train(
@@ -149,44 +191,48 @@ def _train(
 ) -> str | None:
     """Train to the end (None) or to a signal (its name), whichever comes first."""
     plan, spec = built.plan, built.plan.train
-    if is_main() and resume is None:
-        with can_write(folder):
-            write_at_once(folder / RECIPE, plan.resolved_yaml())
-    describe_run(built, folder, device, console)
-    if resume is not None:
-        console.print(f"going on after step {resume.step}", markup=False)
-        for change in resume.changes(device):
-            console.print(f"warning: {change}: the last digits may differ", style="yellow", markup=False, soft_wrap=True)
+    checkpoint = resume.checkpoint if resume is not None else None
+    with together():
+        facts = run_facts(built, device)
         if is_main():
-            with can_write(folder):
-                set_aside_later(resume)
-                prune_checkpoints(folder, keep=spec.keep_checkpoints)
-    for names, reason in by_reason(unable):
-        console.print(f"warning: will be skipped: {names}: {reason}", style="yellow", markup=False, soft_wrap=True)
-
-    if resume is None or resume.checkpoint is None:
-        begin_with_weights(built.model, folder if is_main() else None, console)
+            begin_folder(folder, plan, facts, resume)
+        describe_run(built, folder, device, console)
+        if resume is not None:
+            console.print(f"going on after step {resume.step}", markup=False)
+            for change in resume.changes(facts["machine"]):
+                warn(console, f"{change}: the last digits may differ")
+        for names, reason in by_reason(unable):
+            warn(console, f"will be skipped: {names}: {reason}")
+        if checkpoint is None:
+            begin_with_weights(built.model, folder if is_main() else None, console)
+        else:
+            load_weights(built.model, checkpoint / WEIGHTS)
     model = built.model.to(device)
-    if resume is not None and resume.checkpoint is not None:
-        load_weights(model, resume.checkpoint / WEIGHTS)
     prepare(model, spec)
     forward = for_processes(model, spec, device, world_size())
     state = TrainState.fresh(model, spec, device)
-    if resume is not None and resume.checkpoint is not None:
-        load_state(state, resume.checkpoint)
-
-    trackers.start()
-    with RunObservers(folder, plan, console, resume, trackers) as observers, StopRequest() as stop:
+    if checkpoint is not None:
+        load_state(state, checkpoint)
+    with together():
+        trackers.start()
+        observers = RunObservers(folder, plan, console, resume, trackers)
+    with observers, StopRequest() as stop:
 
         def save() -> None:
-            facts = {**run_facts(built, device), "validation": validation_loss(state, built.pipeline, spec, device)}
+            validation = validation_loss(state, built.pipeline, spec, device)
             path = folder / CHECKPOINTS / checkpoint_name(state.step)
-            progress = {"metrics": observers.progress()}
-            save_checkpoint(path, plan=plan, state=state, tokenizer=built.pipeline.tokenizer, facts=facts, progress=progress)
-            if is_main():
-                prune_checkpoints(folder, keep=spec.keep_checkpoints)
-            observers(CheckpointSaved(step=state.step, folder=path, validation=facts["validation"]))
-            wait_for_all()
+            with together():
+                save_checkpoint(
+                    path,
+                    plan=plan,
+                    state=state,
+                    tokenizer=built.pipeline.tokenizer,
+                    facts={**facts, "validation": validation},
+                    progress={"metrics": observers.progress()},
+                )
+                if is_main():
+                    prune_checkpoints(folder, keep=spec.keep_checkpoints)
+                observers(CheckpointSaved(step=state.step, folder=path, validation=validation))
 
         signal = train(state, built.pipeline, spec, forward=forward, device=device, notify=observers, save=save, stop=stop)
     signal = from_main(signal or stop.signal)  # it may have come during the last checkpoint
@@ -195,6 +241,26 @@ def _train(
     elif state.average is not None:
         state.average.exchange(model)
     return signal
+
+
+def begin_folder(folder: Path, plan: ModelPlan, facts: dict[str, Any], resume: Resume | None) -> None:
+    """Write what stands in the folder from the start; of a run that goes on, take away what it will write anew.
+
+    Raises:
+        DataError: it cannot be written (MV508).
+    """
+    with can_write(folder):
+        if resume is None:
+            write_at_once(folder / START, json.dumps(facts, indent=2) + "\n")
+        write_at_once(folder / RECIPE, plan.resolved_yaml())  # of a run that goes on, it may have changed a little
+        if resume is not None:
+            set_aside_later(resume)
+            prune_checkpoints(folder, keep=plan.train.keep_checkpoints)
+
+
+def warn(console: Console, text: str) -> None:
+    """A line that stands out."""
+    console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
 
 
 def take_effect(signal: str) -> BaseException:
@@ -231,58 +297,6 @@ def _evaluate(
     return RunResult(folder=folder, built=built, cards=cards, seconds=seconds)
 
 
-class RunObservers:
-    """Everybody who watches a run: the metrics file, the list of bad steps, the display, plugins. In the main process alone."""
-
-    def __init__(self, folder: Path, plan: ModelPlan, console: Console, resume: Resume | None, trackers: RunTrackers) -> None:
-        self._folder = folder
-        self._observers: list[Observer] = []
-        self._metrics: MetricsFile | None = None
-        self._stack = ExitStack()
-        if not is_main():
-            return
-        every = plan.train.log_every_steps
-        progress = resume.progress["metrics"] if resume is not None and resume.progress else None
-        with can_write(folder):
-            metrics = MetricsFile(folder / METRICS, log_every_steps=every, progress=progress, on_line=trackers.line)
-            self._metrics = self._stack.enter_context(metrics)
-            bad_steps = BadStepsFile(folder / BAD_STEPS, after=resume.step if resume else 0)
-        display = self._stack.enter_context(ProgressDisplay(console, StepWindow.going_on(every, progress)))
-        self._observers = [self._metrics, bad_steps, plan_observer(plan, display, trackers)]
-
-    def __call__(self, event: Event) -> None:
-        """Tell everybody.
-
-        Raises:
-            DataError: a file cannot be written (MV508).
-        """
-        for observer in self._observers:
-            with can_write(self._folder):
-                observer(event)
-
-    def progress(self) -> dict[str, Any]:
-        """What the metrics file needs to go on from a checkpoint."""
-        return self._metrics.progress() if self._metrics is not None else {}
-
-    def __enter__(self) -> RunObservers:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        with can_write(self._folder):
-            self._stack.__exit__(*error)
-
-
-def plan_observer(plan: ModelPlan, display: Observer, trackers: Observer) -> Observer:
-    """The display, the trackers, then the plugins."""
-
-    def notify(event: Event) -> None:
-        display(event)
-        trackers(event)
-        plan.host.observe("medvlp_train_event", event=event)
-
-    return notify
-
-
 @torch.no_grad()
 def validation_loss(state: TrainState, pipeline: InputPipeline, spec: TrainSpec, device: torch.device) -> float | None:
     """The weighted loss on the split ``val``, mean over its pairs, always with the same masks, of the averaged weights if there
@@ -307,13 +321,19 @@ def validation_loss(state: TrainState, pipeline: InputPipeline, spec: TrainSpec,
 
 
 def run_facts(built: BuiltRun, device: torch.device) -> dict[str, Any]:
-    """What a run that goes on must have in common with this one."""
+    """What a run that goes on must have in common with this one; of ``machine`` the last digits may depend."""
     return {
         "name": built.plan.name,
         "seed": built.plan.train.seed,
         "data": built.pipeline.source.fingerprint(),
         "processes": world_size(),
-        "device": device.type,
+        "machine": {
+            "device": device.type,
+            "hardware": device_label(device),
+            "threads": torch.get_num_threads(),
+            "kernels": kernels_in_use(built.model, device, built.plan.train.precision),
+            "versions": {"medvlp": medvlp_core.__version__, "torch": torch.__version__},
+        },
     }
 
 

@@ -62,11 +62,13 @@ class TrainState:
         """Inside, the model has the averaged weights, if there are some."""
         if self.average is not None:
             self.average.exchange(self.model)
-        yield
-        if isinstance(self.model, FSDPModule):
-            self.model.reshard()  # which a pass without a backward pass does not do
-        if self.average is not None:
-            self.average.exchange(self.model)
+        try:
+            yield
+        finally:
+            if isinstance(self.model, FSDPModule):
+                self.model.reshard()  # which a pass without a backward pass does not do
+            if self.average is not None:
+                self.average.exchange(self.model)
 
     def keep_buffers(self) -> None:
         """Remember the model's buffers: a forward pass changes the statistics of batch norms."""
@@ -84,11 +86,7 @@ class TrainState:
             self.scaler.load_state_dict(numbers["scaler"])
 
     def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Take what :meth:`optimizer_tensors` gave.
-
-        Raises:
-            KeyError: a trained parameter has no state in ``tensors``.
-        """
+        """Take what :meth:`optimizer_tensors` gave. A parameter that got no gradient yet has no state."""
         parameters = dict(self.model.named_parameters())
         found: dict[str, dict[str, Tensor]] = {}
         for path, value in tensors.items():

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from medvlp_core.blocks import TRACKERS
 from medvlp_core.distributed import is_main
+from medvlp_core.documents import leaves
 from medvlp_core.errors import MedvlpError, Problem, describe_error
 from medvlp_core.files import write_at_once
 from medvlp_core.plan import ModelPlan
@@ -37,7 +38,7 @@ def check_trackers(names: tuple[str, ...]) -> None:
     for name in names:
         missing = [package for package in ("accelerate", TRACKERS[name]) if importlib.util.find_spec(package) is None]
         if missing:
-            hint = f"pip install {' '.join(missing)}, or remove it from train.trackers"
+            hint = f"pip install {' '.join(missing)}, or leave it away: --set 'train.trackers=[]'"
             text = f"train.trackers: {name} needs {' and '.join(missing)}, not installed here"
             problems.append(Problem(code="MV605", text=text, hint=hint))
     if problems:
@@ -71,13 +72,15 @@ class RunTrackers:
         for name in self._plan.train.trackers:
             try:
                 self._trackers[name] = start_tracker(name, self._plan, self._folder, ids.get(name), self._resume)
+                if name not in ids:  # it is told of the recipe once
+                    self._trackers[name].store_init_configuration(settings_of(self._plan.resolved()))
             except Exception as error:
                 text = f"train.trackers: {name} cannot start: {describe_error(error)}"
-                hint = "see to its settings, or remove it from train.trackers"
+                hint = "see to its settings, or leave it away: --set 'train.trackers=[]'"
                 raise MedvlpError(Problem(code="MV605", text=text, hint=hint)) from error
-        found = {name: run_id for name, one in self._trackers.items() if (run_id := run_id_of(name, one))}
-        if found:
-            write_at_once(path, json.dumps(found) + "\n")
+        if self._trackers:
+            ids |= {name: run_id_of(name, tracker) for name, tracker in self._trackers.items()}
+            write_at_once(path, json.dumps(ids) + "\n")
 
     def line(self, line: Mapping[str, Any]) -> None:
         """Take a line of ``metrics.jsonl``."""
@@ -117,7 +120,7 @@ class RunTrackers:
 
 
 def start_tracker(name: str, plan: ModelPlan, folder: Path, run_id: str | None, resume: Resume | None) -> Any:
-    """One of accelerate's trackers, started, with the recipe stored in it."""
+    """One of accelerate's trackers, started."""
     from accelerate import PartialState, tracking
 
     # The log of accelerate asks for its state. Beside a process group that exists, making it exchanges nothing.
@@ -132,8 +135,6 @@ def start_tracker(name: str, plan: ModelPlan, folder: Path, run_id: str | None, 
     else:
         tracker = tracking.MLflowTracker(plan.name, run_name=folder.name, run_id=run_id)
     tracker.start()
-    if resume is None:
-        tracker.store_init_configuration(settings_of(plan.resolved()))
     return tracker
 
 
@@ -160,16 +161,11 @@ def numbers_of(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return found
 
 
-def settings_of(document: Any, path: str = "") -> dict[str, Any]:
+def settings_of(document: Mapping[str, Any]) -> dict[str, Any]:
     """A resolved recipe as flat names and plain values, as all trackers take them.
 
     Example:
         >>> settings_of({"train": {"steps": 3, "betas": [0.9, 0.95], "epochs": None}})
         {'train.steps': 3, 'train.betas': '[0.9, 0.95]', 'train.epochs': 'None'}
     """
-    if isinstance(document, dict):
-        found: dict[str, Any] = {}
-        for name, value in document.items():
-            found |= settings_of(value, f"{path}.{name}" if path else str(name))
-        return found
-    return {path: document if isinstance(document, (bool, int, float, str)) else str(document)}
+    return {path: value if isinstance(value, (bool, int, float, str)) else str(value) for path, value in leaves(document)}

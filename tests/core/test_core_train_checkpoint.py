@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from medvlp_core.errors import DataError
-from medvlp_core.train.checkpoint import find_checkpoint, load_run
+from medvlp_core.train.checkpoint import FORMAT, find_checkpoint, load_run
 from medvlp_core.train.folder import check_run_folder, make_run_folder
 
 
 def make(folder: Path, **facts: object) -> Path:
     folder.mkdir(parents=True)
-    (folder / "checkpoint.json").write_text(json.dumps({"format": 2, **facts}))
+    (folder / "checkpoint.json").write_text(json.dumps({"format": FORMAT, **facts}))
     return folder
 
 
@@ -30,9 +30,9 @@ def test_a_run_folder_means_its_newest_checkpoint(tmp_path: Path) -> None:
     [
         (None, "no checkpoint"),
         ("{", "cannot be read"),
-        ("[]", "checkpoint format 2 is supported, found None"),
-        ('{"format": 7}', "checkpoint format 2 is supported, found 7"),
-        ('{"format": 2}', "checkpoint.json: the file is not what was written: its hash differs"),
+        ("[]", f"checkpoint format {FORMAT} is supported, found None"),
+        ('{"format": 2}', f"checkpoint format {FORMAT} is supported, found 2"),
+        (f'{{"format": {FORMAT}}}', "checkpoint.json: the file is not what was written: its hash differs"),
     ],
 )
 def test_a_broken_checkpoint_is_an_error_with_a_hint(tmp_path: Path, content: str | None, message: str) -> None:
@@ -54,6 +54,8 @@ def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert make_run_folder(empty, "x") == empty
+    (empty / "start.json").write_text("{}")
+    assert make_run_folder(empty, "x") == empty, "killed before the recipe was there: there is no run to go on with"
     (empty / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match=r"MV508.*not empty"):
         make_run_folder(empty, "x")

@@ -91,6 +91,9 @@ class Breaking:
 
     calls: int = 0
 
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        pass
+
     def log(self, values: dict[str, float], step: int) -> None:
         self.calls += 1
         raise ConnectionError("no route")
@@ -125,5 +128,5 @@ def test_what_cannot_start_or_is_not_installed_is_an_error(tmp_path: Path, monke
         check_trackers(("tensorboard", "wandb"))
     assert [str(one) for one in caught.value.problems] == [
         "[MV605] train.trackers: wandb needs no_such_package, not installed here\n"
-        "    hint: pip install no_such_package, or remove it from train.trackers"
+        "    hint: pip install no_such_package, or leave it away: --set 'train.trackers=[]'"
     ]

@@ -35,8 +35,8 @@ from medvlp_core.build import build_model
 from medvlp_core.compose import plan_recipe
 from medvlp_core.model import ComposedModel
 from medvlp_core.train import metrics_file
-from medvlp_core.train.resume import read_resume
-from medvlp_core.train.run import RunObservers, pretrain
+from medvlp_core.train.observers import RunObservers
+from medvlp_core.train.run import go_on, pretrain
 
 RECIPE = """\
 medvlp: 1
@@ -120,8 +120,7 @@ def live(recipe: Path, run: Path, out: Path, kill_at: int | None) -> int:
     ComposedModel.forward = with_bad_steps(ComposedModel.forward)  # type: ignore[method-assign]
     console = Console(file=io.StringIO(), width=200)
     if (run / "resolved.yaml").is_file():
-        resume = read_resume(run)
-        pretrain(resume.plan, device="cpu", console=console, resume=resume)
+        go_on(run, device="cpu", console=console)
     else:
         pretrain(plan_recipe(recipe), out=run, device="cpu", console=console)
     return points.count

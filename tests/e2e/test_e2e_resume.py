@@ -19,11 +19,13 @@ import attrs
 import killing
 import pytest
 import safetensors.torch
+from medvlp_open_cxr.manifest import DATA, read_rows
 
 from medvlp_core.cli import main
 from medvlp_core.compose import plan_recipe
 from medvlp_core.errors import DataError
-from medvlp_core.train.checkpoint import list_checkpoints
+from medvlp_core.train.checkpoint import list_checkpoints, load_run
+from medvlp_core.train.init_from import starting_vocabulary
 from medvlp_core.train.resume import read_resume
 from medvlp_core.train.run import pretrain
 
@@ -63,8 +65,8 @@ def run(whole: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def go_on(run: Path, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
-    code = main(["pretrain", "--resume", str(run), "--device", "cpu"])
+def go_on(run: Path, capsys: pytest.CaptureFixture[str], *changes: str) -> tuple[int, str]:
+    code = main(["pretrain", "--resume", str(run), "--device", "cpu", *changes])
     return code, capsys.readouterr().err
 
 
@@ -124,6 +126,25 @@ def test_the_checkpoint_before_a_damaged_one_leads_to_the_same_end(
     assert not torn.exists(), "left-overs are cleared away"
 
 
+def test_loading_a_model_finds_damaged_weights_and_vocabularies(run: Path, tmp_path: Path) -> None:
+    """Not what only going on needs; the recipe may be edited."""
+    checkpoint = run / "checkpoints/step-0000014"
+    flip(checkpoint / "optimizer.safetensors")
+    flip(checkpoint / "progress.json")
+    load_run(run)
+    for path in [checkpoint / "model.safetensors", checkpoint / "average.safetensors", *(checkpoint / "tokenizer").iterdir()]:
+        flip(path)
+        with pytest.raises(DataError) as caught:
+            load_run(run)
+        assert f"[MV507] {path}: the file is not what was written: its hash differs\n" in str(caught.value)
+        flip(path)
+    flip(next((checkpoint / "tokenizer").iterdir()))
+    begun = tmp_path / "begun.yaml"
+    begun.write_text(killing.RECIPE + f"init_from: {{path: {run}}}\n")
+    with pytest.raises(DataError, match=r"MV507.*tokenizer/.*hash differs"):
+        starting_vocabulary(plan_recipe(begun))
+
+
 def test_a_torn_checkpoint_is_never_picked_up(run: Path) -> None:
     shutil.copytree(run / "checkpoints/step-0000014", run / "checkpoints/.step-0000099.partial")
     assert read_resume(run).step == 14
@@ -147,31 +168,135 @@ def test_what_cannot_go_on_is_refused(whole: Path, tmp_path: Path, capsys: pytes
     )
 
 
-def test_a_changed_recipe_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_changed_recipe_is_refused_with_every_change(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = run / "resolved.yaml"
     recipe.write_text(recipe.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002"))
+    code, err = go_on(run, capsys, "--set", "model.alignments.gla.dim=4", "--set", "train.workers=1", "--unset", "evaluators")
+    assert code == 1
+    lines = err.splitlines()
+    assert lines[0] == f"[MV508] {run}: the recipe is not that of the run"
+    assert sorted(lines[1:3]) == [
+        "    model.alignments.gla.dim: 8 in the run, 4 now",
+        "    train.learning_rate: 0.001 in the run, 0.002 now",
+    ]
+    assert lines[3].startswith("    hint: a run that goes on may change data, evaluators, train.workers, ")
+
+
+def test_what_changes_nothing_that_is_learned_may_change(run: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    free = (
+        "train.workers=2",
+        "train.recompute=true",
+        "train.keep_checkpoints=7",
+        "train.max_bad_steps=20",
+        "train.trackers=[tensorboard]",
+    )
+    changes = [word for change in free for word in ("--set", change)]
+    code, err = go_on(run / "checkpoints/step-0000012", capsys, *changes)
+    assert code == 0, err
+    for name in ("model.safetensors", "average.safetensors", "optimizer.safetensors"):
+        last = f"checkpoints/step-0000014/{name}"
+        assert (run / last).read_bytes() == (whole / last).read_bytes()
+    assert plan_recipe(run / "resolved.yaml").train.keep_checkpoints == 7, "the next start goes on with it"
+    assert list((run / "tensorboard").iterdir())
+
+
+def write_manifest(folder: Path) -> list[dict[str, Any]]:
+    """Sixty of the shipped radiographs as somebody's own data, ``pairs.jsonl``; its rows."""
+    folder.mkdir()
+    rows = [row for row in read_rows() if row["source"] == "vqarad"][:60]
+    found = []
+    for number, row in enumerate(rows):
+        name = Path(row["image"]).name
+        shutil.copy(DATA / row["image"], folder / name)
+        found.append({"id": row["id"], "image": name, "text": row["text"], "split": "train" if number > 9 else "test"})
+    (folder / "pairs.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in found))
+    return found
+
+
+def recipe_over(folder: Path) -> str:
+    """The recipe of these tests over :func:`write_manifest`."""
+    data = f"data: {{use: standard.manifest, path: {folder}/pairs.jsonl}}"
+    return killing.RECIPE.replace("data: {use: open_cxr.pairs, sources: [vqarad]}", data)
+
+
+def test_data_may_move(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    rows = write_manifest(here)
+    write_manifest(there)
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(recipe_over(here).replace("steps: 14", "steps: 4"))
+    assert main(["pretrain", str(recipe), "--out", str(run), "--device", "cpu"]) == 0
+    expected = killing.content(run)
+    (run / "evaluation.json").unlink()
+    shutil.rmtree(here)
+    code, err = go_on(run / "checkpoints/step-0000003", capsys)
+    assert code == 1
+    assert "here/pairs.jsonl" in err
+    assert go_on(run / "checkpoints/step-0000003", capsys, "--set", f"data.path={there}/pairs.jsonl")[0] == 0
+    found = killing.content(run)
+    assert {name for name in expected if found[name] != expected[name]} == {
+        "resolved.yaml",
+        "checkpoints/step-0000004/resolved.yaml",
+    }
+    (run / "evaluation.json").unlink()
+    moved = there / "pairs.jsonl"
+    moved.write_text(moved.read_text().replace(json.dumps(rows[20]["text"]), '"another text"'))
     code, err = go_on(run, capsys)
     assert code == 1
-    assert f"[MV508] {recipe}: the recipe was changed after the run began\n" in err
+    assert err.startswith(f"[MV508] {run}: the data are not those of the run: ids, texts, labels or splits have changed\n")
 
 
-def test_other_data_and_processes_are_refused(
-    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_other_data_and_processes_are_refused(run: Path, has_checkpoint: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_checkpoint:
+        shutil.rmtree(run / "checkpoints")
     resume = read_resume(run)
+    assert resume.step == (14 if has_checkpoint else 0)
     pipeline = type("Pipeline", (), {"source": type("Source", (), {"fingerprint": lambda self: "other"})()})()
     monkeypatch.setattr("medvlp_core.train.resume.launched_processes", lambda: 3)
     with pytest.raises(DataError) as caught:
         resume.check(pipeline)  # type: ignore[arg-type]
     text = str(caught.value)
     assert f"[MV508] {run}: the data are not those of the run: ids, texts, labels or splits have changed\n" in text
-    assert f"[MV508] {run}: the run has 1 training processes, and 3 would go on\n" in text
-    assert "    hint: start 1 processes" in text
+    assert f"[MV508] {run}: the run has 1 training process, and 3 would go on\n" in text
+    assert "    hint: start 1 training process" in text
 
 
-def test_options_that_would_change_the_run_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["pretrain", "mpma:small", "--resume", "run", "--set", "train.steps=9", "--out", "x"]) == 2
-    assert "--resume takes no RECIPE, --set, --use or --unset, --out" in capsys.readouterr().err
+def test_without_a_checkpoint_and_facts_of_the_start_nothing_can_go_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run / "checkpoints")
+    (run / "start.json").write_text('{"name": "recipe"}')
+    assert go_on(run, capsys) == (
+        1,
+        f"[MV508] {run}/start.json: how the run began cannot be read (other facts than a run writes)\n"
+        "    hint: the run has no checkpoint yet: start a new one\n",
+    )
+
+
+def test_a_folder_that_may_not_be_written_is_said_before_anything_is_built(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("medvlp_core.train.resume.os.access", lambda *_: False)  # root may write everywhere
+    code, err = go_on(run, capsys)
+    assert code == 1
+    assert err.startswith(f"[MV508] {run}: the run folder may not be written\n")
+
+
+def test_another_machine_is_a_warning(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = read_resume(run).facts["machine"]
+    assert list(read_resume(run).changes(machine)) == []
+    other = {**machine, "threads": 64, "versions": {**machine["versions"], "torch": "9.9"}}
+    assert list(read_resume(run).changes(other)) == [
+        f"threads was {machine['threads']} and is 64",
+        f'versions.torch was "{machine["versions"]["torch"]}" and is "9.9"',
+    ]
+    monkeypatch.setattr("medvlp_core.train.run.torch.get_num_threads", lambda: 64)
+    assert main(["pretrain", "--resume", str(run), "--device", "cpu"]) == 0
+    assert f"warning: threads was {machine['threads']} and is 64: the last digits may differ\n" in capsys.readouterr().out
+
+
+def test_options_that_make_a_new_run_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "mpma:small", "--resume", "run", "--out", "x"]) == 2
+    assert "--resume takes no RECIPE and no --out" in capsys.readouterr().err
 
 
 # ------------------------------------------------------------------------------------------------------------ no room
@@ -287,3 +412,37 @@ def test_torchrun_hands_sigterm_on(recipe: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"going on after step {step}\n") == 1
     assert json.loads((run / "evaluation.json").read_text())["results"]
+
+
+# ------------------------------------------------------------------------------------------------------------ two processes
+
+
+def under_torchrun(*words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "medvlp_core.cli"]
+    return subprocess.run([*command, "pretrain", *words, "--device", "cpu"], capture_output=True, text=True)
+
+
+def test_what_all_processes_find_is_said_once(recipe: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = under_torchrun(str(recipe), "--set", "train.batch_size=3", "--out", str(run))
+    assert done.returncode == 1
+    assert done.stderr.count("[MV104] train.batch_size=3 pairs cannot be shared by 2 processes with 2 passes each") == 1
+    assert not run.exists()
+    done = under_torchrun("--resume", str(run))
+    assert done.returncode == 1
+    assert done.stderr.count(f"[MV508] {run}: there is no run to go on with") == 1
+
+
+def test_what_one_process_finds_ends_all_and_blames_no_component(tmp_path: Path) -> None:
+    """An image in the share of one of them is cut off."""
+    data, run, recipe = tmp_path / "data", tmp_path / "run", tmp_path / "recipe.yaml"
+    image = data / write_manifest(data)[33]["image"]
+    recipe.write_text(recipe_over(data).replace("cache_images: true", "cache_images: false"))
+    image.write_bytes(image.read_bytes()[:2000])
+    done = under_torchrun(str(recipe), "--out", str(run))
+    assert done.returncode == 1
+    ours = done.stderr.partition("torch/distributed/elastic")[0] + done.stderr.partition("Root Cause")[0].partition("Traceback")[0]
+    assert f"[MV501] cannot read image {image}: it is truncated or damaged" in ours
+    assert "cannot go on, for another one is gone\n" in ours
+    assert f"    hint: the other one's message says why; then go on with --resume {run}\n" in ours
+    assert "MV306" not in ours
