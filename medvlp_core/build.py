@@ -155,12 +155,17 @@ def build_tokenizer(plan: ModelPlan, *, folder: Path | None = None, texts: list[
 
 
 def build_model(plan: ModelPlan, *, seed: int) -> ComposedModel:
-    """Build the model with weights drawn from ``seed``. The tokenizer must be built before, for the vocabulary's size."""
+    """Build the model with weights drawn from ``seed``. The tokenizer must be built before, for the vocabulary's size.
+
+    Parts that no loss leads to are frozen: they get no gradient, for which several processes would wait.
+    """
     torch.manual_seed(seed)
     parts: dict[str, nn.Module] = {}
     for role in MODEL_ROLES:
         for component in plan.of_role(role).values():
             parts[component.path] = build_component(plan, component)
+    for path in plan.unused:
+        parts[path].requires_grad_(False)
     model = ComposedModel(plan, parts)
     plan.host.observe("medvlp_model_built", plan=plan, model=model)
     return model
@@ -180,7 +185,7 @@ def image_geometry(plan: ModelPlan) -> InputGeometry:
 
 def build_pipeline(plan: ModelPlan, source: DataSource, tokenizer: Tokenizer) -> InputPipeline:
     """The input pipeline, with image sizes solved from the model."""
-    return InputPipeline(source, tokenizer, plan.inputs, image_geometry(plan))
+    return InputPipeline(source, tokenizer, plan.inputs, image_geometry(plan), workers=plan.train.workers)
 
 
 def build_run(plan: ModelPlan, *, seed: int, tokenizer_folder: Path | None = None) -> BuiltRun:

@@ -14,13 +14,12 @@ from medvlp_core.components import SLOTS, Role, contract_of
 from medvlp_core.connect import connect
 from medvlp_core.errors import Report, describe_error, did_you_mean
 from medvlp_core.parameters import B, describe, read_block
-from medvlp_core.plan import FORMAT_VERSION, ModelPlan, SkippedEvaluator
+from medvlp_core.plan import FORMAT_VERSION, HEADS, ModelPlan, SkippedEvaluator
 from medvlp_core.plugins import PluginHost, load_plugins
 from medvlp_core.wiring import PlannedComponent, PortKey, Wiring
 from medvlp_core.yamlio import Node, Override, load_recipe
 
 BLOCKS = ("medvlp", "requires", "data", "tokenizer", "inputs", "model", "losses", "init_from", "train", "evaluators")
-HEADS = (Role.ALIGNMENT, Role.DECODER)
 SLOT_NAME = re.compile(r"[a-z][a-z0-9_]*$")
 
 

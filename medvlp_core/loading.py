@@ -17,7 +17,6 @@ from medvlp_core.data.transforms import ImageTransform
 from medvlp_core.device import choose_device, to_device
 from medvlp_core.errors import DataError, Problem
 from medvlp_core.evaluate.zero_shot import class_vectors
-from medvlp_core.restoring import weights_follow
 from medvlp_core.train.checkpoint import LoadedRun, load_run
 
 Images = Any
@@ -49,9 +48,7 @@ class ZeroShotScores(NamedTuple):
 
 def load(run: str | Path, *, device: str | None = None, batch_size: int = 64) -> TrainedModel:
     """See :func:`medvlp_core.load`."""
-    with weights_follow():
-        loaded = load_run(run, device=choose_device(device))
-    return TrainedModel(run=loaded, batch_size=batch_size)
+    return TrainedModel(run=load_run(run, device=choose_device(device)), batch_size=batch_size)
 
 
 @attrs.frozen(kw_only=True)
@@ -121,8 +118,11 @@ class TrainedModel:
 
         Raises:
             DataError: fewer than two classes, or a class without a prompt (MV504); images as in :meth:`encode_image`.
+            ValueError: ``temperature`` is not above 0.
             SpecError: the model has no (such) alignment (MV201).
         """
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, found {temperature}")
         prompts = {name: _texts(found, f"class {name!r}") for name, found in _two_or_more(classes).items()}
         every = [prompt for found in prompts.values() for prompt in found]
         vectors = class_vectors(self.embed_text(every, alignment=alignment), [len(found) for found in prompts.values()])

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from medvlp_core.plugins import PluginHost
 
 FORMAT_VERSION = 1
+#: Roles that emit losses.
+HEADS = (Role.ALIGNMENT, Role.DECODER)
 
 
 class SolvedDims(dict[str, int]):
@@ -90,6 +92,12 @@ class ModelPlan:
     def free_symbols(self, path: str) -> tuple[str, ...]:
         """The symbols of a component that no number is known for (batch size, lengths, or facts known once built)."""
         return tuple(sorted(self.components[path].contract.symbols() - set(self.dims(path))))
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Parts of the model that no loss leads to."""
+        used = {step.path for step in self.steps} | {one.path for role in HEADS for one in self.of_role(role).values()}
+        return frozenset(path for path in self.components if path.startswith("model.") and path not in used)
 
     def takes(self, path: str) -> tuple[tuple[str, PortKey], ...]:
         """Arguments of a component's forward and the ports they come from."""

@@ -22,14 +22,14 @@ class Draw(NamedTuple):
     seed: int
 
 
-def seed_of(*numbers: int) -> int:
-    """A seed that depends on all the numbers and their order, the same on every machine.
+def seed_of(purpose: str, *numbers: int) -> int:
+    """A seed for one purpose that depends on all the numbers and their order, the same on every machine.
 
     Example:
-        >>> seed_of(0, 1) == seed_of(0, 1), seed_of(0, 1) == seed_of(1, 0)
+        >>> seed_of("masks", 0, 1) == seed_of("masks", 0, 1), seed_of("masks", 0, 1) == seed_of("masks", 1, 0)
         (True, False)
     """
-    digest = hashlib.blake2b(",".join(map(str, numbers)).encode(), digest_size=8).digest()
+    digest = hashlib.blake2b(",".join([purpose, *map(str, numbers)]).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1  # torch takes 63 bits of it
 
 
@@ -65,12 +65,12 @@ class DataOrder:
         """All pairs of a step, over all processes."""
         epoch, at = divmod(step, self.steps_per_epoch)
         order = _permutation(self.count, self.seed, epoch)[at * self.batch_size : (at + 1) * self.batch_size]
-        return [Draw(index, seed_of(self.seed, epoch, index)) for index in order]
+        return [Draw(index, seed_of("crop", self.seed, epoch, index)) for index in order]
 
 
 @functools.lru_cache(maxsize=2)
 def _permutation(count: int, seed: int, epoch: int) -> list[int]:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed_of(seed, epoch))).tolist()
+    return torch.randperm(count, generator=torch.Generator().manual_seed(seed_of("order", seed, epoch))).tolist()
 
 
 @attrs.frozen(kw_only=True)

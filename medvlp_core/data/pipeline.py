@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from medvlp_core.batch import ImageTextBatch
 from medvlp_core.blocks import InputSpec
@@ -127,7 +127,7 @@ def _leave_signals_to_the_main_process(worker: int) -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-class StepParts(Sampler[list[Draw]]):
+class StepParts:
     """The keys of every forward pass of one process, step after step."""
 
     def __init__(self, order: DataOrder, steps: range, share: Share) -> None:
@@ -144,10 +144,6 @@ class BatchLoader:
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
 
-    def __len__(self) -> int:
-        """How many batches there are."""
-        return len(self._loader)
-
     def __iter__(self) -> Iterator[ImageTextBatch]:
         """The batches.
 
@@ -161,13 +157,19 @@ class BatchLoader:
 
 
 class InputPipeline:
-    """Everything between a data source and the model. Records without a text are left out: they are no pairs."""
+    """Everything between a data source and the model. Records without a text are left out: they are no pairs.
 
-    def __init__(self, source: DataSource, tokenizer: Tokenizer, inputs: InputSpec, geometry: InputGeometry) -> None:
+    ``workers`` processes read and transform images; they change nothing in what comes.
+    """
+
+    def __init__(
+        self, source: DataSource, tokenizer: Tokenizer, inputs: InputSpec, geometry: InputGeometry, *, workers: int = 0
+    ) -> None:
         self.source = source
         self.tokenizer = tokenizer
         self.inputs = inputs
         self.geometry = geometry
+        self.workers = workers
         self._records: dict[str, list[Record]] = {}
         self._datasets: dict[tuple[str, bool], ImageTextDataset] = {}
 
@@ -194,31 +196,36 @@ class InputPipeline:
             self._datasets[key] = ImageTextDataset(self.records(split), transform, keeps_images=self.inputs.cache_images)
         return self._datasets[key]
 
-    def loader(self, split: str, *, batch_size: int) -> BatchLoader:
-        """All pairs of a split in the order of :meth:`records`, cropped at the centre: for evaluation."""
-        source = BatchSource(self.dataset(split, is_training=False), Collate(self.tokenizer))
-        # A generator of its own: the loader would draw from torch's global random state, which evaluators must leave alone.
-        return BatchLoader(DataLoader(source, batch_size=batch_size, collate_fn=_as_it_is, generator=torch.Generator()))
+    def loader(self, split: str, *, batch_size: int, share: tuple[int, int] = (0, 1)) -> BatchLoader:
+        """The pairs of a split in the order of :meth:`records`, cropped at the centre: for evaluation.
+
+        ``share`` = (first, every): of the batches those with the numbers first, first + every, ...
+        """
+        rows = range(len(self.records(split)))
+        batches = [list(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size)]
+        return self._loader(self.dataset(split, is_training=False), batches[share[0] :: share[1]])
 
     def training_batches(
-        self, order: DataOrder, steps: range, *, share: Share | None = None, workers: int = 0, is_pinned: bool = False
+        self, order: DataOrder, steps: range, *, share: Share | None = None, is_pinned: bool = False
     ) -> BatchLoader:
         """The batches of some steps of the split ``train``, ``share.parts`` for each step (one by default).
 
-        ``workers`` processes read and transform; they change nothing in what comes. ``is_pinned``: in memory that a GPU copies
-        from while it computes.
+        ``is_pinned``: in memory that a GPU copies from while it computes.
         """
-        source = BatchSource(self.dataset("train", is_training=True), Collate(self.tokenizer))
         parts = StepParts(order, steps, share or Share())
+        return self._loader(self.dataset("train", is_training=True), parts, is_pinned=is_pinned)
+
+    def _loader(self, dataset: ImageTextDataset, batches: Iterable[list[Any]], *, is_pinned: bool = False) -> BatchLoader:
         return BatchLoader(
             DataLoader(
-                source,
-                batch_sampler=parts,
+                BatchSource(dataset, Collate(self.tokenizer)),
+                batch_sampler=batches,
                 collate_fn=_as_it_is,
-                num_workers=workers,
+                num_workers=self.workers,
                 pin_memory=is_pinned,
                 worker_init_fn=_leave_signals_to_the_main_process,
-                # A loader draws a number when it starts. From torch's global state, that would shift the masks of the step it is.
+                # A loader draws a number when it starts. From torch's global state, that would shift the masks of the step it is,
+                # and evaluators must leave it alone.
                 generator=torch.Generator(),
             )
         )

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import attrs
 
 MIB, GIB = 2**20, 2**30
@@ -16,6 +14,7 @@ class Card:
     ``memory`` is what torch can use, in bytes, of which a process takes ``reserved`` first.
     ``matmul_share``, ``memory_share`` and ``link_share`` are what large operations reach of ``half`` and ``full`` (FLOP/s in bf16
     or fp16, and in fp32), ``bandwidth`` and ``link`` (bytes a second); ``host`` is the time that issuing one operation takes.
+    ``device_name`` is what torch calls it, without the maker.
     """
 
     name: str
@@ -26,6 +25,7 @@ class Card:
     bandwidth: float
     link: float
     source: str
+    device_name: str = ""
     matmul_share: float = 0.60
     memory_share: float = 0.78
     link_share: float = 0.80
@@ -38,22 +38,34 @@ class Card:
         return self.name != "cpu"
 
 
-def _card(name: str, about: str, half: float, full: float, gib: float, bandwidth: float, link: float, source: str) -> Card:
+def _card(
+    name: str, about: str, device_name: str, half: float, full: float, gib: float, bandwidth: float, link: float, source: str
+) -> Card:
     """TFLOP/s, GiB and GB/s, as data sheets have them."""
     rates = {"half": half * 1e12, "full": full * 1e12, "bandwidth": bandwidth * 1e9, "link": link * 1e9}
-    return Card(name=name, about=about, memory=gib * GIB, source=source, **rates)
+    return Card(name=name, about=about, device_name=device_name, memory=gib * GIB, source=source, **rates)
 
 
 #: fp32 is without TF32, as torch computes it unless told otherwise. docs/estimate.md says where the shares come from.
 CARDS: dict[str, Card] = {
     card.name: card
     for card in (
-        _card("a100-40", "A100 SXM 40 GB", 312, 19.5, 39.3, 1555, 300, "NVIDIA A100 data sheet"),
-        _card("a100-80", "A100 SXM 80 GB", 312, 19.5, 79.1, 2039, 300, "NVIDIA A100 data sheet"),
-        _card("h100", "H100 SXM 80 GB", 989, 67, 79.1, 3350, 450, "NVIDIA H100 data sheet"),
-        _card("h200", "H200 SXM 141 GB", 989, 67, 139.7, 4800, 450, "NVIDIA H200 data sheet"),
-        _card("l40s", "L40S 48 GB", 362, 91.6, 44.4, 864, 32, "NVIDIA L40S data sheet; PCIe 4.0 x16"),
-        _card("rtx4090", "GeForce RTX 4090 24 GB", 165, 82.6, 23.5, 1008, 32, "NVIDIA Ada white paper; PCIe 4.0 x16"),
+        _card("a100-40", "A100 SXM 40 GB", "A100-SXM4-40GB", 312, 19.5, 39.3, 1555, 300, "NVIDIA A100 data sheet"),
+        _card("a100-80", "A100 SXM 80 GB", "A100-SXM4-80GB", 312, 19.5, 79.1, 2039, 300, "NVIDIA A100 data sheet"),
+        _card("h100", "H100 SXM 80 GB", "H100 80GB HBM3", 989, 67, 79.1, 3350, 450, "NVIDIA H100 data sheet"),
+        _card("h200", "H200 SXM 141 GB", "H200", 989, 67, 139.7, 4800, 450, "NVIDIA H200 data sheet"),
+        _card("l40s", "L40S 48 GB", "L40S", 362, 91.6, 44.4, 864, 32, "NVIDIA L40S data sheet; PCIe 4.0 x16"),
+        _card(
+            "rtx4090",
+            "GeForce RTX 4090 24 GB",
+            "GeForce RTX 4090",
+            165,
+            82.6,
+            23.5,
+            1008,
+            32,
+            "NVIDIA Ada white paper; PCIe 4.0 x16",
+        ),
     )
 }
 
@@ -65,14 +77,11 @@ NAMES = (*CARDS, "cpu")
 
 
 def card_of(device_name: str) -> Card | None:
-    """The card that torch names like this; None for others, also for slower boards of the same chip (PCIe, NVL).
+    """The card that torch names like this; None for all others: slower boards of the same chip, laptops, slices of a GPU.
 
     Example:
         >>> card_of("NVIDIA H100 80GB HBM3").name, card_of("NVIDIA GeForce RTX 4090").name, card_of("NVIDIA H100 PCIe")
         ('h100', 'rtx4090', None)
     """
-    words = device_name.lower().replace("-", " ").split()
-    pairs = [first + second for first, second in itertools.pairwise(words)]
-    if {"pcie", "nvl"} & set(words):
-        return None
-    return next((card for name, card in CARDS.items() if name.partition("-")[0] in (*words, *pairs)), None)
+    own = device_name.removeprefix("NVIDIA ")
+    return next((card for card in CARDS.values() if card.device_name == own), None)

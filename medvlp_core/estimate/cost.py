@@ -73,16 +73,21 @@ def pairs_of_a_pass(spec: TrainSpec, gpus: int) -> int:
 
 
 def memory_of(parts: Parts, trace: StepTrace, spec: TrainSpec, gpus: int, card: Card) -> Memory:
-    """The peak of a step. The optimiser is AdamW: two numbers for each trained one, and a count for each tensor."""
+    """The peak of a step. The optimiser is AdamW: two numbers for each trained one, and a count for each tensor.
+
+    Shards of weights and of gradients stay; beside them are whole what FSDP has gathered, and gradients that it has not yet
+    scattered. It leaves buffers alone.
+    """
     is_sharded = spec.parallel == "fsdp" and gpus > 1
     share = gpus if is_sharded else 1
-    trained, frozen = parts.total("trained_bytes"), parts.total("frozen_bytes")
-    gradients = trained / share
+    trained, parameters = parts.total("trained_bytes"), parts.in_layers + parts.in_no_layer
+    buffers = trained + parts.total("frozen_bytes") - parameters
+    gradients = trained / share + (parts.whole_gradients if is_sharded else 0)
     # Gradients are there in every pass: in buckets of several processes, as shards, or from the pass before. Or they come as the
     # backward pass makes them, while it frees what was kept.
     stay = gpus > 1 or spec.accumulate > 1
     return Memory(
-        weights=(trained + frozen) / share + (min(parts.unsharded, trained + frozen) if is_sharded else 0),
+        weights=parameters / share + buffers + (parts.whole if is_sharded else 0),
         optimizer=2 * trained / share + 4 * parts.total("trained_tensors"),
         average=trained / share if spec.ema_decay is not None else 0,
         batch=trace.batch_bytes,
@@ -101,8 +106,10 @@ def seconds_of(parts: Parts, trace: StepTrace, spec: TrainSpec, gpus: int, card:
     share = gpus if is_sharded else 1
     # AdamW reads weight, gradient and two moments and writes three of them; clipping reads gradients twice and writes them.
     touched = 7 + (3 if spec.clip_norm is not None else 1) + (3 if spec.ema_decay is not None else 0)
-    # Ring: all-reduce sends (N - 1) / N of the gradients twice. Shards are gathered for both passes, and gradients scattered.
-    sent = (gpus - 1) / gpus * (3 * trained * spec.accumulate if is_sharded else 2 * trained)
+    # Ring: an all-reduce sends (N - 1) / N of the gradients twice, once a step. FSDP in every pass gathers a layer for each of its
+    # calls, forward and backward, what is in no layer once, and scatters the gradients.
+    shards = spec.accumulate * (trace.gathered + parts.in_no_layer + trained)
+    sent = (gpus - 1) / gpus * (shards if is_sharded else 2 * trained)
     link = card.link if gpus <= GPUS_OF_A_MACHINE else min(card.link, NETWORK)
     return Seconds(
         forward=forward * spec.accumulate,

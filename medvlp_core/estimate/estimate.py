@@ -144,7 +144,8 @@ def too_large(model: ComposedModel, parts: Parts, trace: StepTrace, spec: TrainS
     if (passes := _passes_that_fit(model, parts, trace, spec, gpus, card)) is not None:
         changed = attrs.evolve(spec, accumulate=passes)
         smaller = follow(model, changed, pairs_of_a_pass(changed, gpus), is_gpu=card.is_gpu)
-        found.append((f"train.accumulate={passes}, with which contrasts see fewer pairs", needs(changed, smaller)))
+        if gpus * passes <= spec.batch_size:  # else a pass of some GPU would have no pair, which the training loop refuses
+            found.append((f"train.accumulate={passes}, with which contrasts see fewer pairs", needs(changed, smaller)))
         batch_size = gpus * spec.accumulate * smaller.pairs
         found.append((f"train.batch_size={batch_size}", needs(attrs.evolve(spec, batch_size=batch_size), smaller)))
     details = tuple(
@@ -171,4 +172,4 @@ def _passes_that_fit(model: ComposedModel, parts: Parts, trace: StepTrace, spec:
     pairs = int((0.98 * card.memory - (first - for_a_pair * trace.pairs)) / for_a_pair)
     if pairs < 1:
         return None
-    return -(-spec.batch_size // (gpus * min(pairs, trace.pairs)))
+    return -(-spec.batch_size // (gpus * pairs))

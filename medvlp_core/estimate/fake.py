@@ -7,14 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map_only
 
 from medvlp_core.batch import ImageTextBatch
+from medvlp_core.estimate.inside_torch import FakeTensor, FakeTensorMode, efficient_attention, flash_attention, tree_map_only
 from medvlp_core.model import ComposedModel
-
-aten = torch.ops.aten
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -74,13 +71,12 @@ class GpuFunctions(TorchFunctionMode):
         if enable_gqa:
             key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], dim=1) for x in (key, value))
         if attn_mask is None and query.dtype in HALF:
-            return aten._scaled_dot_product_flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
+            return flash_attention(query, key, value, dropout_p, is_causal, scale=scale)[0]
         if attn_mask is not None:
             if attn_mask.dtype == torch.bool:
                 attn_mask = torch.zeros(attn_mask.shape, dtype=query.dtype).masked_fill(~attn_mask, float("-inf"))
             attn_mask = attn_mask.expand(*query.shape[:-1], key.shape[-2])
-        options = {"scale": scale}
-        return aten._scaled_dot_product_efficient_attention(query, key, value, attn_mask, True, dropout_p, is_causal, **options)[0]
+        return efficient_attention(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
 
 
 def _widened(x: Tensor) -> Tensor:

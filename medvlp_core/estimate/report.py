@@ -19,7 +19,8 @@ def lines(found: Estimate) -> Iterator[str]:
     where = f"{found.gpus} x {found.card.name} ({found.card.about})"
     yield f"recipe {found.plan.name} on {where}, {spec.precision}: an estimate, nothing was trained"
     passes = f", in {spec.accumulate} passes" if spec.accumulate > 1 else ""
-    yield f"a step of {spec.batch_size} pairs is computed {found.trace.pairs} pairs at a time{passes}"
+    most = "at most " if spec.batch_size % (found.gpus * spec.accumulate) else ""
+    yield f"a step of {spec.batch_size} pairs is computed {most}{found.trace.pairs} pairs at a time{passes}"
     yield ""
     yield from component_lines(found)
     yield ""
@@ -30,9 +31,9 @@ def lines(found: Estimate) -> Iterator[str]:
 
 def component_lines(found: Estimate) -> Iterator[str]:
     """Weights, operations and memory, component by component. Operations are those of a whole step, on all GPUs."""
-    passes = found.gpus * found.plan.train.accumulate
+    times = found.plan.train.batch_size / found.trace.pairs  # the shares of passes and GPUs may be unequal: the largest is traced
     everything = max(1, found.trace.flops())
-    unit, size = ("TFLOP", 1e12) if passes * everything > 1e12 else ("GFLOP", 1e9)
+    unit, size = ("TFLOP", 1e12) if times * everything > 1e12 else ("GFLOP", 1e9)
     heads = ("component", "trained", "frozen", "forward", "backward", "share", "kept", "time")
     rows = [heads, ("", "", "", unit, unit, "", "MiB", "ms")]
     for path, weights in found.parts.weights.items():
@@ -42,8 +43,8 @@ def component_lines(found: Estimate) -> Iterator[str]:
                 path,
                 number(weights.trained),
                 number(weights.frozen),
-                f"{passes * forward / size:.2f}",
-                f"{passes * backward / size:.2f}",
+                f"{times * forward / size:.2f}",
+                f"{times * backward / size:.2f}",
                 f"{(forward + backward) / everything:.1%}",
                 f"{found.trace.kept.get(path, 0) / MIB:,.1f}",
                 f"{1e3 * seconds_of_component(found.trace, path, found.plan.train, found.card):.1f}",
@@ -54,8 +55,8 @@ def component_lines(found: Estimate) -> Iterator[str]:
             "together",
             number(found.parts.total("trained")),
             number(found.parts.total("frozen")),
-            f"{passes * found.trace.flops(is_backward=False) / size:.2f}",
-            f"{passes * found.trace.flops(is_backward=True) / size:.2f}",
+            f"{times * found.trace.flops(is_backward=False) / size:.2f}",
+            f"{times * found.trace.flops(is_backward=True) / size:.2f}",
             "",
             f"{found.memory.kept / MIB:,.1f}",
             f"{1e3 * (found.seconds.forward + found.seconds.backward):.1f}",
@@ -101,7 +102,8 @@ def time_lines(found: Estimate) -> Iterator[str]:
     if found.gpus == 1:
         named = {name: value for name, value in named.items() if not name.startswith("exchange")}
     yield from _right([(name, f"{1e3 * value:.1f}") for name, value in named.items()])
-    used = found.trace.flops() * spec.accumulate / seconds.step / (card.full if spec.precision == "fp32" else card.half)
+    flops = found.trace.flops() * spec.batch_size / (found.trace.pairs * found.gpus)
+    used = flops / seconds.step / (card.full if spec.precision == "fp32" else card.half)
     yield f"  {spec.batch_size / seconds.step:,.0f} pairs/s, if data come as fast; {used:.0%} of the data sheet's FLOP/s"
     yield ""
     if found.steps is None:

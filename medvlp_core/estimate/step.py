@@ -35,13 +35,17 @@ class Weights:
 
 @attrs.frozen(kw_only=True)
 class Parts:
-    """The weights of each component (a tensor that two share counts for the first), and bytes of the largest layer and of the rest.
+    """The weights of each component (a tensor that two share counts for the first), and bytes of parameters as FSDP groups them.
 
-    ``unsharded`` is what sharing of weights leaves whole at a time: two layers, and all that is in no layer.
+    FSDP divides those of each layer, ``in_layers`` together, and as one group those ``in_no_layer``. Whole at a time are that
+    group and two layers: ``whole`` bytes of parameters, and ``whole_gradients`` of their gradients.
     """
 
     weights: dict[str, Weights]
-    unsharded: int
+    in_layers: int
+    in_no_layer: int
+    whole: int
+    whole_gradients: int
 
     def total(self, field: str) -> int:
         """The sum of a field over components."""
@@ -65,9 +69,21 @@ def count_parts(model: ComposedModel) -> Parts:
     for path in model.plan.components:
         if path.startswith("model."):
             weights[path] = _count(model.get_submodule(path.removeprefix("model.")), seen)
-    layers = [sum(map(_bytes, layer.parameters())) for layer in layers_of(model)]
-    rest = sum(map(_bytes, model.parameters())) - sum(layers)
-    return Parts(weights=weights, unsharded=rest + 2 * max(layers, default=0))
+    layers = layers_of(model)
+    sizes = [_bytes(*layer.parameters()) for layer in layers]
+    gradients = [_bytes(*_trained(layer)) for layer in layers]
+    rest = _bytes(*model.parameters()) - sum(sizes)
+    return Parts(
+        weights=weights,
+        in_layers=sum(sizes),
+        in_no_layer=rest,
+        whole=rest + sum(sorted(sizes)[-2:]),
+        whole_gradients=_bytes(*_trained(model)) - sum(gradients) + sum(sorted(gradients)[-2:]),
+    )
+
+
+def _trained(part: nn.Module) -> list[nn.Parameter]:
+    return [one for one in part.parameters() if one.requires_grad]
 
 
 def _count(part: nn.Module, seen: set[int]) -> Weights:
@@ -79,13 +95,13 @@ def _count(part: nn.Module, seen: set[int]) -> Weights:
         trained=sum(one.numel() for one in trained),
         frozen=sum(one.numel() for one in frozen),
         trained_tensors=len(trained),
-        trained_bytes=sum(map(_bytes, trained)),
-        frozen_bytes=sum(map(_bytes, frozen)),
+        trained_bytes=_bytes(*trained),
+        frozen_bytes=_bytes(*frozen),
     )
 
 
-def _bytes(x: torch.Tensor) -> int:
-    return x.numel() * x.element_size()
+def _bytes(*tensors: torch.Tensor) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors)
 
 
 def _number(plan: ModelPlan, port: str, place: int) -> int | None:

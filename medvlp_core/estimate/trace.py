@@ -18,11 +18,6 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
-from torch.autograd.graph import _engine_run_backward
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map_only
-from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
 from medvlp_core.batch import ImageTextBatch
 from medvlp_core.blocks import TrainSpec
@@ -30,6 +25,20 @@ from medvlp_core.components import Role
 from medvlp_core.device import AUTOCAST_DTYPES
 from medvlp_core.errors import MedvlpError, Problem
 from medvlp_core.estimate.fake import HALF, GpuFunctions, fake_mode_of
+from medvlp_core.estimate.inside_torch import (
+    FakeTensor,
+    TorchDispatchMode,
+    cpu_attention,
+    cpu_attention_backward,
+    current_node,
+    flop_registry,
+    next_sequence_number,
+    run_backward,
+    sdpa_backward_flop,
+    sdpa_flop,
+    tree_leaves,
+    tree_map_only,
+)
 from medvlp_core.model import ComposedModel, PartFailed
 from medvlp_core.train.layers import layers_of, prepare
 
@@ -45,8 +54,8 @@ def _of_tensors(formula: Callable[..., int]) -> Callable[..., int]:
 
 #: Operations that torch's own table lacks: its attention for CPUs.
 CPU_ATTENTION: dict[Any, Callable[..., int]] = {
-    aten._scaled_dot_product_flash_attention_for_cpu: _of_tensors(sdpa_flop),
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _of_tensors(sdpa_backward_flop),
+    cpu_attention: _of_tensors(sdpa_flop),
+    cpu_attention_backward: _of_tensors(sdpa_backward_flop),
 }
 
 #: What runs in no component: the sum of the losses, gradients of weights that serve twice.
@@ -76,7 +85,8 @@ class StepTrace:
     """A forward and backward pass of ``pairs`` pairs.
 
     ``kept`` are the bytes that each component leaves behind for the backward pass (predictions too). Peaks are the most bytes
-    beside weights, optimiser and batch: with gradients as they come, and without gradients.
+    beside weights, optimiser and batch: with gradients as they come, and without gradients. ``gathered`` are the bytes of
+    parameters that layers would ask for if they were sharded: at every call, and again for its backward pass.
     """
 
     pairs: int
@@ -85,6 +95,7 @@ class StepTrace:
     kept: dict[str, int]
     peak: int
     peak_without_gradients: int
+    gathered: int
 
     def flops(self, component: str | None = None, *, is_backward: bool | None = None) -> int:
         """Of a component, a direction, or all."""
@@ -103,13 +114,13 @@ def trace_step(model: ComposedModel, batch: ImageTextBatch, spec: TrainSpec, *, 
     prepare(model, attrs.evolve(spec, compile=False))
     recorder = Recorder(model, batch)
     dtype = AUTOCAST_DTYPES.get(spec.precision)
-    is_mixed = dtype is not None
     try:
-        with recorder, torch.autocast("cpu", dtype=dtype, enabled=is_mixed), GpuFunctions(dtype) if is_gpu else nullcontext():
-            output = model(batch)
+        with recorder, GpuFunctions(dtype) if is_gpu else nullcontext():
+            with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+                output = model(batch)
             kept = recorder.kept()
             # Not loss.backward(): it would leave GpuFunctions, and layers may compute their forward pass again.
-            _engine_run_backward((output.loss,), (torch.ones_like(output.loss),), False, False, (), True, accumulate_grad=True)
+            run_backward((output.loss,), (torch.ones_like(output.loss),), False, False, (), True, accumulate_grad=True)
     except PartFailed as error:
         raise _cannot_follow(model, recorder.component, error.__cause__ or error) from error.__cause__
     except MedvlpError:
@@ -126,6 +137,7 @@ def trace_step(model: ComposedModel, batch: ImageTextBatch, spec: TrainSpec, *, 
         kept=kept,
         peak=recorder.peak,
         peak_without_gradients=recorder.peak_without_gradients,
+        gathered=recorder.gathered,
     )
 
 
@@ -158,7 +170,7 @@ class Recorder(TorchDispatchMode):
         self.ops: list[Op] = []
         self.fake = fake_mode_of(model)
         self.alive: dict[int, tuple[int, str]] = {}
-        self.bytes = self.peak = self.peak_without_gradients = self.gradients = 0
+        self.bytes = self.peak = self.peak_without_gradients = self.gradients = self.gathered = 0
         self.component = REST
         self._starts: list[int] = []
         self._owners: list[str] = []
@@ -171,6 +183,7 @@ class Recorder(TorchDispatchMode):
                 self._follow(path, component.role, model.get_submodule(path.removeprefix("model.")))
         trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
         self._hooks = [parameter.register_post_accumulate_grad_hook(self._has_gradient) for parameter in trained]
+        self._hooks += [layer.register_forward_hook(self._is_called) for layer in layers_of(model)]
 
     def leave(self) -> None:
         """Take everything off the model again."""
@@ -248,11 +261,11 @@ class Recorder(TorchDispatchMode):
     def _enter(self, path: str) -> None:
         """From the next autograd node on, all belongs to a component."""
         self.component = path
-        self._starts.append(torch._C._autograd._get_sequence_nr())
+        self._starts.append(next_sequence_number())
         self._owners.append(path)
 
     def _whose(self) -> tuple[str, bool]:
-        node = torch._C._current_autograd_node()
+        node = current_node()
         if node is None:
             return self.component, False
         place = bisect.bisect_right(self._starts, node._sequence_nr()) - 1
@@ -285,6 +298,11 @@ class Recorder(TorchDispatchMode):
         if key in self.alive and key not in self._gradient_keys:
             self._gradient_keys.add(key)
             self.gradients += self.alive[key][0]
+
+    def _is_called(self, layer: nn.Module, arguments: Any, output: Any) -> None:
+        size = sum(one.numel() * one.element_size() for one in layer.parameters())
+        has_backward = any(isinstance(one, Tensor) and one.requires_grad for one in tree_leaves(output))
+        self.gathered += 2 * size if has_backward else size
 
 
 def storage_key(x: Tensor) -> int:

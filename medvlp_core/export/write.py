@@ -17,7 +17,6 @@ from medvlp_core.export.onnx_graphs import export_onnx
 from medvlp_core.interfaces import Exportable
 from medvlp_core.model import ComposedModel
 from medvlp_core.plugins import load_object
-from medvlp_core.restoring import weights_follow
 from medvlp_core.train.checkpoint import LoadedRun, load_run, weights_of
 
 _TOWERS = {"timm": Role.IMAGE_ENCODER, "transformers": Role.TEXT_ENCODER}
@@ -42,8 +41,7 @@ def export_run(run: str | Path, kind: str, out: str | Path) -> Export:
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise _in_the_way(folder, "it is not empty" if folder.is_dir() else "it is a file")
-    with weights_follow():
-        loaded = load_run(run)
+    loaded = load_run(run)
     is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,7 +50,7 @@ def export_run(run: str | Path, kind: str, out: str | Path) -> Export:
     except (OSError, SafetensorError) as error:
         _clean_up(folder, is_new=is_new)
         raise _in_the_way(folder, getattr(error, "strerror", None) or str(error)) from error
-    except MedvlpError:
+    except BaseException:  # Ctrl-C, or a fault of a component
         _clean_up(folder, is_new=is_new)
         raise
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())

@@ -107,7 +107,7 @@ def train_model(example: Example, plan: ModelPlan, folder: Path) -> Trained:
 
         state = TrainState.fresh(built.model, settings, CPU)
         stop = StopRequest()  # not entered: no signal is caught
-        train(state, built.pipeline, settings, forward=built.model, device=CPU, notify=notify, save=lambda: None, stop=stop)
+        train(state, built.pipeline, settings, forward=built.model, device=CPU, notify=notify, save=lambda _: None, stop=stop)
     return Trained(example=example, plan=plan, built=built, state=state, steps=tuple(steps), folder=folder)
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 import math
+import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,17 +18,20 @@ from typing import Any
 import attrs
 import torch
 from rich.console import Console
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from medvlp_core.batch import ImageTextBatch
 from medvlp_core.blocks import TrainSpec
 from medvlp_core.build import BuiltRun
-from medvlp_core.data.order import DataOrder
 from medvlp_core.device import AUTOCAST_DTYPES, autocast, to_device
 from medvlp_core.errors import MedvlpError, Problem
 from medvlp_core.estimate.cards import card_of
-from medvlp_core.kernels.machine import device_label, measure_rates
+from medvlp_core.estimate.trace import CPU_ATTENTION
+from medvlp_core.kernels.machine import clock_for, device_label, measure_rates
+from medvlp_core.model import ComposedModel
 from medvlp_core.train.events import Event, StepDone
-from medvlp_core.train.layers import prepare
+from medvlp_core.train.layers import buffers_kept, prepare
 from medvlp_core.train.loop import data_order, train
 from medvlp_core.train.metrics_file import MetricsFile, StepWindow
 from medvlp_core.train.plain import PlainLoop, forward_source, plain_forward
@@ -38,6 +42,8 @@ from medvlp_core.train.stop import StopRequest
 #: Steps in which both loops must give the same losses, and by how much these may differ (products in half precision: by rounding).
 CHECKED_STEPS = 3
 TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
+#: Passes over each view from which :class:`MaskedPass` takes its medians.
+MASKED_PASSES = 7
 
 
 @attrs.frozen(kw_only=True)
@@ -77,13 +83,24 @@ class Overhead:
 
 
 @attrs.frozen(kw_only=True)
+class MaskedPass:
+    """The image encoder over the images of a step, forward and backward: with the mask that hides a share, and without it."""
+
+    hidden: float
+    drops_hidden: bool
+    seconds: float
+    seconds_unmasked: float
+
+
+@attrs.frozen(kw_only=True)
 class Timing:
-    """Both loops in one setting (compiled or not), round by round."""
+    """Both loops in one setting (compiled or not), round by round; ``masked_pass`` is None if nothing of the image is hidden."""
 
     is_compiled: bool
     pairs_per_step: int
     ours: tuple[Lap, ...]
     rival: tuple[Lap, ...]
+    masked_pass: MaskedPass | None = None
 
     @property
     def overhead(self) -> Overhead:
@@ -94,6 +111,13 @@ class Timing:
     def cpu_overhead(self) -> Overhead:
         """Of the CPU time: other programs on the machine disturb it less."""
         return Overhead.of([lap.cpu_seconds for lap in self.ours], [lap.cpu_seconds for lap in self.rival])
+
+    @property
+    def saved_by_masking(self) -> float:
+        """By which share a step is shorter than one whose image encoder sees all patches where it now sees the masked view."""
+        assert self.masked_pass is not None
+        saved = self.masked_pass.seconds_unmasked - self.masked_pass.seconds
+        return saved / (statistics.median(lap.seconds / lap.steps for lap in self.ours) + saved)
 
     def speeds(self, laps: Sequence[Lap]) -> list[float]:
         """Pairs a second of each round, slowest first."""
@@ -112,8 +136,8 @@ class Result:
     rival_source: str
 
 
-class _Laps:
-    """Marks the ends of steps."""
+class Laps:
+    """Marks the ends of steps: of our loop as one of its observers, of another with :meth:`end_step`."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -121,13 +145,14 @@ class _Laps:
         self._waiting: list[float] = []
 
     def end_step(self, waiting: float) -> None:
-        """A step is done."""
+        """A step is done, which waited for data for some seconds."""
         if self._device.type == "cuda" and not self._marks:
             torch.cuda.synchronize(self._device)
         self._marks.append((time.perf_counter(), time.process_time()))
         self._waiting.append(waiting)
 
     def __call__(self, event: Event) -> None:
+        """See :class:`medvlp_core.train.events.Observer`."""
         if isinstance(event, StepDone):
             self.end_step(event.waiting)
 
@@ -140,6 +165,15 @@ class _Laps:
         return Lap(steps=len(self._marks) - 1, seconds=end - start, cpu_seconds=cpu_end - cpu_start, waiting=waiting)
 
 
+def take_turns(rounds: int, ours: Callable[[], Lap], rival: Callable[[], Lap]) -> tuple[tuple[Lap, ...], tuple[Lap, ...]]:
+    """Both in turn, after a round of each that does not count; who begins changes from round to round."""
+    found: dict[Callable[[], Lap], list[Lap]] = {ours: [], rival: []}
+    for number in range(rounds + 1):
+        for one in (ours, rival) if number % 2 == 0 else (rival, ours):
+            found[one].append(one())
+    return tuple(found[ours][1:]), tuple(found[rival][1:])
+
+
 @attrs.define(kw_only=True)
 class TrainBenchmark:
     """Both loops over one built model; each has its own optimiser, and both go on with the same weights."""
@@ -150,27 +184,28 @@ class TrainBenchmark:
     state: TrainState
     rival: PlainLoop
     folder: Path
+    flops_per_pair: float
 
     @classmethod
     def over(cls, built: BuiltRun, device: torch.device, *, steps: int, folder: Path) -> TrainBenchmark:
         """Rounds of ``steps`` steps. Without checkpoints, averaged weights and trackers, which the rival has not."""
         spec = attrs.evolve(built.plan.train, steps=steps, epochs=None, checkpoint_every_steps=None, ema_decay=None, compile=False)
         model = built.model.to(device)
-        prepare(model, spec)
-        order: DataOrder = data_order(spec, built.pipeline)
-        forward = plain_forward(built.plan, model)
+        forward, order = plain_forward(built.plan, model), data_order(spec, built.pipeline)
         rival = PlainLoop(model=model, forward=forward, pipeline=built.pipeline, spec=spec, order=order, device=device)
-        return cls(built=built, spec=spec, device=device, state=TrainState.fresh(model, spec, device), rival=rival, folder=folder)
+        flops = flops_per_pair(model, first_batch(rival), spec.precision)
+        prepare(model, spec)
+        state = TrainState.fresh(model, spec, device)
+        return cls(built=built, spec=spec, device=device, state=state, rival=rival, folder=folder, flops_per_pair=flops)
 
     def ours(self, observers: Sequence[Callable[[Event], None]], steps: int) -> None:
         """Some steps of the real loop, with a metrics file and a display that nobody sees."""
         spec = attrs.evolve(self.spec, steps=steps)
         self.state.step = 0
         self.state.model.train()
-        every = spec.log_every_steps
         with (
-            MetricsFile(self.folder / "metrics.jsonl", log_every_steps=every) as metrics,
-            ProgressDisplay(Console(file=io.StringIO()), StepWindow(every)) as display,
+            MetricsFile(self.folder / "metrics.jsonl", log_every_steps=spec.log_every_steps) as metrics,
+            ProgressDisplay(Console(file=io.StringIO()), StepWindow(spec.log_every_steps)) as display,
         ):
             everybody: tuple[Callable[[Event], None], ...] = (metrics, display, *observers)
 
@@ -185,7 +220,7 @@ class TrainBenchmark:
                 forward=self.state.model,
                 device=self.device,
                 notify=notify,
-                save=lambda: None,
+                save=lambda _: None,
                 stop=StopRequest(),
             )
 
@@ -214,25 +249,15 @@ class TrainBenchmark:
             raise MedvlpError(Problem(code="MV601", text=text, details=tuple(details[:6]), hint="rival.py shows what it computes"))
         return worst
 
-    def compile(self) -> None:
-        """Compile the layers, for both loops; there is no way back."""
-        prepare(self.state.model, attrs.evolve(self.spec, recompute=False, compile=True))
-
     def measure(self, rounds: int, *, is_compiled: bool) -> Timing:
-        """Time both in turn, after a round of each that does not count; who begins changes from round to round."""
-        pairs = list(self._rounds(rounds))
-        size = self.spec.batch_size
-        ours, rival = zip(*pairs, strict=True)
-        return Timing(is_compiled=is_compiled, pairs_per_step=size, ours=ours, rival=rival)
+        """Time both (:func:`take_turns`), and what masking saves."""
+        ours, rival = take_turns(rounds, lambda: self._lap(is_ours=True), lambda: self._lap(is_ours=False))
+        masked = masked_pass(self.built.model, first_batch(self.rival), self.spec)
+        pairs = self.spec.batch_size
+        return Timing(is_compiled=is_compiled, pairs_per_step=pairs, ours=ours, rival=rival, masked_pass=masked)
 
-    def _rounds(self, rounds: int) -> Iterator[tuple[Lap, Lap]]:
-        for number in range(rounds + 1):
-            found = {is_ours: self._lap(is_ours) for is_ours in ((True, False) if number % 2 == 0 else (False, True))}
-            if number > 0:
-                yield found[True], found[False]
-
-    def _lap(self, is_ours: bool) -> Lap:
-        laps = _Laps(self.device)
+    def _lap(self, *, is_ours: bool) -> Lap:
+        laps = Laps(self.device)
         assert self.spec.steps is not None
         if is_ours:
             self.ours([laps], self.spec.steps)
@@ -240,16 +265,55 @@ class TrainBenchmark:
             self.rival.run(self.spec.steps, is_seeded=False, on_step=laps.end_step)
         return laps.lap()
 
-    def flops_per_pair(self) -> float:
-        """Operations of a forward and backward pass a pair, counted by torch. Leaves weights and gradients as they were."""
-        model = self.state.model
-        before = {name: value.clone() for name, value in model.state_dict().items()}
-        batch = to_device(next(iter(self.rival.loader(1, is_seeded=True))), self.device)
-        with FlopCounterMode(display=False) as counter, autocast(self.device, self.spec.precision):
-            model(batch).loss.backward()
-        model.zero_grad(set_to_none=True)
-        model.load_state_dict(before)
-        return counter.get_total_flops() / len(batch.image)
+
+def first_batch(rival: PlainLoop) -> ImageTextBatch:
+    """Of the first step."""
+    return to_device(next(iter(rival.loader(1, is_seeded=True))), rival.device)
+
+
+def flops_per_pair(model: ComposedModel, batch: ImageTextBatch, precision: str) -> float:
+    """Operations of a forward and backward pass a pair, by torch's formulas. Leaves weights, gradients and buffers alone.
+
+    To be counted before :func:`~medvlp_core.train.layers.prepare`: a forward pass that is computed again is of no use to the model.
+    """
+    model.train()
+    with buffers_kept(model), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+        with autocast(batch.image.device, precision):
+            loss = model(batch).loss
+        loss.backward()
+    model.zero_grad(set_to_none=True)
+    return counter.get_total_flops() / len(batch.image)
+
+
+def masked_pass(model: ComposedModel, batch: ImageTextBatch, spec: TrainSpec) -> MaskedPass | None:
+    """Time the image encoder with and without a mask of the recipe, in turn; None if the recipe encodes no masked image.
+
+    Leaves weights, gradients and buffers alone.
+    """
+    encoder: Any = model.image_encoder
+    clock = clock_for(batch.image.device)
+    if not any((step.stage, step.view) == ("encode_image", "masked") for step in model.plan.steps):
+        return None
+
+    def encode(mask: Tensor | None) -> Tensor:
+        with autocast(batch.image.device, spec.precision):
+            return encoder(image=batch.image, image_is_masked=mask).image_tokens
+
+    def time_pass(mask: Tensor | None, gradient: Tensor) -> Callable[[], float]:
+        encoder.zero_grad(set_to_none=True)
+        return clock.time(lambda: encode(mask).backward(gradient))[1]
+
+    with buffers_kept(model):
+        with torch.no_grad(), autocast(batch.image.device, spec.precision):
+            plan = model.train()(batch).mask_plan
+        assert plan is not None, "a step of the plan made it"
+        views = [(mask, torch.randn_like(encode(mask))) for mask in (plan.image_is_masked, None)]
+        readers = [[time_pass(*view) for view in views] for _ in range(MASKED_PASSES)]
+    clock.finish()
+    encoder.zero_grad(set_to_none=True)
+    masked, whole = (spec.accumulate * statistics.median(read() for read in column) for column in zip(*readers, strict=True))
+    hidden, drops = plan.image_is_masked.float().mean().item(), views[0][1].shape != views[1][1].shape
+    return MaskedPass(hidden=hidden, drops_hidden=drops, seconds=masked, seconds_unmasked=whole)
 
 
 def data_sheet_flops(device_name: str, precision: str) -> float | None:
@@ -270,15 +334,14 @@ def run_benchmark(built: BuiltRun, device: torch.device, *, steps: int, rounds: 
         benchmark = TrainBenchmark.over(built, device, steps=steps, folder=Path(folder))
         difference = benchmark.check()
         say(f"losses of {CHECKED_STEPS} steps differ by {difference:.1e} at most")
-        flops = benchmark.flops_per_pair()
         timings = []
         for is_compiled in [False, True] if device.type == "cuda" else [built.plan.train.compile]:
             if is_compiled:
-                benchmark.compile()
+                prepare(built.model, attrs.evolve(benchmark.spec, recompute=False, compile=True))  # no way back
             timings.append(benchmark.measure(rounds, is_compiled=is_compiled))
     return Result(
         timings=tuple(timings),
-        flops_per_pair=flops,
+        flops_per_pair=benchmark.flops_per_pair,
         matmul_flops=measure_rates(device, dtype).flops,
         data_sheet_flops=data_sheet_flops(device_label(device), precision),
         difference=difference,

@@ -25,6 +25,7 @@ from medvlp_core.errors import DataError, Problem
 from medvlp_core.interfaces import Tokenizer
 from medvlp_core.model import ComposedModel
 from medvlp_core.plan import ModelPlan
+from medvlp_core.restoring import weights_follow
 from medvlp_core.train.folder import CHECKPOINTS, RECIPE
 from medvlp_core.train.state import TrainState, in_main, like
 
@@ -228,7 +229,9 @@ class LoadedRun:
 
 
 def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> LoadedRun:
-    """Load a trained model from a run folder (its newest checkpoint) or from one checkpoint's folder. Needs no training data.
+    """Load a trained model from a run folder (its newest checkpoint) or from one checkpoint's folder.
+
+    Needs neither training data nor the weights that training began with.
 
     The averaged weights if the run kept some (``train.ema_decay``), else those of the last step.
 
@@ -244,9 +247,9 @@ def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Loade
     facts = check_files(folder, WEIGHTS, AVERAGE, TOKENIZER)
     if not (folder / RECIPE).is_file():  # it may have been edited: the data can lie elsewhere on this machine
         raise _broken(folder / RECIPE, "the file is missing")
-    plan = plan_recipe(folder / RECIPE)
-    tokenizer = build_tokenizer(plan, folder=folder / TOKENIZER)
-    with torch.random.fork_rng(devices=[]):
+    with weights_follow(), torch.random.fork_rng(devices=[]):
+        plan = plan_recipe(folder / RECIPE)
+        tokenizer = build_tokenizer(plan, folder=folder / TOKENIZER)
         model = build_model(plan, seed=0)
     load_weights(model, folder / WEIGHTS)
     if (folder / AVERAGE).is_file():

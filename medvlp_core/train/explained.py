@@ -21,7 +21,7 @@ def explained(folder: Path) -> Iterator[None]:
     """Train in this context; ``folder`` is that of the run.
 
     Raises:
-        MedvlpError: memory is full (MV606), or another process is gone (MV607).
+        MedvlpError: memory is full (MV606), another process is gone (MV607), or a parameter gets no gradient (MV601).
     """
     try:
         yield
@@ -31,6 +31,10 @@ def explained(folder: Path) -> Iterator[None]:
         hint += f"; train.recompute changes no number: medvlp pretrain --resume {folder} --set train.recompute=true"
         raise MedvlpError(Problem(code="MV606", text=f"the memory of the device is full: {first}", hint=hint)) from error
     except Exception as error:
+        if str(error).startswith("Expected to have finished reduction"):  # of DistributedDataParallel
+            text = "with train.parallel: ddp every trained parameter needs a gradient in every step, and some get none"
+            hint = "`medvlp conform BUNDLE` finds such parameters; parallel: fsdp trains with them"
+            raise MedvlpError(Problem(code="MV601", text=text, hint=hint)) from error
         if not _is_another_gone(error):
             raise
         text = f"training process {rank()} cannot go on, for another one is gone"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import attrs
@@ -12,6 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from medvlp_core.blocks import InitSpec
+from medvlp_core.components import Role
 from medvlp_core.errors import Problem, SpecError
 from medvlp_core.files import write_at_once
 from medvlp_core.interfaces import Exportable
@@ -112,13 +113,23 @@ def starting_vocabulary(plan: ModelPlan) -> Path | None:
 
     Raises:
         DataError: the checkpoint is damaged (MV507).
+        SpecError: there is nothing, or a text encoder of medvlp without its vocabulary (MV509).
     """
     spec = plan.init_from
-    source = _checkpoint(Path(spec.path)) if spec.path is not None and spec.takes_vocabulary else None
-    if source is None:
+    if spec.path is None or not spec.takes_vocabulary or plan.one(Role.TEXT_ENCODER) is None:
         return None
-    check_files(source, TOKENIZER)
-    return source / TOKENIZER
+    source = _checkpoint(Path(spec.path))
+    if source is not None:
+        check_files(source, TOKENIZER)
+        return source / TOKENIZER
+    file = _library_file(Path(spec.path))
+    names = read_weights(file).keys()
+    if not _is_of_run(names) or not any(name.startswith("text_encoder.") for name in names):
+        return None  # a library's text encoder; the recipe names the tokenizer that belongs to it
+    if not (file.parent / TOKENIZER).is_dir():
+        hint = "give a run, or the whole folder that `medvlp export --to safetensors` wrote; or parts: without text_encoder"
+        raise _cannot(f"{file} holds a text encoder, and its vocabulary is not beside it", hint=hint)
+    return file.parent / TOKENIZER
 
 
 def _checkpoint(path: Path) -> Path | None:
@@ -151,7 +162,7 @@ def _run_weights(folder: Path) -> dict[str, Tensor]:
     return given
 
 
-def _is_of_run(given: Mapping[str, Tensor]) -> bool:
+def _is_of_run(given: Iterable[str]) -> bool:
     """Whether a file's names begin with parts of a model: it is a ``model.safetensors`` of medvlp."""
     return all(name.partition(".")[0] in _PARTS for name in given)
 

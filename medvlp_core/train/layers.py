@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -49,9 +50,27 @@ def prepare(model: nn.Module, spec: TrainSpec) -> None:
     """Let the layers of a model recompute their activations and be compiled, as the recipe says. Names of weights stay."""
     for layer in layers_of(model):
         if spec.recompute:
-            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False)
+            # Batch norms must not count a pass twice. Others need no context, with which the compiler could do less.
+            context = (
+                {"context_fn": lambda layer=layer: (nullcontext(), buffers_kept(layer))}
+                if any(True for _ in layer.buffers())
+                else {}
+            )
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, **context)
         if spec.compile:
             layer.compile()
+
+
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Afterwards all buffers, such as the statistics of batch norms, are as before."""
+    before = [buffer.clone() for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(module.buffers(), before, strict=True):
+                buffer.copy_(value)
 
 
 def for_processes(model: nn.Module, spec: TrainSpec, device: torch.device, world: int) -> nn.Module:
@@ -66,7 +85,8 @@ def for_processes(model: nn.Module, spec: TrainSpec, device: torch.device, world
 
         for layer in layers_of(model):
             fully_shard(layer)
-        model.register_forward_pre_hook(_buffers_of_main)
+        # DistributedDataParallel does this by itself.
+        model.register_forward_pre_hook(lambda module, arguments: take_buffers_of_main(module))
         # Losses are sums of views; nobody changes them in place.
         warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
         sharded: Any = fully_shard(model)
@@ -80,8 +100,8 @@ def for_processes(model: nn.Module, spec: TrainSpec, device: torch.device, world
     )
 
 
-def _buffers_of_main(model: nn.Module, arguments: tuple[object, ...]) -> None:
-    """DistributedDataParallel does this by itself: all processes begin a pass with the buffers that a checkpoint would hold."""
+def take_buffers_of_main(model: nn.Module) -> None:
+    """Give all processes the buffers of the main one, which a checkpoint would hold."""
     if world_size() > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)

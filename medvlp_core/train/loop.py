@@ -27,6 +27,7 @@ from medvlp_core.distributed import from_all, rank, sum_over_ranks, world_size
 from medvlp_core.errors import DataError, MedvlpError, Problem, SpecError
 from medvlp_core.interfaces import ReportsStatistics
 from medvlp_core.train.events import Observer, StepDone, StepLeftOut, Stopped
+from medvlp_core.train.layers import buffers_kept
 from medvlp_core.train.optim import learning_rate_at
 from medvlp_core.train.state import TrainState
 from medvlp_core.train.stop import StopRequest
@@ -46,13 +47,13 @@ def train(
     forward: nn.Module,
     device: torch.device,
     notify: Observer,
-    save: Callable[[], None],
+    save: Callable[[bool], None],
     stop: StopRequest,
 ) -> str | None:
     """Train from ``state.step`` to the end, in place. None at the end, or the signal that asked to stop.
 
     ``forward`` is the state's model as it is called, maybe wrapped for several processes. ``notify`` gets every event, ``save``
-    writes a checkpoint of the state.
+    writes a checkpoint of the state, and is told whether that is because the run was asked to stop.
 
     Raises:
         MedvlpError: more than ``max_bad_steps`` steps were not finite (MV601); the weights are those of the last good step.
@@ -61,11 +62,7 @@ def train(
     order = data_order(spec, pipeline)
     steps = count_steps(spec, order)
     share = Share(rank=rank(), world=world_size(), parts=spec.accumulate)
-    batches = iter(
-        pipeline.training_batches(
-            order, range(state.step, steps), share=share, workers=spec.workers, is_pinned=device.type == "cuda"
-        )
-    )
+    batches = iter(pipeline.training_batches(order, range(state.step, steps), share=share, is_pinned=device.type == "cuda"))
     reporters = {name: module for name, module in state.model.named_modules() if isinstance(module, ReportsStatistics)}
     settle_buckets(forward, pipeline, order, share, device, spec.precision)
     statistics_of(reporters)  # what that pass used is of no step
@@ -73,7 +70,7 @@ def train(
 
     while state.step < steps:
         step = state.step
-        torch.manual_seed(seed_of(spec.seed, step, share.rank))  # masks and dropout
+        torch.manual_seed(seed_of("masks", spec.seed, step, share.rank))  # and dropout
         learning_rate = learning_rate_at(step, steps, spec)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate * group["lr_scale"]
@@ -87,13 +84,15 @@ def train(
             batch = next(batches)
             waiting += time.perf_counter() - before
             rows += batch.record_index.tolist()
-            with last_part_synchronises(forward, is_last=part + 1 == spec.accumulate), autocast(device, spec.precision):
-                output: StepOutput = forward(to_device(batch, device))
-                # Processes are averaged, parts are summed: so every pair counts the same, however unequal the parts are.
-                part_of_step = len(batch.image) / pairs
+            # Processes are averaged, parts are summed: so every pair counts the same, however unequal the parts are.
+            part_of_step = len(batch.image) / pairs
+            with last_part_synchronises(forward, is_last=part + 1 == spec.accumulate):
+                with autocast(device, spec.precision):
+                    output: StepOutput = forward(to_device(batch, device))
                 state.scaler.scale(output.loss * (part_of_step * share.world)).backward()
             numbers = torch.stack([output.loss, *output.losses.values()]).detach().float() * part_of_step
-            sums = numbers if sums is None else sums + numbers
+            sums, names = numbers if sums is None else sums + numbers, list(output.losses)
+            del output  # predictions and ports of this pass would stay in memory during the next one
 
         state.scaler.unscale_(state.optimizer)
         grad_norm = norm_of(nn.utils.clip_grad_norm_(state.model.parameters(), spec.clip_norm or math.inf))
@@ -104,7 +103,7 @@ def train(
         numbers = torch.cat([sums, *(value.detach().float().reshape(1) / share.world for value in told.values()), is_asked])
         total, *terms, asked = sum_over_ranks(numbers).tolist()
         norm = grad_norm.item()
-        losses = dict(zip(output.losses, terms, strict=False))
+        losses = dict(zip(names, terms, strict=False))
         statistics = dict(zip(told, terms[len(losses) :], strict=True))
         # With a loss scale, gradients that are too large for fp16 are part of the game: the scaler leaves the update out and
         # halves itself. If that has not helped down to a scale below 1, they are no matter of scale.
@@ -145,7 +144,7 @@ def train(
         is_last = state.step == steps
         is_due = spec.checkpoint_every_steps is not None and state.step % spec.checkpoint_every_steps == 0
         if is_last or is_due or asked:
-            save()
+            save(bool(asked))
             clock = time.perf_counter()
         if asked:
             signal = from_first(stop.signal)
@@ -165,12 +164,11 @@ def settle_buckets(
     if not isinstance(forward, DistributedDataParallel):
         return
     torch.manual_seed(0)
-    buffers = [buffer.clone() for buffer in forward.buffers()]
     batch = next(iter(pipeline.training_batches(order, range(1), share=share)))
-    with autocast(device, precision):
-        forward(to_device(batch, device)).loss.backward()
-    for buffer, before in zip(forward.buffers(), buffers, strict=True):
-        buffer.copy_(before)
+    with buffers_kept(forward):
+        with autocast(device, precision):
+            loss = forward(to_device(batch, device)).loss
+        loss.backward()
 
 
 def statistics_of(reporters: dict[str, ReportsStatistics]) -> dict[str, Tensor]:

@@ -102,7 +102,7 @@ class PlainLoop:
         found: list[list[float]] = []
         for step in range(steps):
             if is_seeded:
-                torch.manual_seed(seed_of(spec.seed, step, 0))
+                torch.manual_seed(seed_of("masks", spec.seed, step, 0))
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, steps, spec) * group["lr_scale"]
             optimizer.zero_grad(set_to_none=True)
@@ -113,8 +113,8 @@ class PlainLoop:
                 waiting += time.perf_counter() - before
                 with autocast(self.device, spec.precision):
                     loss, terms = self.forward(to_device(batch, self.device))
-                    part = len(batch.image) / spec.batch_size
-                    scaler.scale(loss * part).backward()
+                part = len(batch.image) / spec.batch_size
+                scaler.scale(loss * part).backward()
                 numbers = numbers + torch.stack([loss, *terms] if is_seeded else [loss]).detach().float() * part
             scaler.unscale_(optimizer)
             if spec.clip_norm is not None:

@@ -17,7 +17,15 @@ from medvlp_core.documents import differences
 from medvlp_core.errors import DataError, Problem
 from medvlp_core.plan import ModelPlan
 from medvlp_core.restoring import weights_follow
-from medvlp_core.train.checkpoint import FACTS, TOKENIZER, check_files, list_checkpoints, read_progress, set_aside
+from medvlp_core.train.checkpoint import (
+    FACTS,
+    TOKENIZER,
+    check_files,
+    checkpoint_name,
+    list_checkpoints,
+    read_progress,
+    set_aside,
+)
 from medvlp_core.train.folder import CHECKPOINTS, EVALUATION, RECIPE, read_start
 from medvlp_core.yamlio import Override
 
@@ -127,7 +135,7 @@ def _checked(checkpoint: Path, found: list[Path]) -> dict[str, Any]:
     try:
         return check_files(checkpoint)
     except DataError as error:
-        earlier = [path for path in found if path.name < checkpoint.name]
+        earlier = [path for path in found if path.name < checkpoint.resolve().name]
         if not earlier:
             raise
         hint = f"go on from the checkpoint before it: medvlp pretrain --resume {earlier[-1]}"
@@ -149,6 +157,6 @@ def _check_changes(begun: ModelPlan, now: ModelPlan, folder: Path) -> None:
 def set_aside_later(resume: Resume) -> None:
     """Take what is newer than the checkpoint to go on from out of the way: the run will write it anew."""
     for path in list_checkpoints(resume.folder):
-        if resume.checkpoint is not None and path.name > resume.checkpoint.name:
+        if resume.checkpoint is not None and path.name > checkpoint_name(resume.step):
             set_aside(path)
     (resume.folder / EVALUATION).unlink(missing_ok=True)

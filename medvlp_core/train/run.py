@@ -14,7 +14,6 @@
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, nullcontext
@@ -29,14 +28,11 @@ from rich.console import Console
 from torch.distributed.tensor import DTensor
 
 import medvlp_core
-from medvlp_core.blocks import TrainSpec
 from medvlp_core.build import BuiltRun, build_run
-from medvlp_core.data.order import seed_of
-from medvlp_core.data.pipeline import InputPipeline
-from medvlp_core.device import autocast, choose_device, to_device
-from medvlp_core.distributed import alone, from_main, is_main, process_group, together, world_size
+from medvlp_core.device import autocast, choose_device
+from medvlp_core.distributed import from_main, is_main, process_group, together, world_size
 from medvlp_core.evaluate.baseline import calibrate
-from medvlp_core.evaluate.protocol import Card, EvaluationRun, held_out_split, split_obstacle
+from medvlp_core.evaluate.protocol import Card, EvaluationRun, held_out_split
 from medvlp_core.evaluate.runner import by_reason, evaluate_all, find_obstacles, write_cards
 from medvlp_core.evaluate.table import print_cards
 from medvlp_core.files import write_at_once
@@ -76,6 +72,7 @@ from medvlp_core.train.resume import Resume, read_resume, set_aside_later
 from medvlp_core.train.state import TrainState
 from medvlp_core.train.stop import StopRequest
 from medvlp_core.train.trackers import RunTrackers, check_trackers
+from medvlp_core.train.validation import validation_loss
 from medvlp_core.yamlio import Override
 
 
@@ -218,8 +215,9 @@ def _train(
         observers = RunObservers(folder, plan, console, resume, trackers)
     with observers, StopRequest() as stop:
 
-        def save() -> None:
-            validation = validation_loss(state, built.pipeline, spec, device)
+        def save(is_stopping: bool) -> None:
+            # Who asks a run to stop may not wait for long.
+            validation = None if is_stopping else validation_loss(state, built.pipeline, spec, device)
             path = folder / CHECKPOINTS / checkpoint_name(state.step)
             with together():
                 save_checkpoint(
@@ -295,29 +293,6 @@ def _evaluate(
     took = f"training and evaluation took {seconds:.0f} s"
     console.print(f"run folder: {folder}  ({took})", style="bold", markup=False, soft_wrap=True)
     return RunResult(folder=folder, built=built, cards=cards, seconds=seconds)
-
-
-@torch.no_grad()
-def validation_loss(state: TrainState, pipeline: InputPipeline, spec: TrainSpec, device: torch.device) -> float | None:
-    """The weighted loss on the split ``val``, mean over its pairs, always with the same masks, of the averaged weights if there
-    are some; None if there is no such split, or if the loss is not finite.
-
-    Computed only where several checkpoints compete for the best one. Every process computes all of it.
-    """
-    if spec.checkpoint_every_steps is None or split_obstacle(pipeline, "val") is not None:
-        return None
-    model = state.model.eval()
-    total = count = 0.0
-    pairs = max(1, spec.batch_size // (spec.accumulate * world_size()))  # as many as fit in training
-    torch.manual_seed(seed_of(spec.seed))
-    with alone(), state.averaged():
-        for batch in pipeline.loader("val", batch_size=pairs):
-            with autocast(device, spec.precision):
-                loss = model(to_device(batch, device)).loss
-            total += loss.item() * len(batch.image)
-            count += len(batch.image)
-    model.train()
-    return total / count if math.isfinite(total) else None
 
 
 def run_facts(built: BuiltRun, device: torch.device) -> dict[str, Any]:

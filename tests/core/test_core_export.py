@@ -115,3 +115,18 @@ def test_an_export_overwrites_nothing(run: Path, tmp_path: Path) -> None:
         with pytest.raises(MedvlpError, match=rf"MV510\] the export cannot be written to .*: {why}"):
             export_run(run, "safetensors", out)
     assert (tmp_path / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("a fault of a component"), KeyboardInterrupt(), OSError(28, "No space left on device")]
+)
+def test_a_failed_export_can_be_repeated(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
+    def fail(*_: object) -> str:
+        raise error
+
+    with monkeypatch.context() as patched:
+        patched.setattr("medvlp_core.export.write.model_card", fail)
+        with pytest.raises((type(error), MedvlpError)):
+            export_run(run, "safetensors", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert export_run(run, "safetensors", tmp_path / "out").files

@@ -105,3 +105,8 @@ def test_a_trained_model_works_without_the_weights_that_it_began_with(
     (tmp_path / "vit.safetensors").unlink()
     second = medvlp_core.load(run, device="cpu")
     assert torch.equal(second.encode_image(FILMS).image_tokens, first.encode_image(FILMS).image_tokens)
+
+
+def test_a_temperature_of_zero_is_refused(model: TrainedModel) -> None:
+    with pytest.raises(ValueError, match="temperature must be above 0, found 0"):
+        model.zero_shot(FILMS, {"Pneumonia": "pneumonia", "No Finding": "clear lungs"}, temperature=0.0)

@@ -41,5 +41,10 @@ def test_a_pair_has_another_crop_in_each_epoch_and_the_same_one_when_asked_again
 
 
 def test_seeds_are_the_same_on_every_machine() -> None:
-    assert seed_of(0, 0, 0) == 2_278_555_635_313_361_279
-    assert 0 <= seed_of(2**40, 3) < 2**63
+    assert seed_of("masks", 0, 0, 0) == 1_717_994_293_549_830_514
+    assert 0 <= seed_of("masks", 2**40, 3) < 2**63
+
+
+def test_purposes_share_no_seed() -> None:
+    crops = {draw.seed for at in range(4) for draw in DataOrder(count=8, batch_size=4, seed=0).pairs(at)}
+    assert not crops & {seed_of("masks", 0, step, rank) for step in range(8) for rank in range(8)}

@@ -184,11 +184,23 @@ def test_worker_processes_give_the_same_batches(workers: int) -> None:
     data = run_order(6, 2)
     alone = list(pipeline.training_batches(data, range(5)))
     torch.manual_seed(5)
-    helped = list(pipeline.training_batches(data, range(5), workers=workers))
+    pipeline.workers = workers
+    helped = list(pipeline.training_batches(data, range(5)))
     assert len(alone) == len(helped) == 5
     for one, other in zip(alone, helped, strict=True):
         assert torch.equal(one.image, other.image)
         assert torch.equal(one.token_ids, other.token_ids)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_split_comes_whole_in_its_order_or_shared(workers: int) -> None:
+    pipeline = make(sources=("covid",))
+    pipeline.workers = workers
+    count = len(pipeline.records("train"))
+    assert [row for batch in pipeline.loader("train", batch_size=2) for row in batch.record_index.tolist()] == list(range(count))
+    shares = [[batch.record_index.tolist() for batch in pipeline.loader("train", batch_size=1, share=(at, 3))] for at in range(3)]
+    assert shares[1][:2] == [[1], [4]]
+    assert sorted(row for share in shares for batch in share for row in batch) == list(range(count))
 
 
 def test_reading_a_pair_leaves_the_random_state_alone() -> None:
@@ -239,8 +251,9 @@ def test_an_unreadable_image_stops_with_its_path(tmp_path: Path) -> None:
     pipeline = make(source=ListSource({"train": [record]}))
     with pytest.raises(DataError, match=r"MV501.*absent\.png: it does not exist") as alone:
         next(iter(pipeline.training_batches(run_order(1, 1), range(1))))
+    pipeline.workers = 1
     with pytest.raises(DataError) as helped:
-        next(iter(pipeline.training_batches(run_order(1, 1), range(1), workers=1)))
+        next(iter(pipeline.training_batches(run_order(1, 1), range(1))))
     assert helped.value.problems == alone.value.problems
     assert str(helped.value) == str(alone.value)
 
@@ -251,9 +264,9 @@ def test_a_tokenizer_that_fails_in_a_worker_says_why() -> None:
             raise DataError(Problem(code="MV506", text="no vocabulary yet"))
 
     pipeline = make(sources=("covid",))
-    pipeline.tokenizer = Unready()
+    pipeline.tokenizer, pipeline.workers = Unready(), 1
     with pytest.raises(DataError) as caught:
-        next(iter(pipeline.training_batches(run_order(6, 2), range(1), workers=1)))
+        next(iter(pipeline.training_batches(run_order(6, 2), range(1))))
     assert str(caught.value) == "[MV506] no vocabulary yet"
 
 
@@ -266,6 +279,6 @@ def test_loading_leaves_the_random_state_alone() -> None:
     pipeline = make(sources=("covid",))
     before = torch.get_rng_state()
     next(iter(pipeline.loader("train", batch_size=4)))
-    order = DataOrder(count=8, batch_size=4, seed=0)
+    order = DataOrder(count=len(pipeline.records("train")), batch_size=4, seed=0)
     next(iter(pipeline.training_batches(order, range(1))))
     assert torch.equal(torch.get_rng_state(), before)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from medvlp_core.errors import DataError
-from medvlp_core.train.checkpoint import FORMAT, find_checkpoint, load_run
+from medvlp_core.train.checkpoint import FORMAT, find_checkpoint, list_checkpoints, load_run, prune_checkpoints
 from medvlp_core.train.folder import check_run_folder, make_run_folder
 
 
@@ -81,3 +81,29 @@ def test_a_run_folder_is_refused_before_anything_is_made(tmp_path: Path, monkeyp
     with pytest.raises(DataError, match=r"MV508.*may not be written"):
         check_run_folder("a/b")
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_the_newest_and_the_best_checkpoints_stay(tmp_path: Path) -> None:
+    losses = {100: 2.0, 200: 0.5, 300: None, 400: 0.7, 500: 0.6}
+    for step, loss in losses.items():
+        make(tmp_path / "checkpoints" / f"step-{step:07d}", validation=loss)
+    make(tmp_path / "checkpoints" / ".step-0000450.partial")
+    make(tmp_path / "checkpoints" / ".step-0000600.partial")
+    prune_checkpoints(tmp_path, keep=2)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        ".step-0000600.partial",  # maybe somebody writes it now
+        "step-0000200",
+        "step-0000400",
+        "step-0000500",
+    ]
+    make(tmp_path / "checkpoints" / "step-0000600", validation=0.4)
+    prune_checkpoints(tmp_path, keep=1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000600"], "a better one was found"
+
+
+def test_without_losses_the_newest_stay(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        make(tmp_path / "checkpoints" / f"step-{step:07d}")
+    (tmp_path / "checkpoints/step-0000001/checkpoint.json").write_text("{")
+    prune_checkpoints(tmp_path, keep=1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-0000003"]

@@ -16,17 +16,15 @@ def test_a_full_memory_is_a_message_with_the_way_on() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity of 79 GiB")
     assert str(caught.value) == (
         "[MV606] the memory of the device is full: CUDA out of memory\n"
-        "    hint: `medvlp estimate` tells what a step needs and which setting would make it fit; train.recompute changes no number: "
-        "medvlp pretrain --resume runs/a --set train.recompute=true"
+        "    hint: `medvlp estimate` tells what a step needs and which setting would make it fit; "
+        "train.recompute changes no number: medvlp pretrain --resume runs/a --set train.recompute=true"
     )
 
 
 def test_a_lost_partner_is_found_behind_the_message_about_a_component() -> None:
+    lost = RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:65155")
     with pytest.raises(MedvlpError, match="MV607") as caught, explained(Path("run")):
-        try:
-            raise RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:65155")
-        except RuntimeError as error:
-            raise MedvlpError(Problem(code="MV306", text="model.fusion failed")) from error
+        raise MedvlpError(Problem(code="MV306", text="model.fusion failed")) from lost
     assert "MV306" not in str(caught.value)
 
 

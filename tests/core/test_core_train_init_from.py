@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from transformers import BertConfig, BertForMaskedLM
 from medvlp_core.build import build_model, build_tokenizer
 from medvlp_core.compose import plan_recipe
 from medvlp_core.errors import MedvlpError
+from medvlp_core.export.write import export_run
 from medvlp_core.model import ComposedModel
 from medvlp_core.train.checkpoint import find_checkpoint, load_run, weights_of
 from medvlp_core.train.init_from import begin_with_weights, starting_vocabulary
@@ -92,6 +94,24 @@ def test_the_vocabulary_comes_with_the_text_encoder(build: Build) -> None:
         ("{path: run, parts: [fusion]}", False),
     ):
         assert (starting_vocabulary(build(f"init_from: {text}\n").plan) is not None) == comes
+
+
+def test_weights_of_medvlp_without_their_run_bring_the_vocabulary_beside_them(build: Build, folder: Path, tmp_path: Path) -> None:
+    exported = folder / "exported"
+    if not exported.exists():
+        export_run(folder / "run", "safetensors", exported)
+    for path in ("exported", "exported/model.safetensors", "run/checkpoints/step-0000000/model.safetensors"):
+        vocabulary = starting_vocabulary(build(f"init_from: {{path: {path}}}\n").plan)
+        assert vocabulary is not None
+        assert (vocabulary / "tokenizer.json").is_file()
+    shutil.copy(exported / "model.safetensors", folder / "lonely.safetensors")
+    with pytest.raises(MedvlpError) as caught:
+        build("init_from: {path: lonely.safetensors}\n")
+    assert str(caught.value).startswith(
+        "[MV509] init_from: lonely.safetensors holds a text encoder, and its vocabulary is not beside it\n"
+    )
+    model = build("init_from: {path: lonely.safetensors, parts: [image_encoder, fusion]}\n")
+    assert begin(model, tmp_path)[1] == "  image_encoder: 18 tensors matched, 0 resized, 0 unused"
 
 
 def test_an_image_encoder_from_an_mae_like_file(build: Build, folder: Path, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Blocks: which they are, and that computing them another way changes no number."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -38,15 +39,26 @@ def test_blocks_of_real_encoders_are_found(built: BuiltRun) -> None:
     assert layers_of(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))) == [], "plain layers are no blocks"
 
 
-def test_recomputing_changes_no_number(built: BuiltRun) -> None:
-    loss, before = gradients(built)
-    names = set(built.model.state_dict())
-    prepare(built.model, TrainSpec(steps=1, recompute=True))
-    again, after = gradients(built)
+CNN = "{use: standard.timm_cnn, model: resnet10t, image_size: 64, channels: 1}"
+
+
+@pytest.mark.parametrize("encoder", ["timm_vit", "timm_cnn"])
+def test_recomputing_changes_no_number(host: PluginHost, tmp_path: Path, micro: str, encoder: str) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(micro if encoder == "timm_vit" else re.sub(r"(?<=image_encoder:)\s+{use: [^}]*}", f" {CNN}", micro))
+    found = []
+    for recompute in (False, True):
+        built = build_run(plan_recipe(path, host=host), seed=0)
+        prepare(built.model, TrainSpec(steps=1, recompute=recompute))
+        loss, gradient = gradients(built)
+        found.append((loss, gradient, dict(built.model.named_buffers()), set(built.model.state_dict())))
+    (loss, before, buffers, names), (again, after, buffers_after, names_after) = found
     assert again == loss
     assert before.keys() == after.keys()
     assert all(torch.equal(before[name], after[name]) for name in before), "dropout too"
-    assert set(built.model.state_dict()) == names
+    assert len(buffers) > (10 if encoder == "timm_cnn" else 0)
+    assert all(torch.equal(buffers[name], buffers_after[name]) for name in buffers), "batch norms count a pass once"
+    assert names == names_after
 
 
 def test_compiled_blocks_give_the_same(built: BuiltRun) -> None:

@@ -77,7 +77,7 @@ def run(
         forward=model,
         device=CPU,
         notify=lambda event: (events.append(event), notify and notify(event)),
-        save=lambda: saved.append(state.step),
+        save=lambda _: saved.append(state.step),
         stop=StopRequest(),
     )
     return events, saved
@@ -273,6 +273,54 @@ def test_bf16_on_the_cpu_trains() -> None:
     torch.manual_seed(0)
     events, _ = run(Line(), TrainSpec(steps=200, batch_size=4, learning_rate=0.1, precision="bf16"))
     assert events[-1].losses["a.fit"] < 0.1 * events[1].losses["a.fit"]
+
+
+def test_autocast_ends_with_the_forward_pass() -> None:
+    """In backward it would compute in half precision what the forward pass did not."""
+    model, seen = Line(), []
+
+    def forward(batch: ImageTextBatch) -> StepOutput:
+        output = Line.forward(model, batch)
+        seen.append(torch.is_autocast_enabled("cpu"))
+        output.loss.register_hook(lambda gradient: seen.append(torch.is_autocast_enabled("cpu")))
+        return output
+
+    model.forward = forward  # type: ignore[method-assign]
+    run(model, TrainSpec(steps=1, batch_size=4, precision="bf16"))
+    assert seen == [True, False]
+
+
+class Steep(Line):
+    """Its gradient is infinite in its passes ``bad_calls``, and its loss is not."""
+
+    def forward(self, batch: ImageTextBatch) -> StepOutput:
+        output = super().forward(batch)
+        if self.calls in self.steep_calls:
+            return output._replace(loss=output.loss + (self.linear.bias * 0).abs().sqrt().sum())
+        return output
+
+    def __init__(self, steep_calls: tuple[int, ...]) -> None:
+        super().__init__()
+        self.steep_calls = steep_calls
+
+
+@pytest.mark.parametrize(("scale", "bad"), [(2.0**16, 0), (0.5, 1)])
+def test_a_loss_scale_takes_gradients_that_are_too_large_upon_itself(scale: float, bad: int) -> None:
+    """As with fp16 on a GPU: the update is left out and the scale halved. Below a scale of 1 the step is a bad one."""
+    model, spec = Steep((2,)), TrainSpec(steps=3, batch_size=4)
+    state = TrainState.fresh(model, spec, CPU)
+    state.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    weights: list[float] = []
+    events, _ = run(model, spec, state=state, notify=lambda event: weights.append(model.linear.weight.item()))
+    assert state.bad_steps == bad
+    assert state.scaler.get_scale() == scale / 2
+    assert weights[0] == weights[1] != weights[2]
+    assert [type(event).__name__ for event in events] == ["StepDone", "StepLeftOut" if bad else "StepDone", "StepDone"]
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    plain = TrainState.fresh(Line(), spec, CPU)
+    plain.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    plain.load_numbers(state.numbers())
+    assert (plain.scaler.get_scale(), plain.bad_steps) == (scale / 2, bad), "a checkpoint keeps the scale"
 
 
 def test_devices_and_precisions_that_are_not_there() -> None:

@@ -111,7 +111,7 @@ def run(change: dict[str, Any], *, is_bad: bool = False) -> dict[str, Any]:
         forward=forward,
         device=CPU,
         notify=events.append,
-        save=lambda: None,
+        save=lambda _: None,
         stop=StopRequest(),
     )
     handle.remove()

@@ -6,15 +6,30 @@ from pathlib import Path
 import attrs
 import pytest
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medvlp_core.build import build_run
 from medvlp_core.cli import main
+from medvlp_core.cli.bench_train import above, masking_line
 from medvlp_core.compose import plan_recipe
 from medvlp_core.errors import MedvlpError
-from medvlp_core.train.benchmark import Overhead, TrainBenchmark
+from medvlp_core.train.benchmark import Lap, MaskedPass, Overhead, Timing, TrainBenchmark, first_batch, flops_per_pair, masked_pass
 from medvlp_core.train.plain import forward_source
 
 CPU = torch.device("cpu")
+#: An image encoder that computes hidden cells too, and none that sees a masked image.
+CNN = "{use: standard.timm_cnn, model: resnet10t, image_size: 64, channels: 1, stage: 2}"
+TWO_TOWERS = """\
+medvlp: 1
+data: {use: open_cxr.pairs, sources: [nih]}
+tokenizer: {use: standard.wordpiece, vocab_size: 300, max_length: 32}
+model:
+  image_encoder: %s
+  text_encoder: {use: standard.bert, width: 32, layers: 1, heads: 2}
+  alignments:
+    clip: {use: standard.info_nce, dim: 8}
+train: {steps: 4, batch_size: 4}
+"""
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +37,16 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, micro: str) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "micro.yaml"
     path.write_text(micro)
     return path
+
+
+def benchmark_of(text: str, folder: Path) -> TrainBenchmark:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return TrainBenchmark.over(build_run(plan_recipe(path), seed=0), CPU, steps=3, folder=folder)
+
+
+def lap(seconds: float) -> Lap:
+    return Lap(steps=2, seconds=seconds, cpu_seconds=seconds, waiting=0.0)
 
 
 def test_the_rival_is_written_straight_down(recipe: Path) -> None:
@@ -37,6 +62,7 @@ def test_both_loops_are_timed_and_their_losses_are_equal(recipe: Path, tmp_path:
     assert main([*command, "--limit", "-99"]) == 1, "no loop takes a hundredth of the other's time"
     text = capsys.readouterr().out
     assert "overhead, CPU time of this process: " in text
+    assert "masking hides 75% of the patches: its pass of the image encoder takes " in text
     assert text.splitlines()[-1].endswith("is above the limit of -99 %")
     result = json.loads((out / "train.json").read_text())
     assert result["difference"] < 1e-6
@@ -63,3 +89,64 @@ def test_the_interval_of_the_median() -> None:
     assert overhead.median == pytest.approx(0.095)
     few = Overhead.of([1.0, 1.1, 1.2], [1.0, 1.0, 1.0])
     assert (few.low, few.high) == (pytest.approx(0.0), pytest.approx(0.2)), "three rounds: the whole range"
+
+
+def test_the_limit_looks_at_every_setting() -> None:
+    rival = (lap(1.0), lap(1.0))
+    fast, slow = (Timing(is_compiled=slow, pairs_per_step=4, ours=(lap(1.0 + slow),) * 2, rival=rival) for slow in (False, True))
+    assert above(3, [fast, slow]) == ["with torch.compile: the overhead of 100.0 % is above the limit of 3 %"]
+    assert above(3, [fast]) == []
+
+
+def test_operations_that_are_done_again_are_not_counted(micro: str, tmp_path: Path) -> None:
+    again = benchmark_of(micro.replace("batch_size: 4", "batch_size: 4, recompute: true"), tmp_path)
+    assert again.flops_per_pair == benchmark_of(micro, tmp_path).flops_per_pair
+    # Counted on the prepared model they would be more.
+    assert flops_per_pair(again.built.model, first_batch(again.rival), "fp32") > 1.1 * again.flops_per_pair
+
+
+def test_the_attention_of_a_cpu_is_counted(micro: str, tmp_path: Path) -> None:
+    benchmark = benchmark_of(micro, tmp_path)
+    counts = []
+    for backend in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION):
+        torch.manual_seed(0)  # the same words are hidden
+        with sdpa_kernel(backend):
+            counts.append(flops_per_pair(benchmark.built.model, first_batch(benchmark.rival), "fp32"))
+    # Flash attention computes its scores a second time in backward.
+    assert counts[0] < counts[1] < 1.01 * counts[0]
+
+
+def test_what_masking_saves(micro: str, tmp_path: Path) -> None:
+    one = MaskedPass(hidden=0.75, drops_hidden=True, seconds=0.1, seconds_unmasked=0.4)
+    timing = Timing(is_compiled=False, pairs_per_step=4, ours=(lap(0.6), lap(0.6)), rival=(lap(0.6), lap(0.6)), masked_pass=one)
+    # A step takes 0.3 s, and would take 0.6 s.
+    assert timing.saved_by_masking == pytest.approx(0.5)
+    assert masking_line(timing).endswith("takes 100.0 ms a step instead of 400.0 ms, which saves 50.0% of a step")
+
+    benchmark = benchmark_of(micro, tmp_path)
+    before = {name: value.clone() for name, value in benchmark.built.model.state_dict().items()}
+    found = masked_pass(benchmark.built.model, first_batch(benchmark.rival), benchmark.spec)
+    assert found is not None
+    assert (found.hidden, found.drops_hidden) == (0.75, True)
+    assert all(torch.equal(value, before[name]) for name, value in benchmark.built.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in benchmark.built.model.parameters())
+
+
+def test_an_encoder_that_computes_hidden_cells_saves_nothing(micro: str, tmp_path: Path) -> None:
+    head, _, rest = micro.partition("  image_encoder:")
+    text = f"{head}  image_encoder: {CNN}\n  text_encoder:{rest.partition('  text_encoder:')[2]}"
+    benchmark = benchmark_of(text, tmp_path)
+    before = {name: value.clone() for name, value in benchmark.built.model.state_dict().items()}
+    found = masked_pass(benchmark.built.model, first_batch(benchmark.rival), benchmark.spec)
+    timing = Timing(is_compiled=False, pairs_per_step=4, ours=(lap(1.0),), rival=(lap(1.0),), masked_pass=found)
+    assert (
+        masking_line(timing) == "  masking hides 75% of the image, and saves no time: this image encoder computes hidden cells too"
+    )
+    assert all(torch.equal(value, before[name]) for name, value in benchmark.built.model.state_dict().items())
+
+
+def test_a_recipe_that_hides_nothing_has_nothing_to_save(tmp_path: Path) -> None:
+    benchmark = benchmark_of(TWO_TOWERS % CNN, tmp_path)
+    found = masked_pass(benchmark.built.model, first_batch(benchmark.rival), benchmark.spec)
+    timing = Timing(is_compiled=False, pairs_per_step=4, ours=(lap(1.0),), rival=(lap(1.0),), masked_pass=found)
+    assert masking_line(timing) == "  the image encoder sees whole images: no masking saves time"

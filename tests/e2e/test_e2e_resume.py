@@ -26,7 +26,7 @@ from medvlp_core.compose import plan_recipe
 from medvlp_core.errors import DataError
 from medvlp_core.train.checkpoint import list_checkpoints, load_run
 from medvlp_core.train.init_from import starting_vocabulary
-from medvlp_core.train.resume import read_resume
+from medvlp_core.train.resume import read_resume, set_aside_later
 from medvlp_core.train.run import pretrain
 
 #: For each kind. ``MEDVLP_KILLS=40 pytest tests/e2e/test_e2e_resume.py -k killed`` kills dozens of times.
@@ -145,6 +145,18 @@ def test_loading_a_model_finds_damaged_weights_and_vocabularies(run: Path, tmp_p
         starting_vocabulary(plan_recipe(begun))
 
 
+def test_a_checkpoint_may_be_named_from_inside_or_be_a_copy(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what is newer than it is set aside."""
+    shutil.copytree(run / "checkpoints/step-0000012", run / "checkpoints/best")
+    monkeypatch.chdir(run / "checkpoints/step-0000012")
+    for given in (Path("."), run / "checkpoints/best"):
+        resume = read_resume(given)
+        assert (resume.step, resume.folder.resolve()) == (12, run)
+        before = {path.name for path in list_checkpoints(run)}
+        set_aside_later(resume)
+        assert before - {path.name for path in list_checkpoints(run)} == ({"step-0000014"} if given == Path(".") else set())
+
+
 def test_a_torn_checkpoint_is_never_picked_up(run: Path) -> None:
     shutil.copytree(run / "checkpoints/step-0000014", run / "checkpoints/.step-0000099.partial")
     assert read_resume(run).step == 14
@@ -179,7 +191,7 @@ def test_a_changed_recipe_is_refused_with_every_change(run: Path, capsys: pytest
         "    model.alignments.gla.dim: 8 in the run, 4 now",
         "    train.learning_rate: 0.001 in the run, 0.002 now",
     ]
-    assert lines[3].startswith("    hint: a run that goes on may change data, evaluators, train.workers, ")
+    assert lines[3].startswith("    hint: a run that goes on may change data, evaluators, train.recompute, train.workers, ")
 
 
 def test_what_changes_nothing_that_is_learned_may_change(run: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
