@@ -9,7 +9,17 @@ import torch
 from rich.console import Console
 
 import medvlp_core
-from medvlp_core.ablate.folder import Outcome, check_same, clear, is_ablation, is_done, manifest, write_manifest, write_outcome
+from medvlp_core.ablate.folder import (
+    Outcome,
+    check_same,
+    clear,
+    is_ablation,
+    is_done,
+    manifest,
+    read_outcome,
+    write_manifest,
+    write_outcome,
+)
 from medvlp_core.ablate.grid import Ablation, Run, with_places
 from medvlp_core.build import build_source
 from medvlp_core.device import autocast, choose_device
@@ -17,7 +27,8 @@ from medvlp_core.errors import MedvlpError, Report
 from medvlp_core.plan import ModelPlan
 from medvlp_core.train.folder import make_run_folder
 from medvlp_core.train.loop import NOT_FINITE, check_length
-from medvlp_core.train.run import pretrain
+from medvlp_core.train.resume import read_resume
+from medvlp_core.train.run import go_on, pretrain
 
 
 def open_ablation(ablation: Ablation, *, out: str | None, device: str | None) -> Path:
@@ -73,17 +84,30 @@ def run_all(ablation: Ablation, folder: Path, *, device: str | None, console: Co
             console.print(f"{head}: done before", style="dim", markup=False, highlight=False, soft_wrap=True)
             continue
         console.print(f"\n{head}", style="bold", markup=False, highlight=False, soft_wrap=True)
-        clear(folder / run.folder)
         outcome = train_one(run, folder / run.folder, device=device, console=console)
         if outcome.status != "finished":
             console.print(f"{outcome.status}: {outcome.reasons[0]}", style="red", markup=False, highlight=False, soft_wrap=True)
         write_outcome(folder / run.folder, outcome)
 
 
-def train_one(run: Run, folder: Path, *, device: str | None, console: Console) -> Outcome:
-    """Train and evaluate one combination with one seed, as ``medvlp pretrain`` does."""
+def was_killed(folder: Path) -> bool:
+    """Whether there is a run that did not end and has a checkpoint to go on from."""
+    if read_outcome(folder) is not None:
+        return False
     try:
-        result = pretrain(run.plan, out=folder, device=device, console=console)
+        return read_resume(folder).checkpoint is not None
+    except MedvlpError:
+        return False
+
+
+def train_one(run: Run, folder: Path, *, device: str | None, console: Console) -> Outcome:
+    """Train and evaluate one combination with one seed, as ``medvlp pretrain`` does; one that was killed goes on."""
+    try:
+        if was_killed(folder):
+            result = go_on(folder, device=device, console=console)
+        else:
+            clear(folder)
+            result = pretrain(run.plan, out=folder, device=device, console=console)
     except MedvlpError as error:
         has_diverged = any(problem.code == NOT_FINITE for problem in error.problems)
         return Outcome(status="diverged" if has_diverged else "failed", reasons=(str(error),))

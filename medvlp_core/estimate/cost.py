@@ -75,25 +75,31 @@ def pairs_of_a_pass(spec: TrainSpec, gpus: int) -> int:
 def memory_of(parts: Parts, trace: StepTrace, spec: TrainSpec, gpus: int, card: Card) -> Memory:
     """The peak of a step. The optimiser is AdamW: two numbers for each trained one, and a count for each tensor.
 
-    Shards of weights and of gradients stay; beside them are whole what FSDP has gathered, and gradients that it has not yet
-    scattered. It leaves buffers alone.
+    FSDP: beside the shards, weights in no layer are whole, and those of the layer at work and of the next. Gradients of layers are
+    whole until they are scattered, two layers at a time; all others until the backward pass ends. Buffers are not divided.
     """
     is_sharded = spec.parallel == "fsdp" and gpus > 1
     share = gpus if is_sharded else 1
-    trained, parameters = parts.total("trained_bytes"), parts.in_layers + parts.in_no_layer
-    buffers = trained + parts.total("frozen_bytes") - parameters
-    gradients = trained / share + (parts.whole_gradients if is_sharded else 0)
-    # Gradients are there in every pass: in buckets of several processes, as shards, or from the pass before. Or they come as the
-    # backward pass makes them, while it frees what was kept.
-    stay = gpus > 1 or spec.accumulate > 1
+    trained, everything = parts.total("trained_bytes"), parts.total("trained_bytes") + parts.total("frozen_bytes")
+    if is_sharded:
+        parameters = parts.rest.parameters + sum(layer.parameters for layer in parts.layers)
+        weights = everything - parameters + parameters / gpus + parts.rest.parameters
+        weights += sum(sorted(layer.parameters for layer in parts.layers)[-2:])
+        of_layers = trained / gpus + sum(sorted(layer.trained for layer in parts.layers)[-2:])
+        gradients, peak = of_layers + parts.rest.trained, trace.peak_without_layers + of_layers
+    else:
+        weights, gradients = everything, trained
+        # In buckets of several processes, or from the pass before, gradients are there all the time. Else they come as the backward
+        # pass makes them, while it frees what was kept.
+        peak = trace.peak_without_gradients + gradients if gpus > 1 or spec.accumulate > 1 else trace.peak
     return Memory(
-        weights=parameters / share + buffers + (parts.whole if is_sharded else 0),
+        weights=weights,
         optimizer=2 * trained / share + 4 * parts.total("trained_tensors"),
         average=trained / share if spec.ema_decay is not None else 0,
         batch=trace.batch_bytes,
         gradients=gradients,
         kept=sum(trace.kept.values()),
-        peak=trace.peak_without_gradients + gradients if stay else trace.peak,
+        peak=peak,
         reserved=card.reserved,
     )
 
@@ -108,7 +114,7 @@ def seconds_of(parts: Parts, trace: StepTrace, spec: TrainSpec, gpus: int, card:
     touched = 7 + (3 if spec.clip_norm is not None else 1) + (3 if spec.ema_decay is not None else 0)
     # Ring: an all-reduce sends (N - 1) / N of the gradients twice, once a step. FSDP in every pass gathers a layer for each of its
     # calls, forward and backward, what is in no layer once, and scatters the gradients.
-    shards = spec.accumulate * (trace.gathered + parts.in_no_layer + trained)
+    shards = spec.accumulate * (trace.gathered + parts.rest.parameters + trained)
     sent = (gpus - 1) / gpus * (shards if is_sharded else 2 * trained)
     link = card.link if gpus <= GPUS_OF_A_MACHINE else min(card.link, NETWORK)
     return Seconds(

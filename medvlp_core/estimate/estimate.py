@@ -60,7 +60,7 @@ def estimate(plan: ModelPlan, card: Card, gpus: int, pairs: int | None = None) -
     built = build_for_estimate(plan)
     parts = count_parts(built)
     model = fake_model(built)
-    trace = follow(model, spec, pairs_of_a_pass(spec, gpus), is_gpu=card.is_gpu)
+    trace = follow(model, spec, pairs_of_a_pass(spec, gpus), is_gpu=card.is_gpu, gpus=gpus)
     memory = memory_of(parts, trace, spec, gpus, card)
     problem = None
     if memory.total > card.memory:
@@ -138,12 +138,12 @@ def too_large(model: ComposedModel, parts: Parts, trace: StepTrace, spec: TrainS
     found: list[tuple[str, float]] = []
     if not spec.recompute:
         changed = attrs.evolve(spec, recompute=True)
-        found.append(("train.recompute=true", needs(changed, follow(model, changed, trace.pairs, is_gpu=card.is_gpu))))
+        found.append(("train.recompute=true", needs(changed, follow(model, changed, trace.pairs, is_gpu=card.is_gpu, gpus=gpus))))
     if gpus > 1 and spec.parallel == "ddp":
         found.append(("train.parallel=fsdp", needs(attrs.evolve(spec, parallel="fsdp"), trace)))
     if (passes := _passes_that_fit(model, parts, trace, spec, gpus, card)) is not None:
         changed = attrs.evolve(spec, accumulate=passes)
-        smaller = follow(model, changed, pairs_of_a_pass(changed, gpus), is_gpu=card.is_gpu)
+        smaller = follow(model, changed, pairs_of_a_pass(changed, gpus), is_gpu=card.is_gpu, gpus=gpus)
         if gpus * passes <= spec.batch_size:  # else a pass of some GPU would have no pair, which the training loop refuses
             found.append((f"train.accumulate={passes}, with which contrasts see fewer pairs", needs(changed, smaller)))
         batch_size = gpus * spec.accumulate * smaller.pairs
@@ -165,7 +165,7 @@ def _passes_that_fit(model: ComposedModel, parts: Parts, trace: StepTrace, spec:
     """Passes a step with which a pass is small enough, by the line through two traces; None if not even a pair would be."""
     if trace.pairs == 1:
         return None
-    half = follow(model, spec, trace.pairs // 2, is_gpu=card.is_gpu)
+    half = follow(model, spec, trace.pairs // 2, is_gpu=card.is_gpu, gpus=gpus)
     first, second = (memory_of(parts, one, attrs.evolve(spec, accumulate=2), gpus, card).total for one in (trace, half))
     for_a_pair = (first - second) / (trace.pairs - half.pairs)
     # A little less than the line says: attention and contrasts do not grow quite evenly.

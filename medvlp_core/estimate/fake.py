@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -37,6 +39,23 @@ def fake_batch(batch: ImageTextBatch, model: nn.Module) -> ImageTextBatch:
     fake = fake_mode_of(model)
     target = None if batch.image_target is None else fake.from_tensor(batch.image_target)
     return batch._replace(image=fake.from_tensor(batch.image), image_target=target)
+
+
+def processes(world: int) -> Any:
+    """In place of ``torch.distributed``: processes that have all what this one has. What they gather has its true size."""
+
+    def all_gather(parts: list[Tensor], own: Tensor) -> None:
+        if not isinstance(own, FakeTensor):
+            torch._foreach_copy_(parts, [own] * len(parts))
+
+    return SimpleNamespace(
+        is_initialized=lambda: True,
+        get_world_size=lambda: world,
+        get_rank=lambda: 0,
+        all_gather=all_gather,
+        all_reduce=lambda values, operation=None: None,
+        ReduceOp=dist.ReduceOp,
+    )
 
 
 class GpuFunctions(TorchFunctionMode):

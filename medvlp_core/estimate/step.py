@@ -34,18 +34,20 @@ class Weights:
 
 
 @attrs.frozen(kw_only=True)
-class Parts:
-    """The weights of each component (a tensor that two share counts for the first), and bytes of parameters as FSDP groups them.
+class Group:
+    """What FSDP divides and gathers together: bytes of parameters, and of those that are trained."""
 
-    FSDP divides those of each layer, ``in_layers`` together, and as one group those ``in_no_layer``. Whole at a time are that
-    group and two layers: ``whole`` bytes of parameters, and ``whole_gradients`` of their gradients.
-    """
+    parameters: int
+    trained: int
+
+
+@attrs.frozen(kw_only=True)
+class Parts:
+    """The weights of each component (a tensor that two share counts for the first), of each layer, and of what is in no layer."""
 
     weights: dict[str, Weights]
-    in_layers: int
-    in_no_layer: int
-    whole: int
-    whole_gradients: int
+    layers: tuple[Group, ...]
+    rest: Group
 
     def total(self, field: str) -> int:
         """The sum of a field over components."""
@@ -69,21 +71,17 @@ def count_parts(model: ComposedModel) -> Parts:
     for path in model.plan.components:
         if path.startswith("model."):
             weights[path] = _count(model.get_submodule(path.removeprefix("model.")), seen)
-    layers = layers_of(model)
-    sizes = [_bytes(*layer.parameters()) for layer in layers]
-    gradients = [_bytes(*_trained(layer)) for layer in layers]
-    rest = _bytes(*model.parameters()) - sum(sizes)
-    return Parts(
-        weights=weights,
-        in_layers=sum(sizes),
-        in_no_layer=rest,
-        whole=rest + sum(sorted(sizes)[-2:]),
-        whole_gradients=_bytes(*_trained(model)) - sum(gradients) + sum(sorted(gradients)[-2:]),
+    everything, layers = _group(model), tuple(map(_group, layers_of(model)))
+    rest = Group(
+        parameters=everything.parameters - sum(layer.parameters for layer in layers),
+        trained=everything.trained - sum(layer.trained for layer in layers),
     )
+    return Parts(weights=weights, layers=layers, rest=rest)
 
 
-def _trained(part: nn.Module) -> list[nn.Parameter]:
-    return [one for one in part.parameters() if one.requires_grad]
+def _group(part: nn.Module) -> Group:
+    trained = [one for one in part.parameters() if one.requires_grad]
+    return Group(parameters=_bytes(*part.parameters()), trained=_bytes(*trained))
 
 
 def _count(part: nn.Module, seen: set[int]) -> Weights:
@@ -146,12 +144,12 @@ def full_batch(plan: ModelPlan, pairs: int) -> ImageTextBatch:
     )
 
 
-def follow(model: ComposedModel, spec: TrainSpec, pairs: int, *, is_gpu: bool) -> StepTrace:
-    """Trace one pass of a model without numbers. Masks are those of the recipe's seed.
+def follow(model: ComposedModel, spec: TrainSpec, pairs: int, *, is_gpu: bool, gpus: int = 1) -> StepTrace:
+    """Trace one pass of a model without numbers, on one of some GPUs. Masks are those of the recipe's seed.
 
     Raises:
         MedvlpError: a component looks at numbers that do not exist (MV603).
     """
     batch = fake_batch(full_batch(model.plan, pairs), model)
     torch.manual_seed(spec.seed)
-    return trace_step(model, batch, spec, is_gpu=is_gpu)
+    return trace_step(model, batch, spec, is_gpu=is_gpu, gpus=gpus)

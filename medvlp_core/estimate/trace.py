@@ -14,17 +14,19 @@ import weakref
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
+from unittest.mock import patch
 
 import attrs
 import torch
 from torch import Tensor, nn
 
+from medvlp_core import distributed
 from medvlp_core.batch import ImageTextBatch
 from medvlp_core.blocks import TrainSpec
 from medvlp_core.components import Role
 from medvlp_core.device import AUTOCAST_DTYPES
 from medvlp_core.errors import MedvlpError, Problem
-from medvlp_core.estimate.fake import HALF, GpuFunctions, fake_mode_of
+from medvlp_core.estimate.fake import HALF, GpuFunctions, fake_mode_of, processes
 from medvlp_core.estimate.inside_torch import (
     FakeTensor,
     TorchDispatchMode,
@@ -85,8 +87,8 @@ class StepTrace:
     """A forward and backward pass of ``pairs`` pairs.
 
     ``kept`` are the bytes that each component leaves behind for the backward pass (predictions too). Peaks are the most bytes
-    beside weights, optimiser and batch: with gradients as they come, and without gradients. ``gathered`` are the bytes of
-    parameters that layers would ask for if they were sharded: at every call, and again for its backward pass.
+    beside weights, optimiser and batch: with gradients as they come, without gradients, and without those of layers.
+    ``gathered`` are the bytes of parameters that sharded layers would gather: for every call, and again for its backward pass.
     """
 
     pairs: int
@@ -95,6 +97,7 @@ class StepTrace:
     kept: dict[str, int]
     peak: int
     peak_without_gradients: int
+    peak_without_layers: int
     gathered: int
 
     def flops(self, component: str | None = None, *, is_backward: bool | None = None) -> int:
@@ -102,20 +105,22 @@ class StepTrace:
         return sum(op.flops for op in self.ops if component in (None, op.component) and is_backward in (None, op.is_backward))
 
 
-def trace_step(model: ComposedModel, batch: ImageTextBatch, spec: TrainSpec, *, is_gpu: bool) -> StepTrace:
+def trace_step(model: ComposedModel, batch: ImageTextBatch, spec: TrainSpec, *, is_gpu: bool, gpus: int = 1) -> StepTrace:
     """Follow one forward and backward pass of a model with fake weights (:func:`fake_model`), which stays as it was.
 
     Raises:
         MedvlpError: a component looks at numbers that do not exist (MV603).
 
-    ``is_gpu``: with the attention kernels and the autocast of a GPU; else as a CPU does it.
+    ``is_gpu``: with the attention kernels and the autocast of a GPU; else as a CPU does it. ``gpus``: pairs are contrasted with as
+    many on each other GPU.
     """
     model.train()
     prepare(model, attrs.evolve(spec, compile=False))
     recorder = Recorder(model, batch)
     dtype = AUTOCAST_DTYPES.get(spec.precision)
+    others = patch.object(distributed, "dist", processes(gpus)) if gpus > 1 else nullcontext()
     try:
-        with recorder, GpuFunctions(dtype) if is_gpu else nullcontext():
+        with others, recorder, GpuFunctions(dtype) if is_gpu else nullcontext():
             with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
                 output = model(batch)
             kept = recorder.kept()
@@ -137,6 +142,7 @@ def trace_step(model: ComposedModel, batch: ImageTextBatch, spec: TrainSpec, *, 
         kept=kept,
         peak=recorder.peak,
         peak_without_gradients=recorder.peak_without_gradients,
+        peak_without_layers=recorder.peak_without_layers,
         gathered=recorder.gathered,
     )
 
@@ -170,13 +176,15 @@ class Recorder(TorchDispatchMode):
         self.ops: list[Op] = []
         self.fake = fake_mode_of(model)
         self.alive: dict[int, tuple[int, str]] = {}
-        self.bytes = self.peak = self.peak_without_gradients = self.gradients = self.gathered = 0
+        self.bytes = self.gradients = self.layer_gradients = self.gathered = 0
+        self.peak = self.peak_without_gradients = self.peak_without_layers = 0
         self.component = REST
         self._starts: list[int] = []
         self._owners: list[str] = []
         given = (one for one in batch if one is not None)
         self._static = {storage_key(value) for value in (*model.parameters(), *model.buffers(), *given)}
-        self._gradient_keys: set[int] = set()
+        self._gradient_keys: dict[int, bool] = {}  # whether it is one of a layer
+        self._in_layers = {id(one) for layer in layers_of(model) for one in layer.parameters()}
         self._parts: list[tuple[nn.Module, str]] = []
         for path, component in model.plan.components.items():
             if path.startswith("model."):
@@ -284,20 +292,22 @@ class Recorder(TorchDispatchMode):
         self.bytes += size
         self.peak = max(self.peak, self.bytes)
         self.peak_without_gradients = max(self.peak_without_gradients, self.bytes - self.gradients)
+        self.peak_without_layers = max(self.peak_without_layers, self.bytes - self.layer_gradients)
 
     def _freed(self, key: int) -> None:
         size, _ = self.alive.pop(key)
         self.bytes -= size
         if key in self._gradient_keys:
-            self._gradient_keys.remove(key)
             self.gradients -= size
+            self.layer_gradients -= size if self._gradient_keys.pop(key) else 0
 
     def _has_gradient(self, parameter: Tensor) -> None:
         assert parameter.grad is not None
         key = storage_key(parameter.grad)
         if key in self.alive and key not in self._gradient_keys:
-            self._gradient_keys.add(key)
+            self._gradient_keys[key] = id(parameter) in self._in_layers
             self.gradients += self.alive[key][0]
+            self.layer_gradients += self.alive[key][0] if self._gradient_keys[key] else 0
 
     def _is_called(self, layer: nn.Module, arguments: Any, output: Any) -> None:
         size = sum(one.numel() * one.element_size() for one in layer.parameters())

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
+from medvlp_core.blocks import TrainSpec
 from medvlp_core.build import BuiltRun
 from medvlp_core.contract import Symbol
 from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.device import AUTOCAST_DTYPES
+from medvlp_core.distributed import world_size
 from medvlp_core.errors import DataError
 from medvlp_core.interfaces import ChoosesKernels
 
@@ -30,6 +35,41 @@ def describe_run(built: BuiltRun, folder: Path, device: torch.device, console: C
     if cut := cut_texts(built):
         console.print(cut, markup=False, soft_wrap=True)
     console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
+    for warning in (*launcher_warnings(plan.train), *norm_warnings(built.model, plan.train)):
+        warn(console, warning)
+
+
+def warn(console: Console, text: str) -> None:
+    """A line that stands out."""
+    console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+
+
+def launcher_warnings(spec: TrainSpec) -> Iterator[str]:
+    """Settings of ``accelerate launch`` that the recipe contradicts: only the recipe counts.
+
+    Example:
+        >>> list(launcher_warnings(TrainSpec(steps=1)))
+        []
+    """
+    asked = {
+        "ACCELERATE_MIXED_PRECISION": ("no", spec.precision, f"train.precision: {spec.precision}"),
+        "ACCELERATE_DYNAMO_BACKEND": ("no", "inductor" if spec.compile else "no", f"train.compile: {str(spec.compile).lower()}"),
+        "ACCELERATE_USE_FSDP": ("false", str(spec.parallel == "fsdp").lower(), f"train.parallel: {spec.parallel}"),
+        "ACCELERATE_USE_DEEPSPEED": ("false", "false", f"train.parallel: {spec.parallel}"),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", str(spec.accumulate), f"train.accumulate: {spec.accumulate}"),
+    }
+    for name, (default, ours, setting) in asked.items():
+        value = os.environ.get(name, default).lower()
+        if value not in (default, ours):
+            yield f"{name}={value} is not read: the recipe says {setting}"
+
+
+def norm_warnings(model: nn.Module, spec: TrainSpec) -> Iterator[str]:
+    """Batch norms, which make a step depend on how its pairs are shared between passes and processes."""
+    passes = world_size() * spec.accumulate
+    if passes > 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        pairs = f"{spec.batch_size // passes} pairs of one pass of one process"
+        yield f"batch norms see the {pairs}, not the {spec.batch_size} of a step"
 
 
 def kernels_in_use(model: nn.Module, device: torch.device, precision: str) -> str:

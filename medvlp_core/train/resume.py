@@ -48,7 +48,8 @@ FREE = (
 class Resume:
     """Where a run goes on: its folder and the checkpoint, None if it was killed before the first one was written.
 
-    ``facts``: what the checkpoint, or else the run folder since its start, says of data, processes and machine.
+    ``facts``: what the checkpoint, or else the run folder since its start, says of data, processes and machine. ``moved_data``:
+    what the recipe says of the data in another way than before.
     """
 
     folder: Path
@@ -56,6 +57,7 @@ class Resume:
     checkpoint: Path | None
     facts: dict[str, Any]
     progress: dict[str, Any]
+    moved_data: tuple[str, ...] = ()
 
     @property
     def step(self) -> int:
@@ -125,10 +127,11 @@ def read_resume(run: str | Path, overrides: Sequence[Override] = ()) -> Resume:
     facts = _checked(checkpoint, found) if checkpoint is not None else read_start(folder)
     progress = read_progress(checkpoint) if checkpoint is not None else {}
     with weights_follow() if checkpoint is not None else nullcontext():
-        plan = plan_recipe(folder / RECIPE, overrides)
-        _check_changes(plan_recipe((checkpoint or folder) / RECIPE), plan, folder)
-    plan = attrs.evolve(plan, name=facts["name"])
-    return Resume(folder=folder, plan=plan, checkpoint=checkpoint, facts=facts, progress=progress)
+        plan = attrs.evolve(plan_recipe(folder / RECIPE, overrides), name=facts["name"])
+        changes = list(differences(plan_recipe((checkpoint or folder) / RECIPE).resolved(), plan.resolved()))
+    _check_changes(changes, folder)
+    moved = tuple(f"{path} was {old} and is {new}" for path, old, new in changes if path.startswith("data."))
+    return Resume(folder=folder, plan=plan, checkpoint=checkpoint, facts=facts, progress=progress, moved_data=moved)
 
 
 def _checked(checkpoint: Path, found: list[Path]) -> dict[str, Any]:
@@ -142,16 +145,16 @@ def _checked(checkpoint: Path, found: list[Path]) -> dict[str, Any]:
         raise DataError(*(attrs.evolve(problem, hint=hint) for problem in error.problems)) from error
 
 
-def _check_changes(begun: ModelPlan, now: ModelPlan, folder: Path) -> None:
-    changes = [
+def _check_changes(changes: Sequence[tuple[str, str, str]], folder: Path) -> None:
+    details = tuple(
         f"{path}: {old} in the run, {new} now"
-        for path, old, new in differences(begun.resolved(), now.resolved())
+        for path, old, new in changes
         if not any(path == free or path.startswith(f"{free}.") for free in FREE)
-    ]
-    if changes:
+    )
+    if details:
         text = f"{folder}: the recipe is not that of the run"
         hint = f"a run that goes on may change {', '.join(FREE[:-1])} and {FREE[-1]}; for the rest start a new run, with init_from"
-        raise DataError(Problem(code="MV508", text=text, details=tuple(changes), hint=hint))
+        raise DataError(Problem(code="MV508", text=text, details=details, hint=hint))
 
 
 def set_aside_later(resume: Resume) -> None:

@@ -48,7 +48,7 @@ from medvlp_core.train.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from medvlp_core.train.describe import describe_run, kernels_in_use
+from medvlp_core.train.describe import describe_run, kernels_in_use, warn
 from medvlp_core.train.events import CheckpointSaved, Evaluated, RunFinished
 from medvlp_core.train.explained import explained
 from medvlp_core.train.folder import (
@@ -198,6 +198,8 @@ def _train(
             console.print(f"going on after step {resume.step}", markup=False)
             for change in resume.changes(facts["machine"]):
                 warn(console, f"{change}: the last digits may differ")
+            for change in resume.moved_data:
+                warn(console, f"{change}: the pixels of the images are not compared")
         for names, reason in by_reason(unable):
             warn(console, f"will be skipped: {names}: {reason}")
         if checkpoint is None:
@@ -254,11 +256,6 @@ def begin_folder(folder: Path, plan: ModelPlan, facts: dict[str, Any], resume: R
         if resume is not None:
             set_aside_later(resume)
             prune_checkpoints(folder, keep=plan.train.keep_checkpoints)
-
-
-def warn(console: Console, text: str) -> None:
-    """A line that stands out."""
-    console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
 
 
 def take_effect(signal: str) -> BaseException:

@@ -28,6 +28,7 @@ from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.errors import Report, SpecError
 from medvlp_core.evaluate.protocol import Card
 from medvlp_core.plugins import PluginHost, load_plugins
+from medvlp_core.train.checkpoint import list_checkpoints
 from medvlp_core.train.metrics_file import read_metrics
 
 Output = Any
@@ -371,9 +372,11 @@ def test_ctrl_c_leaves_what_is_done(tmp_path: Path, micro: str, capsys: Output, 
     assert (code, printed.count("done before")) == (0, 1)
 
 
-def test_a_killed_run_is_done_anew(tmp_path: Path, micro: str, capsys: Output) -> None:
+@pytest.mark.parametrize("every", [None, 10])
+def test_a_killed_run_goes_on_or_is_done_anew(tmp_path: Path, micro: str, capsys: Output, every: int | None) -> None:
     recipe = write_recipe(tmp_path, micro)
     changes = ["--set", "evaluators=null", "--set", "train.log_every_steps=1", "--device", "cpu"]
+    changes += ["--set", f"train.checkpoint_every_steps={'null' if every is None else every}"]
     command = ["ablate", str(recipe), "--over", "train.steps=2,30", *changes, "--out"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     process = subprocess.Popen(
@@ -383,7 +386,8 @@ def test_a_killed_run_is_done_anew(tmp_path: Path, micro: str, capsys: Output) -
     )
     metrics = killed / "steps=30" / "seed-0" / "metrics.jsonl"
     deadline = time.monotonic() + 120
-    while not read_metrics(metrics) and process.poll() is None and time.monotonic() < deadline:
+    is_begun = read_metrics if every is None else lambda path: list_checkpoints(path.parent)
+    while not is_begun(metrics) and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -392,7 +396,9 @@ def test_a_killed_run_is_done_anew(tmp_path: Path, micro: str, capsys: Output) -
     written = first.stat().st_mtime_ns
     assert read_outcome(metrics.parent) is None
     assert main([*command, str(killed)]) == 0
-    assert capsys.readouterr().out.count("done before") == 1
+    printed = capsys.readouterr().out
+    assert printed.count("done before") == 1
+    assert printed.count("going on after step ") == (every is not None)
     assert first.stat().st_mtime_ns == written
     assert main([*command, str(whole)]) == 0
     assert (killed / "table.csv").read_text() == (whole / "table.csv").read_text()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 from typing import Any
 
 import attrs
@@ -17,9 +19,10 @@ from medvlp_core.estimate import cards
 from medvlp_core.estimate.cards import CARDS, GIB, Card
 from medvlp_core.estimate.check import measure
 from medvlp_core.estimate.cost import count_steps, memory_of, pairs_of_a_pass, seconds_of, seconds_of_op
-from medvlp_core.estimate.estimate import count_pairs
+from medvlp_core.estimate.estimate import Estimate, count_pairs, estimate
 from medvlp_core.estimate.fake import GpuFunctions, fake_model
-from medvlp_core.estimate.step import Parts, Weights, build_for_estimate, count_parts, follow
+from medvlp_core.estimate.report import component_lines, lines, time_lines
+from medvlp_core.estimate.step import Group, Parts, Weights, build_for_estimate, count_parts, follow
 from medvlp_core.estimate.trace import Op, StepTrace
 from medvlp_core.plan import ModelPlan
 from medvlp_core.yamlio import parse_override
@@ -70,6 +73,20 @@ def test_what_the_settings_of_training_change(small: ModelPlan) -> None:
     assert sum(op.flops for op in half.ops if op.is_half) > 0.9 * half.flops()
 
 
+def test_backward_passes_are_outside_autocast(small: ModelPlan) -> None:
+    model = fake_model(build_for_estimate(small))
+    spec, seen = attrs.evolve(small.train, precision="bf16", recompute=True), []
+    weight = next(model.parameters())
+    weight.register_hook(lambda gradient: seen.append(torch.is_autocast_enabled("cpu")))
+    trace = follow(model, spec, 4, is_gpu=True)
+    assert seen == [False]
+    # layers that are computed again are so in half precision, with the attention of a GPU
+    assert sum(op.flops for op in trace.ops if op.is_half) > 0.9 * trace.flops()
+    attention = [op for op in trace.ops if op.component == "model.text_encoder" and "dot_product" in op.name]
+    assert {op.is_backward for op in attention} == {False, True}
+    assert not any("for_cpu" in op.name for op in attention)
+
+
 def test_vit_b16_has_its_known_operations() -> None:
     plan = plan_of(
         "mpma:base",
@@ -107,8 +124,10 @@ CARD = Card(
     name="toy", about="a toy", half=100.0, full=10.0, memory=1e4, bandwidth=10.0, link=5.0, source="none",
     matmul_share=0.5, memory_share=1.0, link_share=1.0, host=0.0, reserved=100.0,
 )  # fmt: skip
-PARTS = Parts(
-    weights={"model.a": Weights(trained=100, frozen=10, trained_tensors=3, trained_bytes=400, frozen_bytes=40)}, unsharded=60
+PARTS = Parts(  # 10 of the frozen bytes are buffers
+    weights={"model.a": Weights(trained=100, frozen=10, trained_tensors=3, trained_bytes=400, frozen_bytes=40)},
+    layers=(Group(parameters=20, trained=10), Group(parameters=30, trained=30), *8 * (Group(parameters=25, trained=25),)),
+    rest=Group(parameters=180, trained=160),
 )
 TRACE = StepTrace(
     pairs=2,
@@ -121,6 +140,8 @@ TRACE = StepTrace(
     kept={"model.a": 1000},
     peak=1500,
     peak_without_gradients=1300,
+    peak_without_layers=1350,
+    gathered=700,
 )
 
 
@@ -135,12 +156,17 @@ def spec_with(**settings: object) -> TrainSpec:
         ({"accumulate": 2}, 1, 440 + 812 + 8 + 1300 + 400 + 100),  # those of the first pass are there in the second
         ({}, 4, 440 + 812 + 8 + 1300 + 400 + 100),
         ({"ema_decay": 0.9}, 1, 440 + 812 + 400 + 8 + 1500 + 100),
-        ({"parallel": "fsdp"}, 4, 110 + 60 + 212 + 8 + 1300 + 100 + 100),
+        # 430 bytes of parameters are divided; whole are 180 and two layers, of whose gradients the trace has those in no layer
+        ({"parallel": "fsdp"}, 4, 107.5 + 10 + 180 + 55 + 212 + 8 + 1350 + 100 + 55 + 100),
         ({"parallel": "fsdp"}, 1, 440 + 812 + 8 + 1500 + 100),
     ],
 )
 def test_memory_of_a_gpu(settings: dict[str, object], gpus: int, total: float) -> None:
     assert memory_of(PARTS, TRACE, spec_with(**settings), gpus, CARD).total == total
+
+
+def test_gradients_are_whole_until_fsdp_has_scattered_them() -> None:
+    assert memory_of(PARTS, TRACE, spec_with(parallel="fsdp"), 4, CARD).gradients == 100 + 160 + 55
 
 
 def test_an_operation_takes_what_is_slower() -> None:
@@ -159,7 +185,7 @@ def test_gradients_are_exchanged_beside_the_backward_pass() -> None:
     assert attrs.evolve(seconds, host=1000.0).step == 1000.0
     assert attrs.evolve(seconds, host=1000.0, waits_for_host=True).step == 1745.0
     sharded = seconds_of(PARTS, TRACE, spec_with(parallel="fsdp", accumulate=2), 4, CARD)
-    assert sharded.exchanged_bytes == 2 * 3 * 3 / 4 * 400
+    assert sharded.exchanged_bytes == 2 * 3 / 4 * (700 + 180 + 400)
     assert sharded.is_sharded
 
 
@@ -188,6 +214,69 @@ def test_a_run_that_does_not_fit_says_what_would(monkeypatch: pytest.MonkeyPatch
     assert settings[:2] == ["train.recompute=true", "train.parallel=fsdp"]
     assert all(line.endswith("fits") for line in lines[3:5])
     assert lines[-1].startswith("    hint: --set train.")
+
+
+def test_passes_without_a_pair_are_no_advice(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["estimate", "mpma:small", "--gpu", "l40s", "--gpus", "2", "--set", "train.batch_size=3"]
+    monkeypatch.setitem(cards.CARDS, "l40s", attrs.evolve(CARDS["l40s"], memory=45e6, reserved=0.0))
+    assert main(options) == 1
+    told = capsys.readouterr().err
+    assert "train.batch_size=2: 0.0 GiB, fits" in told  # one pair on each GPU
+    assert "accumulate" not in told  # it would need 2 passes on each: 4 pairs
+
+
+def test_operations_are_those_of_the_pairs_of_a_step(small: ModelPlan) -> None:
+    found = estimate(attrs.evolve(small, train=attrs.evolve(small.train, batch_size=40)), CARDS["h100"], 8)
+    assert "a step of 40 pairs is computed 5 pairs at a time" in list(lines(found))
+    fewer = attrs.evolve(found, plan=attrs.evolve(small, train=attrs.evolve(small.train, batch_size=33)))
+    assert "a step of 33 pairs is computed at most 5 pairs at a time" in list(lines(fewer))
+    forward, other = (_operations_together(one) for one in (found, fewer))
+    assert other == pytest.approx(33 / 40 * forward, abs=0.01)
+    assert forward == pytest.approx(8 * found.trace.flops(is_backward=False) / 1e9, abs=0.01)
+    slow = attrs.evolve(found.seconds, host=0.001)
+    shares = [_share_of_the_data_sheet(attrs.evolve(one, seconds=slow)) for one in (found, fewer)]
+    assert shares[0] == pytest.approx(found.trace.flops() / 0.001 / CARDS["h100"].full * 100, abs=0.5)
+    assert shares[1] == pytest.approx(33 / 40 * shares[0], abs=1.0)
+
+
+def _operations_together(found: Estimate) -> float:
+    """Of the forward pass, as the report has them."""
+    return float(next(line for line in component_lines(found) if "together" in line).split()[3])
+
+
+def _share_of_the_data_sheet(found: Estimate) -> float:
+    told = next(line for line in time_lines(found) if "data sheet's" in line)
+    return float(told.split("; ")[1].partition("%")[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "card"),
+    [
+        ("NVIDIA A100-SXM4-40GB", "a100-40"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA H200", "h200"),
+        ("NVIDIA L40S", "l40s"),
+        ("NVIDIA GeForce RTX 4090", "rtx4090"),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 4090 D", None),
+        ("NVIDIA GeForce RTX 4090 with Max-Q Design", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", None),
+        ("NVIDIA H100 PCIe", None),
+        ("NVIDIA H200 NVL", None),
+        ("NVIDIA A100-PCIE-40GB", None),
+        ("", None),
+    ],
+)
+def test_only_the_boards_of_the_table_have_a_card(name: str, card: str | None) -> None:
+    assert cards.card_of(name) is (CARDS[card] if card else None)
+
+
+def test_a_torch_without_the_parts_that_are_needed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "medvlp_core.estimate.inside_torch")
+    monkeypatch.delattr(torch._C, "_current_autograd_node")
+    with pytest.raises(MedvlpError, match=r"\[MV603\] torch .* lacks something .*: cannot import name '_current_autograd_node'"):
+        importlib.import_module("medvlp_core.estimate.inside_torch")
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,9 @@
 """Kills training runs with SIGKILL at random moments, lets them go on, and compares them with the run that was never killed.
 
 ``python tests/e2e/killing.py --kind workers --kills 40`` prints how many kills there were; exit code 1 if a bit differs. Each life
-of a run is a process (two, of one gloo group, for ``ddp`` and ``fsdp``) that is forked from this one, so that torch is imported
-once. Half of the lives end at a random time, the other half kill themselves right before or after a random one of the calls that
-write to the disk, or in a step or an evaluator.
+of a run is one process, or two or three of one gloo group, forked from this one, so that torch is imported once. Half of the
+lives end at a random time, the other half kill themselves right before or after a random one of the calls that write to the
+disk, or in a step or an evaluator.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -60,13 +61,17 @@ train:
 evaluators:
   words: {use: standard.masked_words, draws: 1, max_pairs: 8}
 """
+#: How many processes, and settings of ``train``.
 KINDS = {
     "one": (1, ""),
     "workers": (1, "workers: 2, "),
     "ddp": (2, ""),
     "ddp3": (3, ""),
     "fsdp": (2, "parallel: fsdp, "),
+    "norms": (2, ""),
 }
+#: With batch norms, whose statistics each process has of its own: the encoder of the kind ``norms``.
+CNN = "{use: standard.timm_cnn, model: resnet10t, image_size: 32, channels: 1, stage: 2}"
 #: What differs between two equal runs: clocks and memory.
 TIMES = {"seconds", "pairs_per_second", "waiting", "memory_mb"}
 
@@ -222,7 +227,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         recipe, out = folder / "recipe.yaml", folder / "points.txt"
-        recipe.write_text(RECIPE.replace("{steps", f"{{{change}steps"))
+        text = RECIPE.replace("{steps", f"{{{change}steps")
+        recipe.write_text(re.sub(r"{use: standard.timm_vit[^}]*}", CNN, text) if arguments.kind == "norms" else text)
         build_model(plan_recipe(recipe), seed=0)  # imports what the lives need
         began = time.monotonic()
         assert wait(start(world, recipe, folder / "reference", out, None, 0), 300) == [0] * world

@@ -1,0 +1,144 @@
+"""What may be another when a run goes on, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import killing
+import pytest
+from running import go_on, recipe_over, write_manifest
+
+from medvlp_core.cli import main
+from medvlp_core.compose import plan_recipe
+from medvlp_core.errors import DataError
+from medvlp_core.train.resume import read_resume
+
+
+def test_what_cannot_go_on_is_refused(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert go_on(whole, capsys) == (
+        1,
+        f"[MV508] {whole}: the run is finished\n"
+        "    hint: to train longer, start a new run with init_from; to repeat the end, give one of its checkpoints\n",
+    )
+    assert go_on(tmp_path, capsys) == (
+        1,
+        f"[MV508] {tmp_path}: there is no run to go on with: resolved.yaml is missing\n"
+        "    hint: give the folder of a run, such as runs/mpma_small-20260101-120000\n",
+    )
+
+
+def test_a_changed_recipe_is_refused_with_every_change(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = run / "resolved.yaml"
+    recipe.write_text(recipe.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002"))
+    code, err = go_on(run, capsys, "--set", "model.alignments.gla.dim=4", "--set", "train.workers=1", "--unset", "evaluators")
+    assert code == 1
+    lines = err.splitlines()
+    assert lines[0] == f"[MV508] {run}: the recipe is not that of the run"
+    assert sorted(lines[1:3]) == [
+        "    model.alignments.gla.dim: 8 in the run, 4 now",
+        "    train.learning_rate: 0.001 in the run, 0.002 now",
+    ]
+    assert lines[3].startswith("    hint: a run that goes on may change data, evaluators, train.recompute, train.workers, ")
+
+
+def test_what_changes_nothing_that_is_learned_may_change(run: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    free = (
+        "train.workers=2",
+        "train.recompute=true",
+        "train.keep_checkpoints=7",
+        "train.max_bad_steps=20",
+        "train.trackers=[tensorboard]",
+    )
+    changes = [word for change in free for word in ("--set", change)]
+    code, err = go_on(run / "checkpoints/step-0000012", capsys, *changes)
+    assert code == 0, err
+    for name in ("model.safetensors", "average.safetensors", "optimizer.safetensors"):
+        last = f"checkpoints/step-0000014/{name}"
+        assert (run / last).read_bytes() == (whole / last).read_bytes()
+    assert plan_recipe(run / "resolved.yaml").train.keep_checkpoints == 7, "the next start goes on with it"
+    assert list((run / "tensorboard").iterdir())
+
+
+def test_data_may_move(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    here, there = tmp_path / "here", tmp_path / "there"
+    rows = write_manifest(here)
+    write_manifest(there)
+    recipe, run = tmp_path / "recipe.yaml", tmp_path / "run"
+    recipe.write_text(recipe_over(here).replace("steps: 14", "steps: 4"))
+    assert main(["pretrain", str(recipe), "--out", str(run), "--device", "cpu"]) == 0
+    expected = killing.content(run)
+    (run / "evaluation.json").unlink()
+    shutil.rmtree(here)
+    code, err = go_on(run / "checkpoints/step-0000003", capsys)
+    assert code == 1
+    assert "here/pairs.jsonl" in err
+    change = f"data.path={there}/pairs.jsonl"
+    assert main(["pretrain", "--resume", str(run / "checkpoints/step-0000003"), "--device", "cpu", "--set", change]) == 0
+    warning = f'warning: data.path was "{here}/pairs.jsonl" and is "{there}/pairs.jsonl": the pixels of the images are not compared'
+    assert f"{warning}\n" in capsys.readouterr().out
+    found = killing.content(run)
+    assert {name for name in expected if found[name] != expected[name]} == {
+        "resolved.yaml",
+        "checkpoints/step-0000004/resolved.yaml",
+    }
+    (run / "evaluation.json").unlink()
+    moved = there / "pairs.jsonl"
+    moved.write_text(moved.read_text().replace(json.dumps(rows[20]["text"]), '"another text"'))
+    code, err = go_on(run, capsys)
+    assert code == 1
+    assert err.startswith(f"[MV508] {run}: the data are not those of the run: ids, texts, labels or splits have changed\n")
+
+
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_other_data_and_processes_are_refused(run: Path, has_checkpoint: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not has_checkpoint:
+        shutil.rmtree(run / "checkpoints")
+    resume = read_resume(run)
+    assert resume.step == (14 if has_checkpoint else 0)
+    pipeline = type("Pipeline", (), {"source": type("Source", (), {"fingerprint": lambda self: "other"})()})()
+    monkeypatch.setattr("medvlp_core.train.resume.launched_processes", lambda: 3)
+    with pytest.raises(DataError) as caught:
+        resume.check(pipeline)  # type: ignore[arg-type]
+    text = str(caught.value)
+    assert f"[MV508] {run}: the data are not those of the run: ids, texts, labels or splits have changed\n" in text
+    assert f"[MV508] {run}: the run has 1 training process, and 3 would go on\n" in text
+    assert "    hint: start 1 training process" in text
+
+
+def test_without_a_checkpoint_and_facts_of_the_start_nothing_can_go_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.rmtree(run / "checkpoints")
+    (run / "start.json").write_text('{"name": "recipe"}')
+    assert go_on(run, capsys) == (
+        1,
+        f"[MV508] {run}/start.json: how the run began cannot be read (other facts than a run writes)\n"
+        "    hint: the run has no checkpoint yet: start a new one\n",
+    )
+
+
+def test_a_folder_that_may_not_be_written_is_said_before_anything_is_built(
+    run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("medvlp_core.train.resume.os.access", lambda *_: False)  # root may write everywhere
+    code, err = go_on(run, capsys)
+    assert code == 1
+    assert err.startswith(f"[MV508] {run}: the run folder may not be written\n")
+
+
+def test_another_machine_is_a_warning(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    machine = read_resume(run).facts["machine"]
+    assert list(read_resume(run).changes(machine)) == []
+    other = {**machine, "threads": 64, "versions": {**machine["versions"], "torch": "9.9"}}
+    assert list(read_resume(run).changes(other)) == [
+        f"threads was {machine['threads']} and is 64",
+        f'versions.torch was "{machine["versions"]["torch"]}" and is "9.9"',
+    ]
+    monkeypatch.setattr("medvlp_core.train.run.torch.get_num_threads", lambda: 64)
+    assert main(["pretrain", "--resume", str(run), "--device", "cpu"]) == 0
+    assert f"warning: threads was {machine['threads']} and is 64: the last digits may differ\n" in capsys.readouterr().out
+
+
+def test_options_that_make_a_new_run_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "mpma:small", "--resume", "run", "--out", "x"]) == 2
+    assert "--resume takes no RECIPE and no --out" in capsys.readouterr().err
