@@ -40,6 +40,7 @@ USAGE = 2
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch: a busy neighbour core makes a step many times slower
     try:
         return _run(arguments)
     except MedvlpError as error:

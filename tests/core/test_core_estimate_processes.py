@@ -76,3 +76,12 @@ def test_pairs_are_contrasted_with_those_of_other_gpus() -> None:
     more = {path: one_of_three.flops(path, is_backward=False) - alone.flops(path, is_backward=False) for path in plan.components}
     assert {path: flops for path, flops in more.items() if flops} == {"model.alignments.gla": 2 * pairs * 2 * pairs * width}
     assert not distributed.dist.is_initialized()
+
+
+def test_gradients_of_layers_are_told_from_others() -> None:
+    plan = plan_recipe("mpma:small")
+    model = build_for_estimate(plan)
+    rest = count_parts(model).rest.trained
+    trace = follow(fake_model(model), attrs.evolve(plan.train, recompute=True), 2, is_gpu=True, gpus=4)
+    assert trace.peak_without_gradients < trace.peak_without_layers <= trace.peak_without_gradients + rest
+    assert trace.peak_without_layers < trace.peak
