@@ -42,16 +42,16 @@ def _layers_behind(model: nn.Module) -> dict[int, int]:
     """For each parameter of an encoder how many layers stand behind it, those that follow all layers included as one."""
     found: dict[int, int] = {}
     for encoder in (getattr(model, "image_encoder", None), getattr(model, "text_encoder", None)):
-        if encoder is None:
+        layers = layers_of(encoder) if encoder is not None else []
+        if encoder is None or not layers:  # nothing to tell an early part from a late one
             continue
-        layers = layers_of(encoder)
         numbers = {id(parameter): number for number, layer in enumerate(layers) for parameter in layer.parameters()}
         number = -1  # of the layer that was passed last: parts are registered in the order in which they are used
         for parameter in encoder.parameters():
             is_inside = id(parameter) in numbers
             number = numbers.get(id(parameter), number)
             is_last = number == len(layers) - 1 and not is_inside
-            found[id(parameter)] = 0 if is_last and layers else len(layers) - number
+            found[id(parameter)] = 0 if is_last else len(layers) - number
     return found
 
 

@@ -140,3 +140,8 @@ def test_early_layers_learn_more_slowly(host: PluginHost, tmp_path: Path, micro:
     assert of("fusion.") == of("alignments.") == of("decoders.") == {1.0}
     decays = {names[id(one)]: group["weight_decay"] for group in groups for one in group["params"]}
     assert {value for name, value in decays.items() if "norm" in name.lower() or name.endswith("bias") or "slots" in name} == {0.0}
+
+
+def test_an_encoder_without_layers_learns_at_the_full_rate() -> None:
+    model = nn.ModuleDict({"image_encoder": nn.Sequential(nn.Conv2d(1, 4, 3), nn.LayerNorm(4)), "head": nn.Linear(4, 2)})
+    assert {group["lr_scale"] for group in parameter_groups(model, 0.05, 0.5)} == {1.0}
