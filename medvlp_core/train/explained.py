@@ -28,7 +28,7 @@ def explained(folder: Path) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         first = str(error).partition(". ")[0]
         hint = "`medvlp estimate` tells what a step needs and which setting would make it fit"
-        hint += f"; train.recompute changes no number: medvlp pretrain --resume {folder} --set train.recompute=true"
+        hint += f"; train.recompute=true changes no number, so that {folder}, once begun, may go on with it"
         raise MedvlpError(Problem(code="MV606", text=f"the memory of the device is full: {first}", hint=hint)) from error
     except Exception as error:
         if str(error).startswith("Expected to have finished reduction"):  # of DistributedDataParallel
@@ -38,7 +38,7 @@ def explained(folder: Path) -> Iterator[None]:
         if not _is_another_gone(error):
             raise
         text = f"training process {rank()} cannot go on, for another one is gone"
-        hint = f"the other one's message says why; then go on with --resume {folder}"
+        hint = f"the other one's message says why; a run that has begun goes on with --resume {folder}"
         raise MedvlpError(Problem(code="MV607", text=text, hint=hint)) from error
 
 

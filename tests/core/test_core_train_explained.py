@@ -17,7 +17,7 @@ def test_a_full_memory_is_a_message_with_the_way_on() -> None:
     assert str(caught.value) == (
         "[MV606] the memory of the device is full: CUDA out of memory\n"
         "    hint: `medvlp estimate` tells what a step needs and which setting would make it fit; "
-        "train.recompute changes no number: medvlp pretrain --resume runs/a --set train.recompute=true"
+        "train.recompute=true changes no number, so that runs/a, once begun, may go on with it"
     )
 
 

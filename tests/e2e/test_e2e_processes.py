@@ -53,7 +53,7 @@ def test_what_one_process_finds_ends_all_and_blames_no_component(tmp_path: Path)
     ours = done.stderr.partition("torch/distributed/elastic")[0] + done.stderr.partition("Root Cause")[0].partition("Traceback")[0]
     assert f"[MV501] cannot read image {image}: it is truncated or damaged" in ours
     assert "cannot go on, for another one is gone\n" in ours
-    assert f"    hint: the other one's message says why; then go on with --resume {run}\n" in ours
+    assert f"    hint: the other one's message says why; a run that has begun goes on with --resume {run}\n" in ours
     assert "MV306" not in ours
 
 
