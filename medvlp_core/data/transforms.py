@@ -92,8 +92,7 @@ class ImageTransform:
         return self._normalise(image), None if target is None else self._normalise(target)
 
     def _normalise(self, gray: Tensor) -> Tensor:
-        scaled = (gray - self.inputs.mean) / self.inputs.std
-        return scaled.unsqueeze(0).repeat(self.geometry.channels, 1, 1)
+        return gray.sub(self.inputs.mean).div_(self.inputs.std).expand(self.geometry.channels, -1, -1)
 
 
 def centre_box(height: int, width: int, aspect: float) -> Box:
@@ -125,7 +124,8 @@ def _box(left: float, top: float, crop_width: float, crop_height: float, height:
 def resize(picture: Image.Image, box: Box, height: int, width: int) -> Tensor:
     """Scale a crop to (height, width), antialiased, as float32 in 0..1."""
     scaled = picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
-    return torch.from_numpy(np.array(as_float(np.asarray(scaled))))
+    values = as_float(np.asarray(scaled))
+    return torch.from_numpy(values if values.flags.writeable else values.copy())  # Pillow's own memory may not be written
 
 
 def jitter(gray: Tensor, centre: float, brightness: float, contrast: float) -> Tensor:
