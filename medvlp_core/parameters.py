@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any, TypeVar
 
 from medvlp_core.components import Param, SpecBlock, params_of, type_name
@@ -70,16 +71,27 @@ def _read_param(param: Param, node: Node, values: dict[str, Any], label: str, re
         text = f"{label}: {param.name} must be {param.type_name}, found {describe(wrong.node)}"
         report.add("MV103", text, at=wrong.node.position, hint=_type_hint(wrong))
         return False
-    if violation := param.rules.violation(value):
-        text = f"{label}: {param.name}={node.plain()!r} {violation}"
-        hint = None
-        if param.rules.one_of and isinstance(value, str):
-            near = nearest(value, map(str, param.rules.one_of))
+    is_good = True
+    for name, item, found in _items(param.name, value, node):
+        if violation := param.rules.violation(item):
+            near = nearest(item, map(str, param.rules.one_of)) if param.rules.one_of and isinstance(item, str) else None
             hint = f"did you mean '{near}'?" if near else None
-        report.add("MV104", text, at=node.position, hint=hint)
-        return False
+            report.add("MV104", f"{label}: {name}={found.value!r} {violation}", at=found.position, hint=hint)
+            is_good = False
     values[param.name] = value
-    return True
+    return is_good
+
+
+def _items(name: str, value: Any, node: Node) -> Iterator[tuple[str, Any, Node]]:
+    """What the rules of a parameter are about: each item of lists and mappings, else the value itself. With its name and node."""
+    if isinstance(node.value, list):
+        for number, (item, child) in enumerate(zip(value, node.value, strict=True)):
+            yield from _items(f"{name}[{number}]", item, child)
+    elif isinstance(node.value, dict):
+        for key, child in node.value.items():
+            yield from _items(f"{name}.{key}", value[key], child)
+    else:
+        yield name, value, node
 
 
 def convert(kind: Any, node: Node) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from pickle import UnpicklingError  # what torch.load raises for files with other objects; nothing is unpickled here
@@ -15,6 +16,8 @@ from torch import Tensor
 
 from medvlp_core.errors import Problem, SpecError, first_line
 
+#: What files of torch.save begin with: a zip archive, or a pickle of old versions.
+_BEGINNINGS = (b"PK", b"\x80")
 _WRAPPERS = ("state_dict", "model", "model_state")
 
 #: ``(key, tensor of the checkpoint, tensor of the model)`` to a tensor that fits, or None if there is no way.
@@ -56,10 +59,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     file = Path(path).expanduser()
     try:
         is_safe = file.suffix == ".safetensors"
-        found: Any = load_file(file) if is_safe else torch.load(file, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch's, about files that it then refuses
+            found: Any = load_file(file) if is_safe else torch.load(file, map_location="cpu", weights_only=True)
     except (OSError, SafetensorError, RuntimeError, EOFError, ValueError, KeyError, UnpicklingError) as error:
         hint = "expected .safetensors, or a .pt that torch.load(weights_only=True) accepts; save the plain state_dict again"
-        text = f"the checkpoint {str(path)!r} cannot be read: {type(error).__name__}: {first_line(error)}"
+        text = f"the checkpoint {str(path)!r} cannot be read: {_reason(file, error)}"
         raise SpecError(Problem(code="MV507", text=text, hint=hint)) from error
     while isinstance(found, Mapping) and (inner := _wrapped(found)) is not None:
         found = inner
@@ -69,6 +74,18 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         text = f"the checkpoint {str(path)!r} holds no named tensors"
         raise SpecError(Problem(code="MV507", text=text, hint="save model.state_dict()"))
     return tensors
+
+
+def _reason(file: Path, error: Exception) -> str:
+    """Why a file cannot be read; in own words where torch would advise to run what is in it."""
+    if file.suffix != ".safetensors" and not isinstance(error, OSError):
+        with file.open("rb") as stream:
+            is_of_torch = stream.read(2).startswith(_BEGINNINGS)
+        if not is_of_torch:
+            return "it is no file of torch.save"
+        if isinstance(error, UnpicklingError) or "weights_only" in str(error):
+            return "it holds a pickle of other things than tensors as torch.save writes them; nothing of it was loaded"
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def fit_weights(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,9 +15,10 @@ from medvlp_core.cli.common import add_recipe_arguments, plan_or_complain
 if TYPE_CHECKING:
     import torch
 
-    from medvlp_core.train.benchmark import Result, Timing
+    from medvlp_core.train.benchmark import Overhead, Result, Timing
 
 FEWEST_STEPS = 3
+FEWEST_FOR_QUARTILES = 4
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -78,12 +80,19 @@ def speed_lines(timing: Timing) -> list[str]:
     for name, laps in (("medvlp", timing.ours), ("by hand", timing.rival)):
         speeds = timing.speeds(laps)
         seconds = sum(lap.seconds for lap in laps)
-        median, low, high = speeds[len(speeds) // 2], speeds[len(speeds) // 4], speeds[len(speeds) * 3 // 4]
-        waiting = sum(lap.waiting for lap in laps) / seconds
-        lines.append(f"  {name:<8} {median:8.1f} images/s (quartiles {low:.1f} to {high:.1f}), waiting for data {waiting:.1%}")
+        what, low, high = "range", speeds[0], speeds[-1]
+        if len(speeds) >= FEWEST_FOR_QUARTILES:
+            what, (low, _, high) = "quartiles", statistics.quantiles(speeds, n=4, method="inclusive")
+        median, waiting = statistics.median(speeds), sum(lap.waiting for lap in laps) / seconds
+        lines.append(f"  {name:<8} {median:8.1f} images/s ({what} {low:.1f} to {high:.1f}), waiting for data {waiting:.1%}")
     for name, one in (("overhead", timing.overhead), ("overhead, CPU time of this process", timing.cpu_overhead)):
-        lines.append(f"  {name}: {one.median:+.1%} (95 % interval {one.low:+.1%} to {one.high:+.1%})")
+        lines.append(f"  {name}: {one.median:+.1%} ({_interval(one)})")
     return lines
+
+
+def _interval(one: Overhead) -> str:
+    what = "95 % interval" if one.confidence >= 0.95 else "too few rounds for an interval: range"
+    return f"{what} {one.low:+.1%} to {one.high:+.1%}"
 
 
 def masking_line(timing: Timing) -> str:
@@ -105,7 +114,7 @@ def lines_of(result: Result) -> list[str]:
     lines = []
     for timing in result.timings:
         lines += ["", _setting(timing), *speed_lines(timing)]
-        rate = result.flops_per_pair * timing.speeds(timing.ours)[len(timing.ours) // 2]
+        rate = result.flops_per_pair * statistics.median(timing.speeds(timing.ours))
         shares = [f"{rate / result.matmul_flops:.1%} of a large matrix product on this device"]
         if result.data_sheet_flops is not None:
             shares.append(f"{rate / result.data_sheet_flops:.1%} of the data sheet (MFU)")

@@ -24,5 +24,5 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.to != "safetensors":
         print("loaded again and compared: it gives the model's features")
     print()
-    print(done.usage)
+    print(done.usage_from_here)
     return 0

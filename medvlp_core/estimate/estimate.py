@@ -51,7 +51,9 @@ def estimate(plan: ModelPlan, card: Card, gpus: int, pairs: int | None = None) -
     """
     spec = plan.train
     if spec.batch_size < gpus * spec.accumulate:
-        text = f"train.batch_size={spec.batch_size} pairs cannot be shared by {gpus} GPUs with {spec.accumulate} passes each"
+        each = "1 pass" if spec.accumulate == 1 else f"{spec.accumulate} passes"
+        gpu = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
+        text = f"train.batch_size={spec.batch_size} pairs cannot be shared by {gpu} with {each} each"
         hint = f"batch_size counts the pairs of all GPUs: {gpus * spec.accumulate} or more"
         raise SpecError(Problem(code="MV104", text=text, hint=hint))
     why_unknown = None

@@ -104,7 +104,8 @@ def time_lines(found: Estimate) -> Iterator[str]:
     yield from _right([(name, f"{1e3 * value:.1f}") for name, value in named.items()])
     flops = found.trace.flops() * spec.batch_size / (found.trace.pairs * found.gpus)
     used = flops / seconds.step / (card.full if spec.precision == "fp32" else card.half)
-    yield f"  {spec.batch_size / seconds.step:,.0f} pairs/s, if data come as fast; {used:.0%} of the data sheet's FLOP/s"
+    whose = "data sheet's" if card.is_gpu else "measured"
+    yield f"  {spec.batch_size / seconds.step:,.0f} pairs/s, if data come as fast; {used:.0%} of the {whose} FLOP/s"
     yield ""
     if found.steps is None:
         yield f"the run: {spec.epochs:g} epochs of unknown length ({found.why_unknown}): give the training pairs with --pairs N"

@@ -58,28 +58,29 @@ class Lap:
 
 @attrs.frozen(kw_only=True)
 class Overhead:
-    """By how much the loop is slower than the rival, as a share; ``low`` to ``high``: at least a 95 % interval of the median.
+    """By how much the loop is slower than the rival, as a share; the true median is in ``low`` to ``high`` with ``confidence``.
 
     Example:
         >>> Overhead.of([2.0, 2.0, 2.0], [1.0, 2.0, 4.0])
-        Overhead(median=0.0, low=-0.5, high=1.0)
+        Overhead(median=0.0, low=-0.5, high=1.0, confidence=0.75)
     """
 
     median: float
     low: float
     high: float
+    confidence: float
 
     @classmethod
     def of(cls, ours: Sequence[float], theirs: Sequence[float]) -> Overhead:
-        """From rounds side by side. The interval lies between two order statistics; with few rounds it is the whole range."""
+        """From rounds side by side. An interval between two order statistics: of 95 % or more, if there are six."""
         shares = sorted(one / other - 1.0 for one, other in zip(ours, theirs, strict=True))
         count = len(shares)
         outside, tail = 0, 0.5**count
         while outside < (count - 1) // 2 and tail + math.comb(count, outside + 1) * 0.5**count <= 0.025:
             outside += 1
             tail += math.comb(count, outside) * 0.5**count
-        middle = (shares[(count - 1) // 2] + shares[count // 2]) / 2
-        return cls(median=middle, low=shares[outside], high=shares[count - 1 - outside])
+        low, high, middle = shares[outside], shares[count - 1 - outside], statistics.median(shares)
+        return cls(median=middle, low=low, high=high, confidence=1.0 - 2.0 * tail)
 
 
 @attrs.frozen(kw_only=True)

@@ -26,7 +26,7 @@ from medvlp_core.interfaces import Tokenizer
 from medvlp_core.model import ComposedModel
 from medvlp_core.plan import ModelPlan
 from medvlp_core.restoring import weights_follow
-from medvlp_core.train.folder import CHECKPOINTS, RECIPE
+from medvlp_core.train.folder import CHECKPOINTS, RECIPE, how_to_go_on
 from medvlp_core.train.state import TrainState, in_main, like
 
 FORMAT = 3
@@ -78,7 +78,7 @@ def save_checkpoint(
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error)
-        hint = f"make room or make it writable, then go on with: medvlp pretrain --resume {folder.parent.parent}"
+        hint = f"make room or make it writable, then go on with: {how_to_go_on(folder.parent.parent)}"
         raise DataError(Problem(code="MV507", text=f"{folder}: the checkpoint cannot be written ({reason})", hint=hint)) from error
 
 

@@ -11,6 +11,7 @@ from torch import distributed
 
 from medvlp_core.distributed import rank
 from medvlp_core.errors import MedvlpError, Problem
+from medvlp_core.train.folder import how_to_go_on
 
 #: How gloo says that the process at the other end is gone; NCCL has exceptions of its own.
 GONE = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe")
@@ -38,7 +39,7 @@ def explained(folder: Path) -> Iterator[None]:
         if not _is_another_gone(error):
             raise
         text = f"training process {rank()} cannot go on, for another one is gone"
-        hint = f"the other one's message says why; a run that has begun goes on with --resume {folder}"
+        hint = f"the other one's message says why; a run that has begun goes on with: {how_to_go_on(folder)}"
         raise MedvlpError(Problem(code="MV607", text=text, hint=hint)) from error
 
 

@@ -10,7 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from medvlp_core.distributed import launched_processes
 from medvlp_core.errors import DataError, Problem
+from medvlp_core.train.lock import LOCK
 from medvlp_core.train.metrics_file import read_metrics
 
 RECIPE, METRICS, BAD_STEPS, EVALUATION = "resolved.yaml", "metrics.jsonl", "bad_steps.jsonl", "evaluation.json"
@@ -29,7 +31,7 @@ def check_run_folder(out: str | Path | None) -> None:
     folder = Path("runs") if out is None else Path(out)
     try:
         # What a run that was killed in its first moment left, before its recipe was there, is not in the way.
-        first = {START, f".{START}.partial", f".{RECIPE}.partial"}
+        first = {LOCK, START, f".{START}.partial", f".{RECIPE}.partial"}
         is_used = out is not None and folder.exists() and any(path.name not in first for path in folder.iterdir())
         nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     except OSError as error:
@@ -86,6 +88,13 @@ def read_start(folder: Path) -> dict[str, Any]:
     return facts
 
 
+def how_to_go_on(run: Path, processes: int | None = None) -> str:
+    """The command that goes on with a run of some processes (by default as many as there are now)."""
+    count = launched_processes() if processes is None else processes
+    start = "medvlp" if count == 1 else f"torchrun --nproc-per-node {count} -m medvlp_core.cli"
+    return f"{start} pretrain --resume {run}"
+
+
 @contextmanager
 def can_write(folder: Path) -> Iterator[None]:
     """Turn what keeps a file of a run from being written into a message.
@@ -97,7 +106,7 @@ def can_write(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         text = f"{error.filename or folder}: the file cannot be written ({error.strerror or error})"
-        hint = f"make room or make it writable, then go on with: medvlp pretrain --resume {folder}"
+        hint = f"make room or make it writable, then go on with: {how_to_go_on(folder)}"
         raise DataError(Problem(code="MV508", text=text, hint=hint)) from error
 
 
@@ -109,7 +118,7 @@ def undone_before_first_step(folder: Path) -> Iterator[None]:
     except BaseException:
         # Step 1 writes a line in the one file or the other.
         if not read_metrics(folder / METRICS) and not (folder / BAD_STEPS).exists():
-            for name in (METRICS, START, RECIPE, INIT_REPORT):
+            for name in (METRICS, START, RECIPE, INIT_REPORT, LOCK):
                 (folder / name).unlink(missing_ok=True)
             with suppress(OSError):  # it holds something else after all, or is the working folder
                 folder.rmdir()

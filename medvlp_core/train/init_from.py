@@ -108,6 +108,16 @@ def init_from(model: ComposedModel, spec: InitSpec) -> InitReport | None:
     return report
 
 
+def check_source(plan: ModelPlan) -> None:
+    """Find out early if there is nothing to begin with.
+
+    Raises:
+        SpecError: ``init_from`` names no file and no folder that exists (MV509).
+    """
+    if plan.init_from.path is not None:
+        _checkpoint(Path(plan.init_from.path))
+
+
 def starting_vocabulary(plan: ModelPlan) -> Path | None:
     """The vocabulary that the text encoder of ``init_from`` was trained with; None where the run makes its own.
 
@@ -139,7 +149,8 @@ def _checkpoint(path: Path) -> Path | None:
         SpecError: there is nothing (MV509).
     """
     if not path.exists():
-        raise _cannot(f"there is no {path}", hint="give a run folder, a checkpoint's folder, or a file with weights")
+        hint = "give a run folder, a checkpoint's folder, or a file with weights"
+        raise _cannot(f"there is no file or folder {str(path)!r}", hint=hint)
     return find_checkpoint(path) if (path / FACTS).is_file() or list_checkpoints(path) else None
 
 

@@ -85,13 +85,14 @@ class MetricsFile:
         self._on_line = on_line
         self._window = StepWindow.going_on(log_every_steps, progress)
         self._seconds = progress["seconds"] if progress is not None else 0.0
+        self._lines = progress["lines"] if progress is not None else 0
         replace_lines(path, [line for line in read_metrics(path) if line["step"] <= self._window.last_line])
         self._file = path.open("a", encoding="utf-8", buffering=1)
 
     def progress(self) -> dict[str, Any]:
         """What a checkpoint keeps. The lines up to here are on the disk before the checkpoint is."""
         os.fsync(self._file.fileno())
-        return {**self._window.progress(), "seconds": self._seconds}
+        return {**self._window.progress(), "seconds": self._seconds, "lines": self._lines}
 
     def __enter__(self) -> MetricsFile:
         return self
@@ -106,6 +107,7 @@ class MetricsFile:
         if isinstance(event, StepDone | StepLeftOut) and (steps := self._window.add(event)):
             line = self._line(steps)
             self._file.write(json.dumps(line) + "\n")
+            self._lines += 1
             if self._on_line is not None:
                 self._on_line(line)
 

@@ -14,7 +14,7 @@ from medvlp_core.compose import plan_recipe
 from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.distributed import launched_processes
 from medvlp_core.documents import differences
-from medvlp_core.errors import DataError, Problem
+from medvlp_core.errors import DataError, Problem, SpecError
 from medvlp_core.plan import ModelPlan
 from medvlp_core.restoring import weights_follow
 from medvlp_core.train.checkpoint import (
@@ -26,7 +26,8 @@ from medvlp_core.train.checkpoint import (
     read_progress,
     set_aside,
 )
-from medvlp_core.train.folder import CHECKPOINTS, EVALUATION, RECIPE, read_start
+from medvlp_core.train.folder import CHECKPOINTS, EVALUATION, METRICS, RECIPE, how_to_go_on, read_start
+from medvlp_core.train.metrics_file import read_metrics
 from medvlp_core.yamlio import Override
 
 #: Settings that may be others when a run goes on: they change nothing in what it learns. Of the data, ids, texts, labels and splits
@@ -87,9 +88,18 @@ class Resume:
         if begun != here:
             text = f"{self.folder}: the run has {_processes(begun)}, and {here} would go on"
             details = ("masks and dropout are drawn for each process, so another number would not give the same weights",)
-            problems.append(Problem(code="MV508", text=text, details=details, hint=f"start {_processes(begun)}"))
+            hint = f"go on with: {how_to_go_on(self.folder, begun)}"
+            problems.append(Problem(code="MV508", text=text, details=details, hint=hint))
         if problems:
             raise DataError(*problems)
+
+    def lost_lines(self) -> int:
+        """How many lines of ``metrics.jsonl`` up to here are not there any more."""
+        if not self.progress:
+            return 0
+        begun = self.progress["metrics"]
+        lines = [line for line in read_metrics(self.folder / METRICS) if line["step"] <= begun["last_line"]]
+        return max(0, begun["lines"] - len(lines))
 
     def changes(self, machine: dict[str, Any]) -> Iterator[str]:
         """What is not as it was when the run began, and may change how numbers are rounded. ``machine``: what it is now."""
@@ -101,6 +111,28 @@ def _processes(count: int) -> str:
     return f"{count} training process{'' if count == 1 else 'es'}"
 
 
+def find_run(run: str | Path) -> tuple[Path, Path | None]:
+    """The run folder, and the checkpoint if ``run`` is one.
+
+    Raises:
+        DataError: there is no run (MV508).
+    """
+    given = Path(run)
+    is_checkpoint = (given / FACTS).is_file() or given.absolute().parent.name == CHECKPOINTS
+    folder = Path(os.path.normpath(given / "../..")) if is_checkpoint else given
+    if (folder / RECIPE).is_file():
+        return folder, given if is_checkpoint else None
+    text = f"there is no run to go on with: {RECIPE} is missing"
+    hint = "give the folder of a run, such as runs/mpma_small-20260101-120000"
+    if given.is_file():
+        text = "this is a file, and no run to go on with"
+    elif given.name == CHECKPOINTS and (given.parent / RECIPE).is_file():
+        text, hint = "this is the folder of all checkpoints", f"give the run, {given.parent}, or one of its checkpoints"
+    elif (given / FACTS).is_file():
+        text, hint = "this checkpoint lies in no run folder", "begin a new run from it, with init_from"
+    raise DataError(Problem(code="MV508", text=f"{run}: {text}", hint=hint))
+
+
 def read_resume(run: str | Path, overrides: Sequence[Override] = ()) -> Resume:
     """Find out where a run (its folder, or one of its checkpoints) goes on. Reads and checks files, and builds nothing.
 
@@ -110,25 +142,26 @@ def read_resume(run: str | Path, overrides: Sequence[Override] = ()) -> Resume:
         DataError: no run, one that is finished, or settings that are not free (MV508); the checkpoint is damaged (MV507).
         SpecError: its recipe cannot be planned here.
     """
-    given = Path(run)
-    is_checkpoint = (given / FACTS).is_file() or given.absolute().parent.name == CHECKPOINTS
-    folder = Path(os.path.normpath(given / "../..")) if is_checkpoint else given
-    if not (folder / RECIPE).is_file():
-        hint = "give the folder of a run, such as runs/mpma_small-20260101-120000"
-        raise DataError(Problem(code="MV508", text=f"{run}: there is no run to go on with: {RECIPE} is missing", hint=hint))
-    if (folder / EVALUATION).is_file() and not is_checkpoint:
+    folder, chosen = find_run(run)
+    if (folder / EVALUATION).is_file() and chosen is None:
         hint = "to train longer, start a new run with init_from; to repeat the end, give one of its checkpoints"
         raise DataError(Problem(code="MV508", text=f"{folder}: the run is finished", hint=hint))
     if not os.access(folder, os.W_OK | os.X_OK):
         hint = "make it writable, or go on with a copy of the folder"
         raise DataError(Problem(code="MV508", text=f"{folder}: the run folder may not be written", hint=hint))
     found = list_checkpoints(folder)
-    checkpoint = given if is_checkpoint else next(iter(reversed(found)), None)
+    checkpoint = chosen or next(iter(reversed(found)), None)
     facts = _checked(checkpoint, found) if checkpoint is not None else read_start(folder)
     progress = read_progress(checkpoint) if checkpoint is not None else {}
     with weights_follow() if checkpoint is not None else nullcontext():
-        plan = attrs.evolve(plan_recipe(folder / RECIPE, overrides), name=facts["name"])
-        changes = list(differences(plan_recipe((checkpoint or folder) / RECIPE).resolved(), plan.resolved()))
+        begun = plan_recipe((checkpoint or folder) / RECIPE)
+        try:
+            plan = attrs.evolve(plan_recipe(folder / RECIPE, overrides), name=facts["name"])
+        except SpecError:
+            # Where the changed recipe does not fit together, that it was changed comes first.
+            _check_changes([(one.path, "as it is", one.kind) for one in overrides], folder)
+            raise
+    changes = list(differences(begun.resolved(), plan.resolved()))
     _check_changes(changes, folder)
     moved = tuple(f"{path} was {old} and is {new}" for path, old, new in changes if path.startswith("data."))
     return Resume(folder=folder, plan=plan, checkpoint=checkpoint, facts=facts, progress=progress, moved_data=moved)
@@ -139,10 +172,19 @@ def _checked(checkpoint: Path, found: list[Path]) -> dict[str, Any]:
         return check_files(checkpoint)
     except DataError as error:
         earlier = [path for path in found if path.name < checkpoint.resolve().name]
-        if not earlier:
-            raise
-        hint = f"go on from the checkpoint before it: medvlp pretrain --resume {earlier[-1]}"
+        good = next((path for path in reversed(earlier) if _is_whole(path)), None)
+        hint = "no earlier checkpoint of this run can be read: start a new run"
+        if good is not None:
+            hint = f"go on from an earlier checkpoint: {how_to_go_on(good, check_files(good)['processes'])}"
         raise DataError(*(attrs.evolve(problem, hint=hint) for problem in error.problems)) from error
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    try:
+        check_files(checkpoint)
+    except DataError:
+        return False
+    return True
 
 
 def _check_changes(changes: Sequence[tuple[str, str, str]], folder: Path) -> None:
@@ -157,9 +199,10 @@ def _check_changes(changes: Sequence[tuple[str, str, str]], folder: Path) -> Non
         raise DataError(Problem(code="MV508", text=text, details=details, hint=hint))
 
 
-def set_aside_later(resume: Resume) -> None:
-    """Take what is newer than the checkpoint to go on from out of the way: the run will write it anew."""
-    for path in list_checkpoints(resume.folder):
-        if resume.checkpoint is not None and path.name > checkpoint_name(resume.step):
-            set_aside(path)
+def set_aside_later(resume: Resume) -> list[str]:
+    """Take what is newer than the checkpoint to go on from out of the way, for the run will write it anew; the names."""
+    later = [path for path in list_checkpoints(resume.folder) if path.name > checkpoint_name(resume.step)]
+    for path in later:
+        set_aside(path)
     (resume.folder / EVALUATION).unlink(missing_ok=True)
+    return [path.name for path in later]

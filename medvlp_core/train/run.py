@@ -59,16 +59,18 @@ from medvlp_core.train.folder import (
     START,
     can_write,
     check_run_folder,
+    how_to_go_on,
     make_run_folder,
     undone_before_first_step,
 )
-from medvlp_core.train.init_from import begin_with_weights, starting_vocabulary
+from medvlp_core.train.init_from import begin_with_weights, check_source, starting_vocabulary
 from medvlp_core.train.layers import for_processes, prepare
+from medvlp_core.train.lock import locked
 from medvlp_core.train.loop import check_length, count_steps, data_order, train
 from medvlp_core.train.metrics_file import StepWindow, read_metrics
 from medvlp_core.train.observers import RunObservers, plan_observer
 from medvlp_core.train.progress import ProgressDisplay
-from medvlp_core.train.resume import Resume, read_resume, set_aside_later
+from medvlp_core.train.resume import Resume, find_run, read_resume, set_aside_later
 from medvlp_core.train.state import TrainState
 from medvlp_core.train.stop import StopRequest
 from medvlp_core.train.trackers import RunTrackers, check_trackers
@@ -110,7 +112,7 @@ def pretrain(
         KeyboardInterrupt: Ctrl-C was pressed.
         SystemExit: SIGTERM came; or the message is that of another process.
     """
-    return _run(lambda: (plan, None), out=out, device=device, console=console)
+    return _run(lambda at_the_end: (plan, None), out=out, device=device, console=console)
 
 
 def go_on(
@@ -124,7 +126,9 @@ def go_on(
         DataError: there is no such run, it is finished, or it began in another way (MV508).
     """
 
-    def begin() -> tuple[ModelPlan, Resume]:
+    def begin(at_the_end: ExitStack) -> tuple[ModelPlan, Resume]:
+        if is_main():
+            at_the_end.enter_context(locked(find_run(run)[0]))
         resume = read_resume(run, changes)
         return resume.plan, resume
 
@@ -132,7 +136,11 @@ def go_on(
 
 
 def _run(
-    begin: Callable[[], tuple[ModelPlan, Resume | None]], *, out: str | Path | None, device: str | None, console: Console | None
+    begin: Callable[[ExitStack], tuple[ModelPlan, Resume | None]],
+    *,
+    out: str | Path | None,
+    device: str | None,
+    console: Console | None,
 ) -> RunResult | None:
     started = time.perf_counter()
     where = choose_device(device)
@@ -140,10 +148,12 @@ def _run(
         with process_group(where):
             console = (console or Console()) if is_main() else Console(quiet=True)
             with together():
-                plan, resume = begin()
+                plan, resume = begin(at_the_end)
                 check_start(plan, where)
                 if resume is None:
                     check_run_folder(out)
+                if resume is None or resume.checkpoint is None:
+                    check_source(plan)
                 vocabulary = (resume.tokenizer if resume else None) or starting_vocabulary(plan)
                 with resume.building() if resume else nullcontext():
                     built = build_run(plan, seed=plan.train.seed, tokenizer_folder=vocabulary)
@@ -155,6 +165,7 @@ def _run(
             folder = resume.folder if resume else from_main(made)
             if is_main() and resume is None:
                 at_the_end.enter_context(undone_before_first_step(folder))
+                at_the_end.enter_context(locked(folder))
             trackers = at_the_end.enter_context(RunTrackers(plan, folder, console, resume))
             with explained(folder):
                 signal = _train(built, folder, where, console, unable, resume, trackers)
@@ -191,11 +202,14 @@ def _train(
     checkpoint = resume.checkpoint if resume is not None else None
     with together():
         facts = run_facts(built, device)
-        if is_main():
-            begin_folder(folder, plan, facts, resume)
+        later = begin_folder(folder, plan, facts, resume) if is_main() else []
         describe_run(built, folder, device, console)
         if resume is not None:
             console.print(f"going on after step {resume.step}", markup=False)
+            for name in later:
+                console.print(f"{name} is set aside, and deleted when it is written anew", markup=False)
+            if lost := resume.lost_lines():
+                warn(console, f"{lost} lines of {METRICS} are not there any more")
             for change in resume.changes(facts["machine"]):
                 warn(console, f"{change}: the last digits may differ")
             for change in resume.moved_data:
@@ -237,25 +251,26 @@ def _train(
         signal = train(state, built.pipeline, spec, forward=forward, device=device, notify=observers, save=save, stop=stop)
     signal = from_main(signal or stop.signal)  # it may have come during the last checkpoint
     if signal is not None:
-        console.print(f"go on with: medvlp pretrain --resume {folder}", markup=False, soft_wrap=True)
+        console.print(f"go on with: {how_to_go_on(folder)}", markup=False, soft_wrap=True)
     elif state.average is not None:
         state.average.exchange(model)
     return signal
 
 
-def begin_folder(folder: Path, plan: ModelPlan, facts: dict[str, Any], resume: Resume | None) -> None:
-    """Write what stands in the folder from the start; of a run that goes on, take away what it will write anew.
+def begin_folder(folder: Path, plan: ModelPlan, facts: dict[str, Any], resume: Resume | None) -> list[str]:
+    """Write what stands in the folder from the start; of a run that goes on, take away what it will write anew: the names.
 
     Raises:
         DataError: it cannot be written (MV508).
     """
     with can_write(folder):
-        if resume is None:
-            write_at_once(folder / START, json.dumps(facts, indent=2) + "\n")
+        begun = facts if resume is None else {name: resume.facts[name] for name in facts}
+        write_at_once(folder / START, json.dumps(begun, indent=2) + "\n")
         write_at_once(folder / RECIPE, plan.resolved_yaml())  # of a run that goes on, it may have changed a little
+        later = set_aside_later(resume) if resume is not None else []
         if resume is not None:
-            set_aside_later(resume)
             prune_checkpoints(folder, keep=plan.train.keep_checkpoints)
+    return later
 
 
 def take_effect(signal: str) -> BaseException:

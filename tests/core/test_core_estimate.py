@@ -239,6 +239,12 @@ def test_operations_are_those_of_the_pairs_of_a_step(small: ModelPlan) -> None:
     assert shares[1] == pytest.approx(33 / 40 * shares[0], abs=1.0)
 
 
+def test_the_measured_cpu_has_no_data_sheet(small: ModelPlan) -> None:
+    told = {name: list(lines(estimate(small, attrs.evolve(CARDS["h100"], name=name), 1))) for name in ("h100", "cpu")}
+    assert any(line.endswith("% of the data sheet's FLOP/s") for line in told["h100"])
+    assert any(line.endswith("% of the measured FLOP/s") for line in told["cpu"])
+
+
 def _operations_together(found: Estimate) -> float:
     """Of the forward pass, as the report has them."""
     return float(next(line for line in component_lines(found) if "together" in line).split()[3])
@@ -286,6 +292,14 @@ def test_a_torch_without_the_parts_that_are_needed_is_named(monkeypatch: pytest.
         (["--gpus", "0"], "--gpus 0: expected 1 or more"),
         (["--pairs", "-3"], "--pairs -3: expected 1 or more"),
         (["--gpu", "cpu", "--gpus", "2"], "--gpu cpu is this machine, of which there is one: leave --gpus away"),
+        (
+            ["--check", "--gpus", "8"],
+            "--check runs a step on this machine's CPU, whatever the GPUs and the data: leave --gpus away",
+        ),
+        (
+            ["--check", "--gpu", "h100", "--pairs", "9"],
+            "--check runs a step on this machine's CPU, whatever the GPUs and the data: leave --gpu and --pairs away",
+        ),
     ],
 )
 def test_impossible_options_are_refused(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -296,7 +310,7 @@ def test_impossible_options_are_refused(options: list[str], message: str, capsys
 def test_fewer_pairs_than_gpus_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", "mpma:small", "--gpus", "64"]) == 1
     assert capsys.readouterr().err == (
-        "[MV104] train.batch_size=32 pairs cannot be shared by 64 GPUs with 1 passes each\n"
+        "[MV104] train.batch_size=32 pairs cannot be shared by 64 GPUs with 1 pass each\n"
         "    hint: batch_size counts the pairs of all GPUs: 64 or more\n"
     )
 

@@ -22,7 +22,8 @@ class Block(SpecBlock):
     flag: bool = param(False, help="flag")
     limit: float | None = param(None, help="limit", above=0)
     sizes: tuple[int, ...] = param((1,), help="sizes", at_least=1)
-    weights: dict[str, float] = param(attrs.Factory(dict), help="weights")
+    weights: dict[str, float] = param(attrs.Factory(dict), help="weights", at_least=0)
+    modes: tuple[str, ...] = param((), help="modes", one_of=("fast", "slow"))
 
 
 def read(text: str) -> tuple[Block | None, list[str]]:
@@ -55,7 +56,12 @@ def test_values_get_their_declared_types() -> None:
             "block.yaml:1:19 [MV103] block: sizes must be list of int, found int 3\n    hint: write a list: [3]",
         ),
         ("{count: 1, sizes: [1, a]}", "block.yaml:1:23 [MV103] block: sizes must be list of int, found str 'a'"),
-        ("{count: 1, sizes: [1, 0]}", "block.yaml:1:19 [MV104] block: sizes=[1, 0] must be at least 1"),
+        ("{count: 1, sizes: [1, 0]}", "block.yaml:1:23 [MV104] block: sizes[1]=0 must be at least 1"),
+        (
+            "{count: 1, modes: [fast, slwo]}",
+            "block.yaml:1:26 [MV104] block: modes[1]='slwo' must be one of 'fast', 'slow'\n    hint: did you mean 'slow'?",
+        ),
+        ("{count: 1, weights: {a: 1, b: -2}}", "block.yaml:1:31 [MV104] block: weights.b=-2 must be at least 0"),
         (
             "{count: 1, mode: slwo}",
             "block.yaml:1:18 [MV104] block: mode='slwo' must be one of 'fast', 'slow'\n    hint: did you mean 'slow'?",
@@ -63,7 +69,7 @@ def test_values_get_their_declared_types() -> None:
         (
             "{cuont: 1, count: 1}",
             "block.yaml:1:2 [MV102] block has no parameter 'cuont'\n"
-            "    hint: did you mean 'count'? other parameters: flag, limit, mode, share, sizes, weights",
+            "    hint: did you mean 'count'? other parameters: flag, limit, mode, modes, share, sizes, weights",
         ),
         ("[1]", "block.yaml:1:1 [MV103] block: expected a mapping, found a list"),
     ],
@@ -72,6 +78,14 @@ def test_messages(text: str, message: str) -> None:
     block, problems = read(text)
     assert block is None
     assert problems == [message]
+
+
+def test_every_bad_item_is_named() -> None:
+    _, problems = read("{count: 1, sizes: [0, 1, -1]}")
+    assert problems == [
+        "block.yaml:1:20 [MV104] block: sizes[0]=0 must be at least 1",
+        "block.yaml:1:26 [MV104] block: sizes[2]=-1 must be at least 1",
+    ]
 
 
 def test_null_only_where_the_type_says_so() -> None:

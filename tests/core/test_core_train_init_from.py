@@ -147,7 +147,7 @@ def test_a_text_encoder_from_a_folder_of_transformers(build: Build, folder: Path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{path: nowhere}", "[MV509] init_from: there is no nowhere"),
+        ("{path: nowhere}", "[MV509] init_from: there is no file or folder 'nowhere'"),
         ("{path: empty}", "[MV509] init_from: the folder empty holds neither a checkpoint of medvlp nor model.safetensors"),
         ("{path: plain.pt}", "[MV509] init_from: the file is none of medvlp's, and init_from does not say for which part it is"),
         (

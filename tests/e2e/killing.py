@@ -193,7 +193,8 @@ def content(run: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for path in sorted(run.rglob("*")):
         name = str(path.relative_to(run))
-        if path.is_dir() or path.suffix == ".png" or path.name == "checkpoint.json":  # which has hashes of the others
+        # checkpoint.json has hashes of the others; .lock stays of a killed process.
+        if path.is_dir() or path.suffix == ".png" or path.name in ("checkpoint.json", ".lock"):
             continue
         if path.suffix in (".json", ".jsonl"):
             found[name] = [without_times(json.loads(line)) for line in _documents(path)]

@@ -10,10 +10,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from medvlp_core.build import build_run
 from medvlp_core.cli import main
-from medvlp_core.cli.bench_train import above, masking_line
+from medvlp_core.cli.bench_train import above, lines_of, masking_line, speed_lines
 from medvlp_core.compose import plan_recipe
 from medvlp_core.errors import MedvlpError
-from medvlp_core.train.benchmark import Lap, MaskedPass, Overhead, Timing, TrainBenchmark, first_batch, flops_per_pair, masked_pass
+from medvlp_core.train.benchmark import (
+    Lap,
+    MaskedPass,
+    Overhead,
+    Result,
+    Timing,
+    TrainBenchmark,
+    first_batch,
+    flops_per_pair,
+    masked_pass,
+)
 from medvlp_core.train.plain import forward_source
 
 CPU = torch.device("cpu")
@@ -62,6 +72,7 @@ def test_both_loops_are_timed_and_their_losses_are_equal(recipe: Path, tmp_path:
     assert main([*command, "--limit", "-99"]) == 1, "no loop takes a hundredth of the other's time"
     text = capsys.readouterr().out
     assert "overhead, CPU time of this process: " in text
+    assert text.count("too few rounds for an interval") == 2
     assert "masking hides 75% of the patches: its pass of the image encoder takes " in text
     assert text.splitlines()[-1].endswith("is above the limit of -99 %")
     result = json.loads((out / "train.json").read_text())
@@ -86,9 +97,42 @@ def test_the_interval_of_the_median() -> None:
     overhead = Overhead.of(ours, [1.0] * 20)
     # Of 20 rounds, the 6th to the 15th: the median lies outside with a probability of 0.041.
     assert (overhead.low, overhead.high) == (pytest.approx(0.05), pytest.approx(0.14))
-    assert overhead.median == pytest.approx(0.095)
+    assert (overhead.median, overhead.confidence) == (pytest.approx(0.095), pytest.approx(1 - 0.0414, abs=1e-4))
     few = Overhead.of([1.0, 1.1, 1.2], [1.0, 1.0, 1.0])
     assert (few.low, few.high) == (pytest.approx(0.0), pytest.approx(0.2)), "three rounds: the whole range"
+    assert [Overhead.of([1.0] * rounds, [1.0] * rounds).confidence for rounds in (1, 5, 6)] == [0.0, 1 - 2 / 2**5, 1 - 2 / 2**6]
+
+
+def timing_of(*seconds: float) -> Timing:
+    """Rounds of two steps of 4 pairs, beside rounds of one second."""
+    ours = tuple(lap(one) for one in seconds)
+    return Timing(is_compiled=False, pairs_per_step=4, ours=ours, rival=(lap(1.0),) * len(ours))
+
+
+def test_few_rounds_have_a_range_and_no_interval() -> None:
+    assert speed_lines(timing_of(2.0, 1.0)) == [
+        "  medvlp        6.0 images/s (range 4.0 to 8.0), waiting for data 0.0%",
+        "  by hand       8.0 images/s (range 8.0 to 8.0), waiting for data 0.0%",
+        "  overhead: +50.0% (too few rounds for an interval: range +0.0% to +100.0%)",
+        "  overhead, CPU time of this process: +50.0% (too few rounds for an interval: range +0.0% to +100.0%)",
+    ]
+    five, six = (speed_lines(timing_of(*[1.0] * (rounds - 1), 2.0)) for rounds in (5, 6))
+    assert five[2] == "  overhead: +0.0% (too few rounds for an interval: range +0.0% to +100.0%)"
+    assert six[2] == "  overhead: +0.0% (95 % interval +0.0% to +100.0%)"
+    four = speed_lines(timing_of(8.0, 4.0, 2.0, 1.0))
+    assert four[0] == "  medvlp        3.0 images/s (quartiles 1.8 to 5.0), waiting for data 0.0%"
+
+
+def test_the_share_of_the_device_is_that_of_the_median() -> None:
+    result = Result(
+        timings=(timing_of(2.0, 1.0),),
+        flops_per_pair=1e9,
+        matmul_flops=12e9,
+        data_sheet_flops=None,
+        difference=0.0,
+        rival_source="",
+    )
+    assert "  6.0 GFLOP/s of the model: 50.0% of a large matrix product on this device" in lines_of(result)
 
 
 def test_the_limit_looks_at_every_setting() -> None:

@@ -14,6 +14,9 @@ from running import TORCHRUN, begin, recipe_over, under_torchrun, write_manifest
 
 from medvlp_core.train.resume import read_resume
 
+#: What is proposed to somebody who started two processes.
+GO_ON = "torchrun --nproc-per-node 2 -m medvlp_core.cli pretrain --resume"
+
 
 def test_torchrun_hands_sigterm_on(recipe: Path, tmp_path: Path) -> None:
     """As a scheduler's preemption arrives; then the run goes on under torchrun, to the end."""
@@ -23,6 +26,7 @@ def test_torchrun_hands_sigterm_on(recipe: Path, tmp_path: Path) -> None:
     out, _ = process.communicate(timeout=120)
     assert process.returncode != 0
     assert out.count("stopped by SIGTERM after step") == 1, "the main process alone speaks"
+    assert f"go on with: {GO_ON} {run}\n" in out
     assert not (run / "evaluation.json").exists()
     step = read_resume(run).step
     done = under_torchrun("--resume", str(run))
@@ -53,7 +57,8 @@ def test_what_one_process_finds_ends_all_and_blames_no_component(tmp_path: Path)
     ours = done.stderr.partition("torch/distributed/elastic")[0] + done.stderr.partition("Root Cause")[0].partition("Traceback")[0]
     assert f"[MV501] cannot read image {image}: it is truncated or damaged" in ours
     assert "cannot go on, for another one is gone\n" in ours
-    assert f"    hint: the other one's message says why; a run that has begun goes on with --resume {run}\n" in ours
+    hint = "    hint: the other one's message says why; a run that has begun goes on with:"
+    assert f"{hint} {GO_ON} {run}\n" in ours
     assert "MV306" not in ours
 
 

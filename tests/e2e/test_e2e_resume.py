@@ -59,9 +59,17 @@ def test_a_damaged_file_is_named_with_the_checkpoint_before_it(
     text = str(caught.value)
     assert text.startswith(f"[MV507] {run}/checkpoints/step-0000014/{name}: ")
     assert message in text
-    hint = f"go on from the checkpoint before it: medvlp pretrain --resume {run}/checkpoints/step-0000012"
+    hint = f"go on from an earlier checkpoint: medvlp pretrain --resume {run}/checkpoints/step-0000012"
     assert text.endswith(f"    hint: {hint}")
     assert read_resume(run / "checkpoints/step-0000012").step == 12
+
+
+def test_a_checkpoint_that_is_damaged_too_is_not_proposed(run: Path) -> None:
+    for path in list_checkpoints(run):
+        cut(path / "model.safetensors")
+    with pytest.raises(DataError) as caught:
+        read_resume(run)
+    assert str(caught.value).endswith("    hint: no earlier checkpoint of this run can be read: start a new run")
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut, flip])

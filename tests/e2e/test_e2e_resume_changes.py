@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import killing
@@ -104,7 +106,7 @@ def test_other_data_and_processes_are_refused(run: Path, has_checkpoint: bool, m
     text = str(caught.value)
     assert f"[MV508] {run}: the data are not those of the run: ids, texts, labels or splits have changed\n" in text
     assert f"[MV508] {run}: the run has 1 training process, and 3 would go on\n" in text
-    assert "    hint: start 1 training process" in text
+    assert f"    hint: go on with: medvlp pretrain --resume {run}" in text
 
 
 def test_without_a_checkpoint_and_facts_of_the_start_nothing_can_go_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -142,3 +144,60 @@ def test_another_machine_is_a_warning(run: Path, monkeypatch: pytest.MonkeyPatch
 def test_options_that_make_a_new_run_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pretrain", "mpma:small", "--resume", "run", "--out", "x"]) == 2
     assert "--resume takes no RECIPE and no --out" in capsys.readouterr().err
+
+
+def test_a_change_with_which_the_recipe_does_not_fit_together_is_a_change(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code, err = go_on(run, capsys, "--unset", "model.alignments.gla")
+    assert code == 1
+    assert err.splitlines()[:2] == [
+        f"[MV508] {run}: the recipe is not that of the run",
+        "    model.alignments.gla: as it is in the run, unset now",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("run/checkpoints", "this is the folder of all checkpoints\n    hint: give the run, run, or one of its checkpoints"),
+        ("run/resolved.yaml", "this is a file, and no run to go on with\n    hint: give the folder of a run"),
+        ("lonely", "this checkpoint lies in no run folder\n    hint: begin a new run from it, with init_from"),
+        ("nowhere", "there is no run to go on with: resolved.yaml is missing\n    hint: give the folder of a run"),
+    ],
+)
+def test_what_is_nearly_a_run(
+    run: Path, given: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(run.parent)
+    shutil.copytree(run / "checkpoints/step-0000012", "lonely")
+    code, err = go_on(Path(given), capsys)
+    assert code == 1
+    assert err.startswith(f"[MV508] {given}: {message}")
+
+
+def test_what_was_lost_is_said_and_facts_of_the_start_come_back(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    start = (run / "start.json").read_text()
+    (run / "start.json").unlink()
+    lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (run / "metrics.jsonl").write_text("".join(lines[:1]))
+    assert main(["pretrain", "--resume", str(run / "checkpoints/step-0000012"), "--device", "cpu"]) == 0
+    out = capsys.readouterr().out
+    assert "step-0000014 is set aside, and deleted when it is written anew\n" in out
+    assert f"warning: {len(lines) - 2} lines of metrics.jsonl are not there any more\n" in out
+    assert (run / "start.json").read_text() == start
+
+
+def test_one_command_at_a_time_works_in_a_run_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hold = "import sys, time\nfrom pathlib import Path\nfrom medvlp_core.train.lock import locked\n"
+    hold += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)\n"
+    process = subprocess.Popen([sys.executable, "-c", hold, str(run)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    code, err = go_on(run, capsys)
+    assert code == 1
+    assert err.startswith(f"[MV508] {run}: process {process.pid} on ")
+    assert " works in this run folder\n    hint: wait for it or end it; " in err
+    process.kill()
+    process.wait()
+    assert (run / ".lock").exists(), "what a killed process leaves is not in the way"
+    assert go_on(run, capsys)[0] == 0
+    assert not (run / ".lock").exists()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import pickle
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -300,8 +302,21 @@ def test_broken_and_unsafe_files_are_refused(suffix: str, tmp_path: Path) -> Non
 
 def test_checkpoints_with_arbitrary_objects_are_not_unpickled(tmp_path: Path) -> None:
     torch.save({"model": {"w": torch.zeros(1)}, "args": Path("x")}, tmp_path / "objects.pt")
-    with pytest.raises(SpecError, match=r"MV507[\s\S]*weights_only"):
-        read_weights(tmp_path / "objects.pt")
+    plain = tmp_path / "plain.pt"
+    plain.write_bytes(pickle.dumps({"w": Path("x")}))
+    for path in (tmp_path / "objects.pt", plain):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(SpecError) as caught:
+                read_weights(path)
+        assert str(caught.value) == (
+            f"[MV507] the checkpoint '{path}' cannot be read: it holds a pickle of other things than tensors as torch.save writes "
+            "them; nothing of it was loaded\n"
+            "    hint: expected .safetensors, or a .pt that torch.load(weights_only=True) accepts; save the plain state_dict again"
+        )
+    (tmp_path / "text.pt").write_text("hello there")
+    with pytest.raises(SpecError, match=r"MV507.*'.*text.pt' cannot be read: it is no file of torch.save\n"):
+        read_weights(tmp_path / "text.pt")
     torch.save([1, 2], tmp_path / "list.pt")
     with pytest.raises(SpecError, match="holds no named tensors"):
         read_weights(tmp_path / "list.pt")

@@ -91,3 +91,12 @@ def test_networks_without_batch_norm_have_nothing_to_keep() -> None:
     assert not model.masked_statistics.state_dict()
     image, _ = images()
     assert model.eval()(image).image_tokens.isfinite().all()
+
+
+def test_torch_can_trace_the_choice_of_statistics() -> None:
+    model = encoder()
+    image, is_masked = images()
+    train(model)
+    for arguments in ((image,), (image, is_masked)):
+        traced = torch.export.export(model, arguments).module()
+        torch.testing.assert_close(traced(*arguments).image_tokens, model(*arguments).image_tokens)
