@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import io
+import logging
+import re
+import traceback
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from medvlp_core.errors import Problem, SpecError, first_line
+from medvlp_core.export.onnx_usage import image_snippet, joined, text_snippet
 from medvlp_core.interfaces import Alignment
 from medvlp_core.model import ComposedModel
 from medvlp_core.train.checkpoint import LoadedRun
@@ -24,6 +28,9 @@ TOLERANCE = 1e-4
 #: A file of protobuf cannot be larger than 2 GB; weights beyond this lie beside the graph.
 _LARGEST_FILE = 1.5e9
 _SAMPLE = ("The heart is enlarged and the lungs are clear.", "No pneumothorax.")
+_HINT = "--to safetensors writes the weights of every model"
+#: The colours of a terminal.
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class _ImageGraph(nn.Module):
@@ -67,24 +74,24 @@ def export_onnx(loaded: LoadedRun, folder: Path) -> str:
         size = loaded.image_transform().geometry
         image = torch.randn(3, size.channels, size.height, size.width, generator=torch.Generator().manual_seed(0))
         prefix = ["image_prefix"] if model.image_encoder(image).image_prefix.shape[1] else []
-        names = ["image_tokens", *prefix, *(["image_vector"] if alignment is not None else [])]
+        outputs = ["image_tokens", *prefix, *(["image_vector"] if alignment is not None else [])]
         graph = _ImageGraph(model, alignment).eval()
-        _export(graph, {"image": image}, names, {"image": {0: "batch"}}, folder / "image_encoder.onnx")
-        calls.append('image = onnxruntime.InferenceSession("image_encoder.onnx").run(None, {"image": images})')
+        _export(graph, {"image": image}, outputs, {"image": {0: "batch"}}, folder / "image_encoder.onnx")
+        calls.append(image_snippet(loaded, outputs))
     if model.text_encoder is not None:
         tokens = loaded.tokenizer.encode(_SAMPLE)._asdict()
-        names = ["text_tokens", *(["text_vector"] if alignment is not None else [])]
+        outputs = ["text_tokens", *(["text_vector"] if alignment is not None else [])]
         axes = {name: {0: "batch", 1: "length"} for name in tokens}
-        _export(_TextGraph(model, alignment).eval(), tokens, names, axes, folder / "text_encoder.onnx")
+        inputs = _export(_TextGraph(model, alignment).eval(), tokens, outputs, axes, folder / "text_encoder.onnx")
         loaded.tokenizer.save(folder / "tokenizer")
-        calls.append(
-            'tokens = {"token_ids": ids, "text_is_valid": is_valid, "word_ids": word_ids}  # int64, bool, int64, all (B, L)\n'
-            'text = onnxruntime.InferenceSession("text_encoder.onnx").run(None, tokens)'
-        )
-    return "\n".join(["import onnxruntime", "", *calls])
+        calls.append(text_snippet(loaded, inputs, outputs))
+    return joined(calls)
 
 
-def _export(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], axes: dict[str, Any], path: Path) -> None:
+def _export(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], axes: dict[str, Any], path: Path) -> list[str]:
+    """Write one graph and compare it; returns the names of the inputs that it kept."""
+    import onnxruntime
+
     size = sum(value.numel() * value.element_size() for value in graph.parameters())
     try:
         with torch.no_grad(), _quiet():
@@ -99,29 +106,46 @@ def _export(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], axe
                 external_data=size > _LARGEST_FILE,
             )
     except Exception as error:  # what the exporter raises is its own affair
-        text = f"torch cannot export {path.stem} to onnx: {type(error).__name__}: {first_line(error)}"
-        raise SpecError(Problem(code="MV510", text=text, hint="export to safetensors instead")) from error
+        cause = _innermost(error)
+        text = f"torch cannot export {path.stem} to onnx: {type(cause).__name__}: {_COLOUR.sub('', first_line(cause))}"
+        raise SpecError(Problem(code="MV510", text=text, details=_code_line(cause), hint=_HINT)) from error
     with torch.no_grad():
         # Other sizes than those it was traced with.
         other = {name: torch.cat([value, value.flip(0)[:1]])[:, : None if value.ndim > 2 else 5] for name, value in inputs.items()}
         wanted = graph(**other)
-    difference = _difference(path, other, wanted)
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    kept = [one.name for one in session.get_inputs()]
+    found = session.run(None, {name: other[name].numpy() for name in kept})
+    difference = max(float((torch.from_numpy(a) - b).abs().max()) for a, b in zip(found, wanted, strict=True))
     if not difference <= TOLERANCE:
         text = f"{path.name} differs by {difference:.1e} from the model in onnxruntime; {TOLERANCE:.0e} is allowed"
-        raise SpecError(Problem(code="MV510", text=text, hint="export to safetensors instead"))
+        raise SpecError(Problem(code="MV510", text=text, hint=_HINT))
+    return kept
 
 
-def _difference(path: Path, inputs: dict[str, Tensor], wanted: Sequence[Tensor]) -> float:
-    import onnxruntime
+def _innermost(error: BaseException) -> BaseException:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    found = session.run(None, {one.name: inputs[one.name].numpy() for one in session.get_inputs()})
-    return max(float((torch.from_numpy(a) - b).abs().max()) for a, b in zip(found, wanted, strict=True))
+
+def _code_line(error: BaseException) -> tuple[str, ...]:
+    """The last line of a component that an error passed, if it passed one."""
+    torch_folder = Path(torch.__file__).parent
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename != __file__ and not Path(frame.filename).is_relative_to(torch_folder):
+            return (f"in {Path(frame.filename).name}, line {frame.lineno}: {frame.line}",)
+    return ()
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter prints its steps, and warnings meant for its developers."""
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        yield
+    """The exporter prints its steps, graphs that it gave up, and warnings meant for its developers."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -24,11 +26,22 @@ _TOWERS = {"timm": Role.IMAGE_ENCODER, "transformers": Role.TEXT_ENCODER}
 
 @attrs.frozen(kw_only=True)
 class Export:
-    """What was written, and the lines of Python that load it."""
+    """What was written, and the lines of Python that load it from within ``folder``."""
 
     folder: Path
     files: tuple[str, ...]
     usage: str
+
+    @property
+    def usage_from_here(self) -> str:
+        """The same lines for whoever stands where ``folder`` was named: its files get its name in front."""
+        known = {".", *self.files, *(Path(file).parts[0] for file in self.files)}
+
+        def located(quoted: re.Match[str]) -> str:
+            name = quoted.group(1)
+            return json.dumps((self.folder / name).as_posix(), ensure_ascii=False) if name in known else quoted.group()
+
+        return re.sub(r'"([^"\n]*)"', located, self.usage)
 
 
 def export_run(run: str | Path, kind: str, out: str | Path) -> Export:
@@ -98,7 +111,7 @@ def _tower(model: ComposedModel, kind: str) -> Exportable:
         return module
     text = f"{component.label} cannot be exported to {kind}"
     able = ", ".join(_who_can(model, role, kind)) or "none that is installed"
-    hint = f"{role} components that can: {able}; --to safetensors and --to onnx take every model"
+    hint = f"{role} components that can: {able}; --to safetensors takes every model, --to onnx those that torch can trace"
     raise SpecError(Problem(code="MV510", text=text, position=component.position(), hint=hint))
 
 

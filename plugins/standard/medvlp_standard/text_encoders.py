@@ -6,6 +6,7 @@ Shape letters: B batch, L tokens, Dt width.
 from __future__ import annotations
 
 import copy
+import inspect
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,12 @@ class SplitEncoder(TextEncoder):
         Raises:
             SpecError: transformers' model does not give the same features (MV510).
         """
+        whole = self.split.whole().cpu()
+        # The pooler was removed; loading would make a new one, with random weights.
+        arguments = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(type(whole)).parameters else {}
         with quiet_hub():
-            self.split.whole().cpu().save_pretrained(folder)
-            loaded = AutoModel.from_pretrained(folder, local_files_only=True).eval()
+            whole.save_pretrained(folder)
+            loaded = AutoModel.from_pretrained(folder, local_files_only=True, **arguments).eval()
         token_ids, is_valid = _sample(int(loaded.config.vocab_size))
         with torch.no_grad():
             wanted = self(token_ids, is_valid)
@@ -123,9 +127,12 @@ class SplitEncoder(TextEncoder):
         if not torch.allclose(found[is_valid], wanted[is_valid], rtol=1e-5, atol=1e-5):
             text = f"transformers' {type(loaded).__name__} gives other features from the exported weights"
             raise SpecError(Problem(code="MV510", text=text, hint="export to safetensors instead"))
+        given = "".join(f", {name}={value}" for name, value in arguments.items())
         return (
             "from transformers import AutoModel, AutoTokenizer\n\n"
-            'tokenizer, model = AutoTokenizer.from_pretrained("."), AutoModel.from_pretrained(".").eval()\n'
+            'tokenizer = AutoTokenizer.from_pretrained(".")\n'
+            f'model = AutoModel.from_pretrained("."{given}).eval()\n'
+            'texts = ["The lungs are clear.", "Pneumonia."]\n'
             'tokens = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")\n'
             'features = model(tokens["input_ids"], attention_mask=tokens["attention_mask"]).last_hidden_state'
         )

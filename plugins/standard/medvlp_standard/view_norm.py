@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -35,20 +36,23 @@ class MaskedStatistics(nn.Module):
     @contextmanager
     def of_view(self, *, is_masked: bool) -> Iterator[None]:
         """Within this context the network's batch norms read, and in training update, the statistics of one view."""
-        if self._norms and not self.training:
-            tracked = (int(self._norms[0].get_buffer("num_batches_tracked")), int(self.get_buffer("num_batches_tracked_0")))
-            if tracked[is_masked] == 0:
-                is_masked = tracked[1] > 0
-        if is_masked:
-            self._swap()
+        own = [norm._buffers.copy() for norm in self._norms]
+        for norm, statistics in zip(self._norms, self._statistics(is_masked=is_masked), strict=True):
+            norm._buffers.update(statistics)
         try:
             yield
         finally:
-            if is_masked:
-                self._swap()
+            for norm, buffers in zip(self._norms, own, strict=True):
+                norm._buffers.update(buffers)
 
-    def _swap(self) -> None:
-        for index, norm in enumerate(self._norms):
-            for name in STATISTICS:
-                mine = f"{name}_{index}"
-                norm._buffers[name], self._buffers[mine] = self._buffers[mine], norm._buffers[name]
+    def _statistics(self, *, is_masked: bool) -> list[dict[str, Tensor]]:
+        """What each batch norm uses for a view. Tensors choose: a number would wait for the device and stop a trace."""
+        clean = [{name: norm.get_buffer(name) for name in STATISTICS} for norm in self._norms]
+        masked = [{name: self.get_buffer(f"{name}_{index}") for name in STATISTICS} for index in range(len(clean))]
+        if self.training or not clean:
+            return masked if is_masked else clean
+        takes_masked = masked[0]["num_batches_tracked"] > 0
+        if not is_masked:
+            takes_masked = takes_masked & (clean[0]["num_batches_tracked"] == 0)
+        pairs = zip(clean, masked, strict=True)
+        return [{name: torch.where(takes_masked, theirs[name], ours[name]) for name in STATISTICS} for ours, theirs in pairs]
