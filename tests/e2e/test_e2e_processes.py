@@ -41,9 +41,6 @@ def test_what_all_processes_find_is_said_once(recipe: Path, tmp_path: Path) -> N
     assert done.returncode == 1
     assert done.stderr.count("[MV104] train.batch_size=3 pairs cannot be shared by 2 processes with 2 passes each") == 1
     assert not run.exists()
-    done = under_torchrun("--resume", str(run))
-    assert done.returncode == 1
-    assert done.stderr.count(f"[MV508] {run}: there is no run to go on with") == 1
 
 
 def test_what_one_process_finds_ends_all_and_blames_no_component(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from medvlp_core.train.init_from import starting_vocabulary
 from medvlp_core.train.resume import read_resume, set_aside_later
 
 #: For each kind. ``MEDVLP_KILLS=40 pytest tests/e2e/test_e2e_resume.py -k killed`` kills dozens of times.
-KILLS = os.environ.get("MEDVLP_KILLS", "3")
+KILLS = os.environ.get("MEDVLP_KILLS", "2")
 
 
 @pytest.mark.parametrize("kind", ["one", "workers", "ddp3", "norms"])
