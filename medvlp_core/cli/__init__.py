@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 
 from medvlp_core import __version__
-from medvlp_core.cli.common import Command, CommandParser, PluginCommands, print_problems
+from medvlp_core.cli.common import Command, CommandParser, PluginCommands, is_first_process, print_problems
 from medvlp_core.errors import MedvlpError, did_you_mean
 
 #: Built-in commands: module below ``medvlp_core.cli`` and what they do.
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
-        if os.environ.get("RANK", "0") == "0":  # once, of several training processes
+        if is_first_process():
             print("interrupted", file=sys.stderr)
         return 130
 

@@ -132,11 +132,16 @@ def read_plan(arguments: argparse.Namespace, report: Report, host: PluginHost | 
     return compose(recipe, host, report, name=recipe_name(arguments.recipe))
 
 
+def is_first_process() -> bool:
+    """Whether this is the first, or the only one, of the processes that a launcher such as torchrun started."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def plan_or_complain(arguments: argparse.Namespace) -> ModelPlan | None:
     """The plan; problems are printed to stderr, and None means that there were errors."""
     report = Report()
     plan = read_plan(arguments, report)
-    if os.environ.get("RANK", "0") != "0":  # of several training processes that find the same, the first one speaks
+    if not is_first_process():  # the first one says what all find
         if plan is not None:
             return plan
         time.sleep(5)  # if the first one found errors too, the launcher ends this process now

@@ -72,7 +72,7 @@ class Resume:
 
     def building(self) -> AbstractContextManager[None]:
         """Build the model in this context: a checkpoint replaces all weights, so files that the run began with may be gone."""
-        return weights_follow() if self.checkpoint is not None else nullcontext()
+        return _without_first_weights(self.checkpoint)
 
     def check(self, pipeline: InputPipeline) -> None:
         """Refuse what would not end in the same weights.
@@ -153,7 +153,7 @@ def read_resume(run: str | Path, overrides: Sequence[Override] = ()) -> Resume:
     checkpoint = chosen or next(iter(reversed(found)), None)
     facts = _checked(checkpoint, found) if checkpoint is not None else read_start(folder)
     progress = read_progress(checkpoint) if checkpoint is not None else {}
-    with weights_follow() if checkpoint is not None else nullcontext():
+    with _without_first_weights(checkpoint):
         begun = plan_recipe((checkpoint or folder) / RECIPE)
         try:
             plan = attrs.evolve(plan_recipe(folder / RECIPE, overrides), name=facts["name"])
@@ -167,24 +167,28 @@ def read_resume(run: str | Path, overrides: Sequence[Override] = ()) -> Resume:
     return Resume(folder=folder, plan=plan, checkpoint=checkpoint, facts=facts, progress=progress, moved_data=moved)
 
 
+def _without_first_weights(checkpoint: Path | None) -> AbstractContextManager[None]:
+    return weights_follow() if checkpoint is not None else nullcontext()
+
+
 def _checked(checkpoint: Path, found: list[Path]) -> dict[str, Any]:
     try:
         return check_files(checkpoint)
     except DataError as error:
         earlier = [path for path in found if path.name < checkpoint.resolve().name]
-        good = next((path for path in reversed(earlier) if _is_whole(path)), None)
-        hint = "no earlier checkpoint of this run can be read: start a new run"
-        if good is not None:
-            hint = f"go on from an earlier checkpoint: {how_to_go_on(good, check_files(good)['processes'])}"
+        hint = next(
+            filter(None, map(_proposal, reversed(earlier))), "no earlier checkpoint of this run can be read: start a new run"
+        )
         raise DataError(*(attrs.evolve(problem, hint=hint) for problem in error.problems)) from error
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def _proposal(checkpoint: Path) -> str | None:
+    """To go on from a checkpoint; None if it is damaged."""
     try:
-        check_files(checkpoint)
+        processes = check_files(checkpoint)["processes"]
     except DataError:
-        return False
-    return True
+        return None
+    return f"go on from an earlier checkpoint: {how_to_go_on(checkpoint, processes)}"
 
 
 def _check_changes(changes: Sequence[tuple[str, str, str]], folder: Path) -> None:

@@ -21,6 +21,7 @@ from medvlp_core.documents import leaves
 from medvlp_core.errors import MedvlpError, Problem, describe_error
 from medvlp_core.files import write_at_once
 from medvlp_core.plan import ModelPlan
+from medvlp_core.train.describe import warn
 from medvlp_core.train.events import CheckpointSaved, Evaluated, Event
 from medvlp_core.train.resume import Resume
 
@@ -115,8 +116,7 @@ class RunTrackers:
             getattr(self._trackers[name], method)(*arguments, **options)
         except Exception as error:
             del self._trackers[name]
-            text = f"warning: the tracker {name} gets no more numbers: {describe_error(error)}; metrics.jsonl has them all"
-            self._console.print(text, style="yellow", markup=False, soft_wrap=True)
+            warn(self._console, f"the tracker {name} gets no more numbers: {describe_error(error)}; metrics.jsonl has them all")
 
 
 def start_tracker(name: str, plan: ModelPlan, folder: Path, run_id: str | None, resume: Resume | None) -> Any:
