@@ -22,23 +22,21 @@ def main() -> None:
     parser.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped or killed, as it began")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
     arguments = parser.parse_args()
-    from medvlp_core import compose, errors, yamlio
+    import medvlp_core
+    from medvlp_core import errors
+    from medvlp_core.recipe import parse_override
 
     try:
         report = errors.Report()
-        parsed = [yamlio.parse_override(kind, text, report) for kind, text in arguments.changes]
+        parsed = [parse_override(kind, text, report) for kind, text in arguments.changes]
         report.raise_errors()
         overrides = [override for override in parsed if override is not None]
         if arguments.resume is not None:
-            from medvlp_core.train.run import go_on
-
-            result = go_on(arguments.resume, overrides, device=arguments.device)
+            result = medvlp_core.resume(arguments.resume, overrides, device=arguments.device)
         else:
-            plan = compose.plan_recipe(arguments.config, overrides)
+            plan = medvlp_core.plan(arguments.config, overrides)
             sys.stderr.writelines(f"{warning}\n" for warning in plan.warnings)
-            from medvlp_core.train.run import pretrain  # imports torch: only once the recipe is known to be good
-
-            result = pretrain(plan, out=arguments.out, device=arguments.device)
+            result = medvlp_core.pretrain(plan, out=arguments.out, device=arguments.device)
         sys.exit(1 if result is not None and result.problems else 0)
     except errors.MedvlpError as error:
         sys.exit(str(error))  # to stderr, without a traceback

@@ -1,29 +1,129 @@
-"""medvlp: modular medical vision-language pre-training. Importing this package does not import torch."""
+"""medvlp: modular medical vision-language pre-training. The names below are what users and authors import.
+
+Nothing is imported before it is used: ``import medvlp_core`` and everything that an author declares with stay free of torch.
+"""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medvlp_core.loading import TrainedModel
+    from medvlp_core.api import build, plan, pretrain, resume
+    from medvlp_core.errors import (
+        DataError,
+        KernelError,
+        MedvlpError,
+        PluginError,
+        Position,
+        Problem,
+        Report,
+        SpecError,
+        did_you_mean,
+    )
+    from medvlp_core.inference import load
+    from medvlp_core.plugins.hooks import hookimpl
+    from medvlp_core.plugins.registry import PluginComponents, PluginKernels
+    from medvlp_core.spec.component import ComponentSpec, component, param
+    from medvlp_core.spec.contract import AtLeast, Constraint, Contract, Dim, Dims, Divides, Equal, OneOf, TensorSpec
+    from medvlp_core.spec.kernel import KernelOp
+    from medvlp_core.spec.pretrained import is_skipping_pretrained_init, skip_pretrained_init
+    from medvlp_core.spec.roles import Role
 
 __version__ = "0.1.0"
 
+__all__ = [
+    "AtLeast",
+    "ComponentSpec",
+    "Constraint",
+    "Contract",
+    "DataError",
+    "Dim",
+    "Dims",
+    "Divides",
+    "Equal",
+    "KernelError",
+    "KernelOp",
+    "MedvlpError",
+    "OneOf",
+    "PluginComponents",
+    "PluginError",
+    "PluginKernels",
+    "Position",
+    "Problem",
+    "Report",
+    "Role",
+    "SpecError",
+    "TensorSpec",
+    "build",
+    "component",
+    "did_you_mean",
+    "hookimpl",
+    "is_skipping_pretrained_init",
+    "load",
+    "param",
+    "plan",
+    "pretrain",
+    "resume",
+    "skip_pretrained_init",
+]
 
-def load(run: str | Path, *, device: str | None = None, batch_size: int = 64) -> TrainedModel:
-    """Load a trained model for use, from a run folder or a checkpoint's folder. Needs no training data.
+#: The module of each name.
+_HOMES = {
+    "api": (
+        "build",
+        "plan",
+        "pretrain",
+        "resume",
+    ),
+    "errors": (
+        "DataError",
+        "KernelError",
+        "MedvlpError",
+        "PluginError",
+        "Position",
+        "Problem",
+        "Report",
+        "SpecError",
+        "did_you_mean",
+    ),
+    "inference": ("load",),
+    "plugins.hooks": ("hookimpl",),
+    "plugins.registry": (
+        "PluginComponents",
+        "PluginKernels",
+    ),
+    "spec.component": (
+        "ComponentSpec",
+        "component",
+        "param",
+    ),
+    "spec.contract": (
+        "AtLeast",
+        "Constraint",
+        "Contract",
+        "Dim",
+        "Dims",
+        "Divides",
+        "Equal",
+        "OneOf",
+        "TensorSpec",
+    ),
+    "spec.kernel": ("KernelOp",),
+    "spec.pretrained": (
+        "is_skipping_pretrained_init",
+        "skip_pretrained_init",
+    ),
+    "spec.roles": ("Role",),
+}
 
-    ``device``: a torch device; None = the GPU if there is one. Imports torch.
 
-    Raises:
-        DataError: a file is missing or damaged (MV507).
-        SpecError: the recipe cannot be planned here, for instance because a bundle is not installed.
+def __getattr__(name: str) -> Any:
+    for module, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"medvlp_core.{module}"), name)
+    raise AttributeError(f"module 'medvlp_core' has no attribute {name!r}")
 
-    Example:
-        >>> model = load("runs/mpma_small-20260101-120000")  # doctest: +SKIP
-        >>> model.embed_image("film.png") @ model.embed_text(["Pneumonia."]).T  # doctest: +SKIP
-    """
-    from medvlp_core import loading
 
-    return loading.load(run, device=device, batch_size=batch_size)
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

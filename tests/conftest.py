@@ -21,11 +21,11 @@ del os.environ["TRITON_INTERPRET"]
 
 import pytest
 
-from medvlp_core.compose import compose
 from medvlp_core.errors import Report
-from medvlp_core.plan import ModelPlan
-from medvlp_core.plugins import PluginHost, load_plugins
-from medvlp_core.yamlio import Override, load_recipe, parse_override
+from medvlp_core.planning.compose import compose
+from medvlp_core.planning.plan import ModelPlan
+from medvlp_core.plugins.host import PluginHost, load_plugins
+from medvlp_core.recipe.load import Override, load_recipe, parse_override
 
 #: A complete MPMA-like model that trains in milliseconds a step.
 MICRO = """\
@@ -91,11 +91,11 @@ def save_untrained(host: PluginHost) -> Callable[..., Path]:
     def save(recipe: Path, folder: Path, seed: int = 0) -> Path:
         import torch
 
-        from medvlp_core.build import build_run
-        from medvlp_core.compose import plan_recipe
-        from medvlp_core.train.checkpoint import save_checkpoint
-        from medvlp_core.train.run import run_facts
-        from medvlp_core.train.state import TrainState
+        from medvlp_core.model.build import build_run
+        from medvlp_core.planning.compose import plan_recipe
+        from medvlp_core.training.checkpoint import save_checkpoint
+        from medvlp_core.training.run import run_facts
+        from medvlp_core.training.state import TrainState
 
         plan = plan_recipe(recipe, host=host)
         built = build_run(plan, seed=seed)

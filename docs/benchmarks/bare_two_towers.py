@@ -35,7 +35,7 @@ from transformers import BertConfig, BertModel
 
 if TYPE_CHECKING:
     from medvlp_core.model import ComposedModel
-    from medvlp_core.train.benchmark import TrainBenchmark
+    from medvlp_core.training.benchmark import TrainBenchmark
 
 VIT, IMAGE_SIZE, CHANNELS, DEPTH, IMAGE_WIDTH = "vit_tiny_patch16_224", 128, 1, 4, 192
 VOCABULARY, LENGTH, TEXT_WIDTH, LAYERS, HEADS = 2000, 64, 128, 2, 2
@@ -207,12 +207,11 @@ class Rivals:
     def __init__(self, folder: Path, device: torch.device, steps: int) -> None:
         from medvlp_open_cxr.manifest import DATA
 
-        from medvlp_core.build import build_run
-        from medvlp_core.compose import plan_recipe
-        from medvlp_core.train.benchmark import TrainBenchmark
+        import medvlp_core
+        from medvlp_core.training.benchmark import TrainBenchmark
 
         (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
-        built = build_run(plan_recipe(folder / "recipe.yaml"), seed=0)
+        built = medvlp_core.build(medvlp_core.plan(folder / "recipe.yaml"), seed=0)
         built.pipeline.tokenizer.save(folder)
         self.device, self.steps = device, steps
         self.medvlp: TrainBenchmark = TrainBenchmark.over(built, device, steps=steps, folder=folder)
@@ -238,7 +237,7 @@ class Rivals:
 
     def check_losses(self) -> float:
         """The largest relative difference between the losses of some steps. Both go on with the weights that they then have."""
-        from medvlp_core.train.events import StepDone
+        from medvlp_core.training import StepDone
 
         events: list[Any] = []
         self.medvlp.ours([events.append], CHECKED_STEPS)
@@ -249,7 +248,7 @@ class Rivals:
     def time(self, rounds: int) -> list[str]:
         """Both in turn; speeds and overhead in words."""
         from medvlp_core.cli.bench_train import speed_lines
-        from medvlp_core.train.benchmark import Lap, Laps, Timing, take_turns
+        from medvlp_core.training.benchmark import Lap, Laps, Timing, take_turns
 
         def ours() -> Lap:
             laps = Laps(self.device)

@@ -88,7 +88,7 @@ def _built_in(name: str) -> Command:
 
 def _plugin_commands() -> dict[str, Command]:
     """The commands that plugins add. One that fails is named on stderr and keeps no other from working."""
-    from medvlp_core.plugins import load_plugins
+    from medvlp_core.plugins.host import load_plugins
 
     commands = PluginCommands(taken=frozenset(COMMANDS))
     print_problems(load_plugins().call("medvlp_add_commands", commands=commands), sys.stderr)

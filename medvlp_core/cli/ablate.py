@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medvlp_core.ablate.grid import AS_IN_RECIPE, EXAMPLE, Ablation, parse_axes, plan_ablation
-from medvlp_core.ablate.results import check_metrics
+from medvlp_core.ablation.grid import AS_IN_RECIPE, EXAMPLE, Ablation, parse_axes, plan_ablation
+from medvlp_core.ablation.results import check_metrics
 from medvlp_core.cli.common import add_recipe_arguments, columns, print_problems, read_overrides
 from medvlp_core.cli.folding import print_folded
 from medvlp_core.errors import Report
@@ -18,8 +18,8 @@ from medvlp_core.errors import Report
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from medvlp_core.ablate.results import Results
-    from medvlp_core.ablate.table import Part
+    from medvlp_core.ablation.comparison import Part
+    from medvlp_core.ablation.results import Results
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Plan, train, compare. 1 if a combination is wrong, a run did not finish or an evaluator failed."""
-    from medvlp_core.plugins import load_plugins
+    from medvlp_core.plugins.host import load_plugins
 
     report = Report()
     axes = parse_axes(arguments.over, report)
@@ -56,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"{arguments.recipe}: {count} error{'' if count == 1 else 's'}, nothing was trained", file=sys.stderr)
         return 1
     if arguments.device is not None:
-        from medvlp_core.device import choose_device  # imports torch, which takes a second
+        from medvlp_core.runtime.device import choose_device  # imports torch, which takes a second
 
         choose_device(arguments.device)
     print_folded(plan_lines(ablation))
@@ -68,9 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _train_and_compare(ablation: Ablation, arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from medvlp_core.ablate.folder import done
-    from medvlp_core.ablate.results import read_results
-    from medvlp_core.ablate.run import open_ablation, run_all
+    from medvlp_core.ablation.folder import done
+    from medvlp_core.ablation.results import read_results
+    from medvlp_core.ablation.run import open_ablation, run_all
 
     console = Console()
     folder = open_ablation(ablation, out=arguments.out, device=arguments.device)
@@ -98,7 +98,7 @@ def _train_and_compare(ablation: Ablation, arguments: argparse.Namespace) -> int
 
 def plan_lines(ablation: Ablation) -> list[str]:
     """What would be trained: a line for each combination."""
-    from medvlp_core.ablate.table import counted, summary
+    from medvlp_core.ablation.comparison import counted, summary
 
     rows = []
     for number, one in enumerate(ablation.combinations, start=1):
@@ -115,7 +115,7 @@ def plan_lines(ablation: Ablation) -> list[str]:
 
 def print_results(results: Results, console: Console) -> None:
     """Print the table: as wide as the terminal on one, as plain text elsewhere."""
-    from medvlp_core.ablate.table import legend, parts, plain_lines
+    from medvlp_core.ablation.comparison import legend, parts, plain_lines
 
     width = console.width if console.is_terminal else shutil.get_terminal_size((100_000, 24)).columns
     for part in parts(results, width=width):
@@ -133,7 +133,7 @@ def _print_rich(part: Part, console: Console) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from medvlp_core.ablate.table import wrapped_name
+    from medvlp_core.ablation.comparison import wrapped_name
 
     table = Table(title=escape(part.title), title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for number, cell in enumerate(part.header):
@@ -145,7 +145,7 @@ def _print_rich(part: Part, console: Console) -> None:
 
 def write_tables(folder: Path, results: Results) -> list[str]:
     """Write ``table.md`` and ``table.csv``; their names."""
-    from medvlp_core.ablate.table import write_csv, write_markdown
+    from medvlp_core.ablation.comparison import write_csv, write_markdown
 
     write_markdown(folder / "table.md", results)
     write_csv(folder / "table.csv", results)
@@ -154,8 +154,8 @@ def write_tables(folder: Path, results: Results) -> list[str]:
 
 def write_picture(folder: Path, results: Results, names: Sequence[str]) -> list[str]:
     """Draw ``ablation.png``; its name. Without matplotlib, or without a number, there is none, and a line says so."""
-    from medvlp_core.ablate.picture import draw_ablation
-    from medvlp_core.ablate.results import choose_metrics
+    from medvlp_core.ablation.picture import draw_ablation
+    from medvlp_core.ablation.results import choose_metrics
 
     if not results.values:
         print("ablation.png is left out: no run gave a number", file=sys.stderr)

@@ -50,9 +50,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Check, measure, write. 1 if something of ours is wrong (then nothing is timed) or cannot be imported, 2 for unknown names."""
     if arguments.what == "train":
         return bench_train.run(arguments)
-    from medvlp_core.device import choose_device
     from medvlp_core.kernels.machine import on_device
-    from medvlp_core.train.folder import check_run_folder
+    from medvlp_core.runtime.device import choose_device
+    from medvlp_core.training.folder import check_run_folder
 
     check_run_folder(arguments.out)
     device = choose_device(arguments.device)
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
 def _benchmarks(arguments: argparse.Namespace) -> list[KernelBenchmark] | int:
     """The benchmarks that are wanted, or the exit code if there is something wrong with the names."""
     from medvlp_core.kernels.benchmark import load_benchmark
-    from medvlp_core.plugins import load_plugins
+    from medvlp_core.plugins.host import load_plugins
 
     host = load_plugins()
     print_problems((broken.problem for broken in host.broken), sys.stderr)
@@ -97,7 +97,7 @@ def _measure(arguments: argparse.Namespace, benchmarks: list[KernelBenchmark], d
     from medvlp_core.kernels.benchmark import check, scaled, wrong_rivals
     from medvlp_core.kernels.machine import device_label, measure_rates
     from medvlp_core.kernels.timing import measure
-    from medvlp_core.train.folder import make_run_folder
+    from medvlp_core.training.folder import make_run_folder
 
     dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     shapes = {one.op: tuple(scaled(one, one.at(arguments.shape), device, arguments.scale)) for one in benchmarks}

@@ -15,7 +15,7 @@ from medvlp_core.cli.common import add_recipe_arguments, plan_or_complain
 if TYPE_CHECKING:
     import torch
 
-    from medvlp_core.train.benchmark import Overhead, Result, Timing
+    from medvlp_core.training.benchmark import Overhead, Result, Timing
 
 FEWEST_STEPS = 3
 FEWEST_FOR_QUARTILES = 4
@@ -36,11 +36,11 @@ def run(arguments: argparse.Namespace) -> int:
     plan = plan_or_complain(arguments)
     if plan is None:
         return 1
-    from medvlp_core.build import build_run
-    from medvlp_core.device import autocast, choose_device
     from medvlp_core.kernels.machine import device_label, on_device
-    from medvlp_core.train.benchmark import run_benchmark
-    from medvlp_core.train.run import check_run_folder, make_run_folder
+    from medvlp_core.model.build import build_run
+    from medvlp_core.runtime.device import autocast, choose_device
+    from medvlp_core.training.benchmark import run_benchmark
+    from medvlp_core.training.run import check_run_folder, make_run_folder
 
     check_run_folder(arguments.out)
     device = choose_device(arguments.device)

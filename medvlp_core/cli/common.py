@@ -14,9 +14,9 @@ import attrs
 from medvlp_core.errors import PluginError, Problem, Report, nearest
 
 if TYPE_CHECKING:
-    from medvlp_core.plan import ModelPlan
-    from medvlp_core.plugins import PluginHost
-    from medvlp_core.yamlio import Override
+    from medvlp_core.planning.plan import ModelPlan
+    from medvlp_core.plugins.host import PluginHost
+    from medvlp_core.recipe.load import Override
 
 _STYLES = {"error": "bold red", "warning": "bold yellow", "hint": "cyan"}
 
@@ -114,7 +114,7 @@ def add_override_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read_overrides(arguments: argparse.Namespace, report: Report) -> list[Override]:
     """The overrides of the command line that have the right form; the others go to ``report``."""
-    from medvlp_core.yamlio import parse_override
+    from medvlp_core.recipe.load import parse_override
 
     parsed = [parse_override(kind, text, report) for kind, text in arguments.overrides]
     return [override for override in parsed if override is not None]
@@ -122,9 +122,9 @@ def read_overrides(arguments: argparse.Namespace, report: Report) -> list[Overri
 
 def read_plan(arguments: argparse.Namespace, report: Report, host: PluginHost | None = None) -> ModelPlan | None:
     """Load and plan the recipe of the command line; problems and warnings go to ``report``."""
-    from medvlp_core.compose import compose, recipe_name
-    from medvlp_core.plugins import load_plugins
-    from medvlp_core.yamlio import load_recipe
+    from medvlp_core.planning.compose import compose, recipe_name
+    from medvlp_core.plugins.host import load_plugins
+    from medvlp_core.recipe.load import load_recipe
 
     overrides = read_overrides(arguments, report)
     host = host or load_plugins()

@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print what fails, component by component; 1 if anything does."""
-    from medvlp_core.testing.rooms import CHECKS
+    from medvlp_core.testing.check_modules import CHECKS
 
     if arguments.checks:
         _print_checks()
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _conform(arguments: argparse.Namespace) -> int:
-    from medvlp_core.plugins import load_plugins
+    from medvlp_core.plugins.host import load_plugins
     from medvlp_core.testing.runner import cases, components_of, run_conformance
 
     host = load_plugins()
@@ -117,8 +117,8 @@ def _lines(result: Result, *, is_verbose: bool) -> list[str]:
 
 
 def _print_checks() -> None:
-    from medvlp_core.components import Role
-    from medvlp_core.testing.rooms import CHECKS
+    from medvlp_core.spec.roles import Role
+    from medvlp_core.testing.check_modules import CHECKS
 
     longest = max(map(len, CHECKS))
     for group in dict.fromkeys(one.group for one in CHECKS.values()):

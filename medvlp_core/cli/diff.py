@@ -13,11 +13,12 @@ from typing import Any
 from medvlp_core.cli.common import add_override_arguments, columns, print_problems, read_plan
 from medvlp_core.cli.explain import origin, value_lines
 from medvlp_core.cli.folding import print_folded
-from medvlp_core.components import SLOTS, SpecBlock
+from medvlp_core.describe.wording import yaml_value
 from medvlp_core.errors import MedvlpError, Report
-from medvlp_core.plan import ModelPlan, plain
-from medvlp_core.wiring import INPUTS, PlannedComponent
-from medvlp_core.wording import yaml_value
+from medvlp_core.planning.plan import ModelPlan, plain
+from medvlp_core.planning.wiring import INPUTS, PlannedComponent
+from medvlp_core.spec.component import SpecBlock
+from medvlp_core.spec.roles import ROLES
 
 SAME, DIFFERENT, TROUBLE = 0, 1, 2
 
@@ -72,7 +73,7 @@ def differences(a: ModelPlan, b: ModelPlan) -> Iterator[str]:
     """
     for path in _paths(a, b):
         yield from _component_lines(a, b, path)
-    for slot in SLOTS.values():
+    for slot in (info.slot for info in ROLES.values()):
         yield from _order_lines(a, b, slot)
     yield from _section("inputs", _value_lines(a, b, "inputs", _values(a.inputs), _values(b.inputs)))
     init_a, init_b = _values(a.init_from), _values(b.init_from)
@@ -91,7 +92,7 @@ def _section(title: str, lines: list[str]) -> list[str]:
 def _paths(a: ModelPlan, b: ModelPlan) -> list[str]:
     """The slots that one of the two fills: by role, those of ``a`` first."""
     both = {**a.components, **b.components}
-    roles = list(SLOTS)
+    roles = list(ROLES)
     return sorted(both, key=lambda path: roles.index(both[path].role))
 
 

@@ -18,8 +18,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         SpecError: no component of that namespace is installed (MV101).
     """
-    from medvlp_core.plugins import load_plugins
-    from medvlp_core.reference_pages import components_text
+    from medvlp_core.describe.pages import components_text
+    from medvlp_core.plugins.host import load_plugins
 
     host = load_plugins()
     space = arguments.namespace

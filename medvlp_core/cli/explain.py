@@ -7,11 +7,12 @@ from collections.abc import Iterator
 
 from medvlp_core.cli.common import add_recipe_arguments, columns, number, plan_or_complain
 from medvlp_core.cli.folding import print_folded
-from medvlp_core.components import Role, SpecBlock, params_of
-from medvlp_core.contract import Symbol, TensorSpec
-from medvlp_core.plan import ModelPlan
-from medvlp_core.wiring import INPUTS, PlannedComponent, PortKey, Step
-from medvlp_core.wording import yaml_value
+from medvlp_core.describe.wording import yaml_value
+from medvlp_core.planning.plan import ModelPlan
+from medvlp_core.planning.wiring import INPUTS, PlannedComponent, PortKey, Step
+from medvlp_core.spec.component import SpecBlock, params_of
+from medvlp_core.spec.contract import Symbol, TensorSpec
+from medvlp_core.spec.roles import Role
 
 #: A value with more characters than this stands outside the columns.
 LONG_VALUE = 32
@@ -163,7 +164,7 @@ def _layout(spec: TensorSpec) -> str:
 
 def parameter_counts(plan: ModelPlan) -> list[str]:
     """Build the model and count, component by component. A vocabulary that must be learned is learned from the data first."""
-    from medvlp_core.build import build_model, build_run, build_tokenizer
+    from medvlp_core.model.build import build_model, build_run, build_tokenizer
 
     tokenizer = plan.one(Role.TOKENIZER)
     if tokenizer is not None and "V" in plan.free_symbols(tokenizer.path):

@@ -13,7 +13,8 @@ import attrs
 from medvlp_core.cli.common import columns, print_problems
 from medvlp_core.cli.folding import print_folded
 from medvlp_core.errors import KernelError, PluginError, Problem
-from medvlp_core.kernels.registry import VARIABLE, Call, Kernel, KernelOp, wanted
+from medvlp_core.kernels.dispatch import VARIABLE, Call, Kernel, wanted
+from medvlp_core.spec.kernel import KernelOp
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
@@ -39,7 +40,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Print op by op. 1 if one of them cannot be loaded, or MEDVLP_KERNELS is wrong."""
     wish = wanted()
-    from medvlp_core.plugins import load_plugins
+    from medvlp_core.plugins.host import load_plugins
 
     host = load_plugins()
     problems: list[Problem] = []
@@ -66,7 +67,7 @@ def devices_here() -> list[Device]:
     """The devices that torch can use here; GPUs of one kind are one device."""
     import torch
 
-    from medvlp_core.device import usable_devices
+    from medvlp_core.runtime.device import usable_devices
 
     kinds: dict[str, list[str]] = {}
     for name in usable_devices():
@@ -85,7 +86,7 @@ def op_lines(op: KernelOp, wish: str, devices: list[Device], dtype: str | None) 
     """
     import torch
 
-    from medvlp_core.plugins import load_kernel
+    from medvlp_core.kernels.dispatch import load_kernel
 
     kernel = load_kernel(op)
     if kernel.example.sizes or kernel.example.features:

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 
 from medvlp_core.cli.common import columns, print_problems
 from medvlp_core.cli.folding import print_folded
-from medvlp_core.components import SLOTS, ComponentSpec, Role
 from medvlp_core.errors import Problem, Report
+from medvlp_core.spec.component import ComponentSpec
+from medvlp_core.spec.roles import Role
 
 if TYPE_CHECKING:
-    from medvlp_core.compatible import Fit
-    from medvlp_core.plugins import PluginHost
+    from medvlp_core.planning.compatible import Fit
+    from medvlp_core.plugins.host import PluginHost
 
 USAGE = 2
 
@@ -31,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the components, then presets, kernels and broken plugins; or what fits, 1 if the recipe itself has errors."""
-    from medvlp_core.plugins import load_plugins
+    from medvlp_core.plugins.host import load_plugins
 
     if arguments.compatible_with is not None and arguments.role is None:
         hint = f"write e.g. `medvlp list --role fusion --compatible-with {arguments.compatible_with}`; roles: {', '.join(Role)}"
@@ -88,13 +89,13 @@ def _first_line(kind: type[ComponentSpec]) -> str:
 
 
 def _print_fits(source: str, role: Role, host: PluginHost) -> int:
-    from medvlp_core.compatible import compatible
+    from medvlp_core.planning.compatible import compatible
 
     report = Report()
     fits = compatible(source, role, host, report)
     if report.has_errors:
         print_problems(report, sys.stderr)
-        print(f"{source}: nothing at {SLOTS[role]} would change these errors; repair them first", file=sys.stderr)
+        print(f"{source}: nothing at {role.info.slot} would change these errors; repair them first", file=sys.stderr)
         return 1
     print_folded(fit_lines(fits, source, role, host))
     return 0
@@ -102,7 +103,7 @@ def _print_fits(source: str, role: Role, host: PluginHost) -> int:
 
 def fit_lines(fits: list[Fit], source: str, role: Role, host: PluginHost) -> Iterator[str]:
     """Three groups: what fits with its default parameters, what needs a parameter first, what does not fit."""
-    where = f"into {SLOTS[role]} of {source}"
+    where = f"into {role.info.slot} of {source}"
     if not fits:
         yield f"{role}: none is installed"
         return
@@ -123,7 +124,7 @@ def fit_lines(fits: list[Fit], source: str, role: Role, host: PluginHost) -> Ite
             yield f"  {fit.name}{_presence(fit)}"
             yield from (f"      {_brief(problem)}" for problem in fit.errors)
     if len(good) < len(fits):
-        yield f"`medvlp check {source} --use {SLOTS[role].replace('*', 'SLOT')}=NAME` shows the messages whole, with hints"
+        yield f"`medvlp check {source} --use {role.info.slot.replace('*', 'SLOT')}=NAME` shows the messages whole, with hints"
 
 
 def _presence(fit: Fit) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from medvlp_core.components import Role
+from medvlp_core.spec.roles import Role
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         PluginError: names or folder cannot be used; then nothing is written (MV305).
     """
-    from medvlp_core.plugins import load_plugins
+    from medvlp_core.plugins.host import load_plugins
     from medvlp_core.scaffold.package import describe, render, write
 
     package = describe(arguments.name, arguments.role, arguments.component, load_plugins())

@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     plan = plan_or_complain(arguments)
     if plan is None:
         return 1
-    from medvlp_core.train.run import pretrain
+    from medvlp_core.training.run import pretrain
 
     result = pretrain(plan, out=arguments.out, device=arguments.device)
     return 1 if result is not None and result.problems else 0
@@ -47,7 +47,7 @@ def _resume(arguments: argparse.Namespace) -> int:
     report = Report()
     overrides = read_overrides(arguments, report)
     report.raise_errors()
-    from medvlp_core.train.run import go_on
+    from medvlp_core.training.run import go_on
 
     result = go_on(arguments.resume, overrides, device=arguments.device)
     return 1 if result is not None and result.problems else 0

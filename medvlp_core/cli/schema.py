@@ -21,8 +21,8 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         SpecError: the file cannot be written (MV508).
     """
-    from medvlp_core.plugins import load_plugins
-    from medvlp_core.schema import json_schema
+    from medvlp_core.describe.json_schema import json_schema
+    from medvlp_core.plugins.host import load_plugins
 
     host = load_plugins()
     text = json.dumps(json_schema(host.components, presets=host.presets), indent=1, ensure_ascii=False)

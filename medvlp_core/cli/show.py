@@ -7,10 +7,10 @@ import inspect
 import textwrap
 
 from medvlp_core.cli.common import columns
-from medvlp_core.components import ComponentSpec, params_of
-from medvlp_core.contract import Contract
+from medvlp_core.describe.wording import constraint_text, default_text, range_text, recipe_text
 from medvlp_core.errors import Problem, SpecError, did_you_mean
-from medvlp_core.wording import constraint_text, default_text, range_text, recipe_text
+from medvlp_core.spec.component import ComponentSpec, params_of
+from medvlp_core.spec.contract import Contract
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         SpecError: there is nothing of that name (MV101), or a preset cannot be read (MV001).
     """
-    from medvlp_core.plugins import load_plugins
+    from medvlp_core.plugins.host import load_plugins
 
     host = load_plugins()
     name = arguments.name

@@ -1,1 +1,19 @@
-"""From records to batches: reading images, transforms, collating, stateful loading. Imports nothing by itself."""
+"""Records, tokenizers and the way from both to batches."""
+
+from __future__ import annotations
+
+from medvlp_core.data.pipeline import Collate, InputPipeline
+from medvlp_core.data.records import DataSource, Record, RecordsBySplit, fingerprint_records, list_splits, no_such_split
+from medvlp_core.data.tokenizer import Tokenizer
+
+__all__ = [
+    "Collate",
+    "DataSource",
+    "InputPipeline",
+    "Record",
+    "RecordsBySplit",
+    "Tokenizer",
+    "fingerprint_records",
+    "list_splits",
+    "no_such_split",
+]

@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from medvlp_core.batch import ImageTextBatch
-from medvlp_core.blocks import InputSpec
 from medvlp_core.data.images import GrayArray, read_gray, reduce_to
 from medvlp_core.data.order import DataOrder, Draw, Share
-from medvlp_core.data.records import list_splits, no_such_split
+from medvlp_core.data.records import DataSource, Record, list_splits, no_such_split
+from medvlp_core.data.tokenizer import Tokenizer
 from medvlp_core.data.transforms import ImageTransform, InputGeometry
 from medvlp_core.errors import DataError, MedvlpError, Problem
-from medvlp_core.interfaces import DataSource, Record, Tokenizer
+from medvlp_core.nn.batch import ImageTextBatch
+from medvlp_core.spec.blocks import InputSpec
 
 __all__ = ["BatchLoader", "ImageTextDataset", "ImageTextItem", "InputGeometry", "InputPipeline"]
 

@@ -1,13 +1,58 @@
-"""What data sources have in common: records by split, their fingerprint, and the error for a split that is not there."""
+"""What a data source is: records by split, their fingerprint, and the error for a split that is not there."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import attrs
 
 from medvlp_core.errors import DataError, Problem
-from medvlp_core.interfaces import DataSource, Record
+from medvlp_core.spec.contract import Dims
+
+
+@attrs.frozen(kw_only=True)
+class Record:
+    """One image with its text, as a data source gives it.
+
+    ``labels`` maps a label's name to 0 or 1 (a missing name = unknown). ``text_kind`` says where the text comes from:
+    ``report`` or ``clinical_note`` (written by clinicians), ``qa`` (clinicians' question-answer pairs), ``template`` (made from
+    labels), ``none``.
+    """
+
+    id: str
+    image_path: Path
+    text: str
+    text_kind: str = "report"
+    labels: Mapping[str, int] = attrs.field(factory=dict)
+    patient_id: str | None = None
+
+
+class DataSource(ABC):
+    """Records by split. Reading and transforming pixels is the input pipeline's work (medvlp_core.data)."""
+
+    @abstractmethod
+    def __init__(self, spec: Any, dims: Dims) -> None: ...
+
+    @abstractmethod
+    def splits(self) -> tuple[str, ...]:
+        """Names of the splits that exist, e.g. ``("train", "val", "test")``."""
+
+    @abstractmethod
+    def records(self, split: str) -> Sequence[Record]:
+        """The records of one split, always in the same order.
+
+        Raises:
+            DataError: the split does not exist (MV503).
+        """
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A hash over ids, texts, labels and splits; it is written into the run folder."""
 
 
 class RecordsBySplit(DataSource):

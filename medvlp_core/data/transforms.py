@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from medvlp_core.blocks import InputSpec
 from medvlp_core.data.images import GrayArray, as_float
+from medvlp_core.spec.blocks import InputSpec
 
 #: Aspect ratios of a training crop, relative to that of the input.
 MIN_RATIO, MAX_RATIO = 3 / 4, 4 / 3

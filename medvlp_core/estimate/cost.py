@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from medvlp_core.blocks import TrainSpec
 from medvlp_core.data.order import DataOrder
 from medvlp_core.estimate.cards import GPUS_OF_A_MACHINE, NETWORK, Card
-from medvlp_core.train.loop import count_steps as steps_of
+from medvlp_core.spec.blocks import TrainSpec
+from medvlp_core.training.loop import count_steps as steps_of
 
 if TYPE_CHECKING:
     from medvlp_core.estimate.step import Parts

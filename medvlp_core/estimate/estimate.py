@@ -8,9 +8,6 @@ import time
 import attrs
 import torch
 
-from medvlp_core.blocks import TrainSpec
-from medvlp_core.build import build_pipeline, build_source, build_tokenizer
-from medvlp_core.components import Role
 from medvlp_core.errors import DataError, Problem, SpecError
 from medvlp_core.estimate.cards import CARDS, GIB, Card
 from medvlp_core.estimate.cost import Memory, Seconds, count_steps, memory_of, pairs_of_a_pass, seconds_of
@@ -18,8 +15,11 @@ from medvlp_core.estimate.fake import fake_model
 from medvlp_core.estimate.step import Parts, build_for_estimate, count_parts, follow
 from medvlp_core.estimate.trace import StepTrace
 from medvlp_core.kernels.machine import measure_rates
-from medvlp_core.model import ComposedModel
-from medvlp_core.plan import ModelPlan
+from medvlp_core.model.build import build_pipeline, build_source, build_tokenizer
+from medvlp_core.model.composed import ComposedModel
+from medvlp_core.planning.plan import ModelPlan
+from medvlp_core.spec.blocks import TrainSpec
+from medvlp_core.spec.roles import Role
 
 #: Code of the message for a run that does not fit on the GPU.
 TOO_LARGE = "MV604"

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from medvlp_core.batch import ImageTextBatch
 from medvlp_core.estimate.inside_torch import FakeTensor, FakeTensorMode, efficient_attention, flash_attention, tree_map_only
-from medvlp_core.model import ComposedModel
+from medvlp_core.model.composed import ComposedModel
+from medvlp_core.nn.batch import ImageTextBatch
 
 HALF = (torch.float16, torch.bfloat16)
 

@@ -6,17 +6,17 @@ import attrs
 import torch
 from torch import nn
 
-from medvlp_core.batch import ImageTextBatch
-from medvlp_core.blocks import TrainSpec
-from medvlp_core.build import build_model, build_run, build_tokenizer, image_geometry
-from medvlp_core.components import Role
-from medvlp_core.contract import Symbol
 from medvlp_core.errors import MedvlpError, Problem
 from medvlp_core.estimate.fake import fake_batch
 from medvlp_core.estimate.trace import StepTrace, trace_step
-from medvlp_core.model import ComposedModel
-from medvlp_core.plan import ModelPlan
-from medvlp_core.train.layers import layers_of
+from medvlp_core.model.build import build_model, build_run, build_tokenizer, image_geometry
+from medvlp_core.model.composed import ComposedModel
+from medvlp_core.nn.batch import ImageTextBatch
+from medvlp_core.planning.plan import ModelPlan
+from medvlp_core.spec.blocks import TrainSpec
+from medvlp_core.spec.contract import Symbol
+from medvlp_core.spec.roles import Role
+from medvlp_core.training.parallel import layers_of
 
 
 @attrs.frozen(kw_only=True)

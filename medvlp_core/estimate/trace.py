@@ -20,11 +20,6 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from medvlp_core import distributed
-from medvlp_core.batch import ImageTextBatch
-from medvlp_core.blocks import TrainSpec
-from medvlp_core.components import Role
-from medvlp_core.device import AUTOCAST_DTYPES
 from medvlp_core.errors import MedvlpError, Problem
 from medvlp_core.estimate.fake import HALF, GpuFunctions, fake_mode_of, processes
 from medvlp_core.estimate.inside_torch import (
@@ -41,8 +36,13 @@ from medvlp_core.estimate.inside_torch import (
     tree_leaves,
     tree_map_only,
 )
-from medvlp_core.model import ComposedModel, PartFailed
-from medvlp_core.train.layers import layers_of, prepare
+from medvlp_core.model.composed import ComposedModel, PartFailed
+from medvlp_core.nn.batch import ImageTextBatch
+from medvlp_core.runtime import distributed
+from medvlp_core.runtime.device import AUTOCAST_DTYPES
+from medvlp_core.spec.blocks import TrainSpec
+from medvlp_core.spec.roles import Role
+from medvlp_core.training.parallel import layers_of, prepare
 
 aten = torch.ops.aten
 

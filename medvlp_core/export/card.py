@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator
 
-from medvlp_core.components import Role
+from medvlp_core.describe.wording import yaml_value
 from medvlp_core.export import KINDS
-from medvlp_core.plan import plain
-from medvlp_core.train.checkpoint import LoadedRun
-from medvlp_core.wording import yaml_value
+from medvlp_core.planning.plan import plain
+from medvlp_core.spec.roles import Role
+from medvlp_core.training.checkpoint import LoadedRun
 
 #: Parameters that name somebody else's weights.
 _ORIGINS = ("model", "pretrained")

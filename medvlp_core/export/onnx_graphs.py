@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from medvlp_core.errors import Problem, SpecError, first_line
 from medvlp_core.export.onnx_usage import image_snippet, joined, text_snippet
-from medvlp_core.interfaces import Alignment
-from medvlp_core.model import ComposedModel
-from medvlp_core.train.checkpoint import LoadedRun
+from medvlp_core.model.composed import ComposedModel
+from medvlp_core.nn.interfaces import Alignment
+from medvlp_core.training.checkpoint import LoadedRun
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
 #: Largest difference of any output to the model's.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from medvlp_core.components import Role
-from medvlp_core.train.checkpoint import LoadedRun
+from medvlp_core.spec.roles import Role
+from medvlp_core.training.checkpoint import LoadedRun
 
 #: How transformers' tokenizer gives what a graph takes.
 _TOKENS = {

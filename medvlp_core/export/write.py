@@ -12,14 +12,14 @@ import attrs
 import safetensors.torch
 from safetensors import SafetensorError
 
-from medvlp_core.components import Role
 from medvlp_core.errors import DataError, MedvlpError, Problem, SpecError
 from medvlp_core.export.card import model_card
 from medvlp_core.export.onnx_graphs import export_onnx
-from medvlp_core.interfaces import Exportable
-from medvlp_core.model import ComposedModel
-from medvlp_core.plugins import load_object
-from medvlp_core.train.checkpoint import LoadedRun, load_run, weights_of
+from medvlp_core.model.composed import ComposedModel
+from medvlp_core.nn.interfaces import Exportable
+from medvlp_core.plugins.import_string import load_object
+from medvlp_core.spec.roles import Role
+from medvlp_core.training.checkpoint import LoadedRun, load_run, weights_of
 
 _TOWERS = {"timm": Role.IMAGE_ENCODER, "transformers": Role.TEXT_ENCODER}
 

@@ -1,1 +1,15 @@
-"""Ops with several implementations: who declares them, and which implementation serves a call."""
+"""Ops with several implementations, and which of them serves a call.
+
+``benchmark``, ``timing`` and ``machine`` are public modules.
+"""
+
+from __future__ import annotations
+
+from medvlp_core.kernels.dispatch import Call, Kernel, Path, wanted
+
+__all__ = [
+    "Call",
+    "Kernel",
+    "Path",
+    "wanted",
+]

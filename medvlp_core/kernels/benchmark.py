@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from medvlp_core.errors import PluginError, Problem
-from medvlp_core.kernels.registry import KernelOp
-from medvlp_core.plugins import load_object
+from medvlp_core.plugins.import_string import load_object
+from medvlp_core.spec.kernel import KernelOp
 
 #: What is timed: the forward pass as in training (what the backward pass needs is kept), the backward pass, both in turn.
 DIRECTIONS = ("forward", "backward", "both")
@@ -120,7 +120,7 @@ class CheckCase:
 
 @attrs.frozen(kw_only=True)
 class KernelBenchmark:
-    """The benchmark of an op: what :class:`~medvlp_core.kernels.registry.KernelOp` names in ``benchmark``.
+    """The benchmark of an op: what :class:`~medvlp_core.spec.kernel.KernelOp` names in ``benchmark``.
 
     ``make_inputs`` takes shape, device, dtype and a seed. ``check_cases`` gives small and odd-sized calls like a shape.
     ``reference`` is called in float64. ``work`` takes a shape, ``forward`` or ``backward`` and the bytes of a number.

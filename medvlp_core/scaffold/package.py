@@ -19,28 +19,16 @@ from string import Template
 
 import attrs
 
-from medvlp_core.candidates import RESERVED
-from medvlp_core.components import INTERFACE_VERSION, SLOTS, Role
 from medvlp_core.errors import PluginError, Problem, Report, did_you_mean
-from medvlp_core.plugins import KNOWN_BUNDLES, PluginHost
+from medvlp_core.plugins.candidate import RESERVED
+from medvlp_core.plugins.host import KNOWN_BUNDLES, PluginHost
+from medvlp_core.spec.component import INTERFACE_VERSION
+from medvlp_core.spec.roles import Role
 
 CODE = "MV305"
 LONGEST_NAME = 40
 _NAME = re.compile(r"[a-z](_?[a-z0-9])*")
 TEMPLATES = Path(__file__).parent / "templates"
-
-#: What the template of each role implements; the name of the component unless another one is wished.
-COMPONENTS: dict[Role, str] = {
-    Role.DATA: "folder_pairs",
-    Role.TOKENIZER: "word_table",
-    Role.MASKING: "block_and_words",
-    Role.IMAGE_ENCODER: "conv_patches",
-    Role.TEXT_ENCODER: "plain_transformer",
-    Role.FUSION: "gated_sum",
-    Role.ALIGNMENT: "triplet_margin",
-    Role.DECODER: "bag_of_words",
-    Role.EVALUATOR: "pair_choice",
-}
 
 
 @attrs.frozen(kw_only=True)
@@ -73,7 +61,7 @@ class NewPackage:
             "What": self.what.capitalize(),
             "component": self.component,
             "Component": self.class_name,
-            "slot": SLOTS[self.role].replace("*", self.name),
+            "slot": self.role.info.slot.replace("*", self.name),
             "interface": str(INTERFACE_VERSION),
             "package_data": '"py.typed", "presets/*.yaml"' + (', "sample/**/*"' if self.role is Role.DATA else ""),
         }
@@ -93,10 +81,10 @@ def describe(name: str, role: str, component: str | None, host: PluginHost) -> N
     if component is not None and (fault := spelling_fault(component, "a component")) is not None:
         report.add(CODE, fault[0], hint=fault[1])
     report.raise_errors(PluginError)
-    package = NewPackage(name=name, role=Role(role), component=component or COMPONENTS[Role(role)])
+    package = NewPackage(name=name, role=Role(role), component=component or Role(role).info.template)
     if keyword.iskeyword(package.class_name):
         text = f"--component {component} makes a class {package.class_name}, and that is a keyword of Python"
-        _refuse(text, f"take a more telling name, e.g. {COMPONENTS[package.role]}")
+        _refuse(text, f"take a more telling name, e.g. {package.role.info.template}")
     return package
 
 
@@ -163,7 +151,7 @@ def _check_classes(package: NewPackage, found: Mapping[str, bytes]) -> None:
         names += [node.name for node in nodes if isinstance(node, ast.ClassDef)]
         if clash := next((name for name, count in Counter(names).items() if count > 1), None):
             text = f"--component {package.component} makes a class {clash}, and the module has another one of that name"
-            _refuse(text, f"take a more telling name, e.g. {COMPONENTS[package.role]}")
+            _refuse(text, f"take a more telling name, e.g. {package.role.info.template}")
 
 
 # ------------------------------------------------------------------------------------------------------------------- writing

@@ -1,8 +1,8 @@
 """The list of conformance checks: name, group, roles, and the function that raises :class:`CheckFailed`. Light.
 
 A check is a function of a :class:`~medvlp_core.testing.subject.Subject` (one component with its examples), or without roles of a
-:class:`~medvlp_core.testing.kernel.KernelSubject` (one op); it returns nothing if all is well. Names are permanent: authors list
-known failures by them.
+:class:`~medvlp_core.testing.kernel_checks.KernelSubject` (one op); it returns nothing if all is well. Names are permanent: authors
+list known failures by them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import attrs
 
-from medvlp_core.components import Role
+from medvlp_core.spec.roles import MODULE_NAMES, Role
 
 Group = Literal[
     "declaration", "contract", "behaviour", "learning", "masking", "alignment", "data", "tokenizer", "evaluator", "kernel"
@@ -21,7 +21,7 @@ Group = Literal[
 F = TypeVar("F", bound=Callable[[Any], None])
 
 #: Roles whose components are torch modules with a forward pass.
-MODULE_ROLES = (Role.MASKING, Role.IMAGE_ENCODER, Role.TEXT_ENCODER, Role.FUSION, Role.ALIGNMENT, Role.DECODER)
+MODULE_ROLES = tuple(MODULE_NAMES)
 
 
 class CheckFailed(AssertionError):

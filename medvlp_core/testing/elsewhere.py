@@ -15,14 +15,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from medvlp_core.components import ComponentSpec
 from medvlp_core.errors import Report
-from medvlp_core.parameters import read_block
-from medvlp_core.plan import plain
-from medvlp_core.plugins import load_object
+from medvlp_core.planning.parameters import read_block
+from medvlp_core.planning.plan import plain
+from medvlp_core.plugins.import_string import load_object
+from medvlp_core.recipe.load import dump_yaml, parse_yaml
+from medvlp_core.spec.component import ComponentSpec
 from medvlp_core.testing.checks import CheckFailed
 from medvlp_core.testing.subject import Example
-from medvlp_core.yamlio import dump_yaml, parse_yaml
 
 
 def fingerprint(source: Any, texts: list[str]) -> Any:

@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medvlp_core.build import build_model, build_tokenizer
-from medvlp_core.components import Role
-from medvlp_core.compose import plan_recipe
 from medvlp_core.data.pipeline import Collate
+from medvlp_core.data.tokenizer import Tokenizer
 from medvlp_core.errors import MedvlpError
-from medvlp_core.evaluate.runner import evaluate_all, find_obstacles
-from medvlp_core.interfaces import Tokenizer
-from medvlp_core.model import ComposedModel, PartFailed
-from medvlp_core.plan import ModelPlan
-from medvlp_core.testing.behaviour import difference
+from medvlp_core.evaluation.runner import evaluate_all, find_obstacles
+from medvlp_core.model.build import build_model, build_tokenizer
+from medvlp_core.model.composed import ComposedModel, PartFailed
+from medvlp_core.planning.compose import plan_recipe
+from medvlp_core.planning.plan import ModelPlan
+from medvlp_core.spec.roles import Role
+from medvlp_core.testing.behaviour_checks import difference
 from medvlp_core.testing.checks import MODULE_ROLES, CheckFailed, NotApplicable, check, expect
 from medvlp_core.testing.subject import Subject
 from medvlp_core.testing.whole_model import (
@@ -33,8 +33,8 @@ from medvlp_core.testing.whole_model import (
     trained_models,
     without_places,
 )
-from medvlp_core.train.checkpoint import RECIPE, TOKENIZER, WEIGHTS, load_weights, save_checkpoint
-from medvlp_core.train.run import evaluation_run
+from medvlp_core.training.checkpoint import RECIPE, TOKENIZER, WEIGHTS, load_weights, save_checkpoint
+from medvlp_core.training.run import evaluation_run
 
 
 @check("learning")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from medvlp_core.errors import MedvlpError, PluginError
-from medvlp_core.plugins import load_plugins
+from medvlp_core.plugins.host import load_plugins
 
 
 def conformance(namespace: str, *, known_failures: Mapping[str, str] | None = None) -> Callable[..., None]:
@@ -19,8 +19,8 @@ def conformance(namespace: str, *, known_failures: Mapping[str, str] | None = No
     """
     import pytest
 
+    from medvlp_core.testing.check_modules import CHECKS
     from medvlp_core.testing.checks import CheckFailed
-    from medvlp_core.testing.rooms import CHECKS
     from medvlp_core.testing.runner import cases, check_known_failures, judge, run_check, subject_of
 
     known = known_failures or {}

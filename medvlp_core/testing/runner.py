@@ -10,10 +10,10 @@ import attrs
 import torch
 
 from medvlp_core.errors import MedvlpError, PluginError, Problem, describe_error, did_you_mean
-from medvlp_core.plugins import PluginHost
+from medvlp_core.plugins.host import PluginHost
+from medvlp_core.testing.check_modules import CHECKS
 from medvlp_core.testing.checks import Check, CheckFailed, NotApplicable
-from medvlp_core.testing.kernel import KernelSubject
-from medvlp_core.testing.rooms import CHECKS
+from medvlp_core.testing.kernel_checks import KernelSubject
 from medvlp_core.testing.subject import Subject
 
 Outcome = Literal["passed", "failed", "known failure", "not applicable"]

@@ -13,7 +13,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from medvlp_core.contract import PORTS, AtLeast, Constraint, Contract, Dim, Divides, Equal, Layout, TensorSpec, View
+from medvlp_core.spec.contract import PORTS, AtLeast, Constraint, Contract, Dim, Divides, Equal, Layout, TensorSpec, View
 
 #: Ids that the made-up tokenizer uses, as ``standard.wordpiece`` does.
 PAD, CLS, MASK, FIRST_WORD, IDS = 0, 2, 3, 4, 31

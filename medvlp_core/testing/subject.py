@@ -10,11 +10,13 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from medvlp_core.build import INTERFACES
-from medvlp_core.components import VIEWED_ROLES, ComponentSpec, Role
-from medvlp_core.contract import Contract, Layout, TensorSpec, View
-from medvlp_core.plan import SolvedDims
-from medvlp_core.plugins import PluginHost, load_object
+from medvlp_core.model.build import interface_of
+from medvlp_core.planning.plan import SolvedDims
+from medvlp_core.plugins.host import PluginHost
+from medvlp_core.plugins.import_string import load_object
+from medvlp_core.spec.component import ComponentSpec
+from medvlp_core.spec.contract import Contract, Layout, TensorSpec, View
+from medvlp_core.spec.roles import Role
 from medvlp_core.testing.checks import CheckFailed, NotApplicable
 from medvlp_core.testing.scene import TEXT_PORTS, Scene, grid_patches, is_along, number_of, solve_sizes
 
@@ -71,7 +73,7 @@ class Example:
         """What the builder gets: every symbol but the batch size and token counts that change from call to call."""
         free = {"B"}
         for need in self.contract.needs.values():
-            is_changing = self.role in VIEWED_ROLES or need.view == "masked"
+            is_changing = self.role.info.runs_in_views or need.view == "masked"
             if need.port == "image_tokens" and is_changing and isinstance(need.dims[1], str):
                 free.add(need.dims[1])
         masks = {need.dims[1] for need in self.contract.needs.values() if need.port == "image_is_masked"}
@@ -82,8 +84,8 @@ class Example:
         torch.manual_seed(seed)
         kind = load_object(type(self.spec).declaration.build, owner=self.name)
         built = kind(self.spec, self.dims)
-        if not isinstance(built, INTERFACES[self.role]):
-            wanted = INTERFACES[self.role].__name__
+        if not isinstance(built, interface_of(self.role)):
+            wanted = interface_of(self.role).__name__
             raise CheckFailed(f"{self}: {type(self.spec).declaration.build} gives {type(built).__name__}, expected a {wanted}")
         return built
 
@@ -116,7 +118,7 @@ class Example:
         for argument, need in self.contract.needs.items():
             if need.dtype == "shape":
                 continue
-            wanted: View = need.view or (view if self.role in VIEWED_ROLES else "clean")
+            wanted: View = need.view or (view if self.role.info.runs_in_views else "clean")
             tensor = scene.tensor(need, wanted)
             if tensor is not None:
                 found[argument] = tensor
@@ -178,7 +180,7 @@ class Example:
     @property
     def is_viewed(self) -> bool:
         """Whether a model calls it once for each view."""
-        return self.role in VIEWED_ROLES
+        return self.role.info.runs_in_views
 
     def is_text(self, port: str) -> bool:
         """Whether a port that it needs or gives stands along the text, so that its padding means nothing."""

@@ -12,24 +12,24 @@ from typing import Any
 import attrs
 import torch
 
-from medvlp_core.build import BuiltRun, build_run
-from medvlp_core.components import SLOTS, Role
-from medvlp_core.compose import plan_recipe
-from medvlp_core.contract import PORTS
 from medvlp_core.errors import MedvlpError, Problem, SpecError
-from medvlp_core.plan import ModelPlan, plain
-from medvlp_core.plugins import PluginHost
+from medvlp_core.model.build import BuiltRun, build_run
+from medvlp_core.planning.compose import plan_recipe
+from medvlp_core.planning.plan import ModelPlan, plain
+from medvlp_core.plugins.host import PluginHost
+from medvlp_core.recipe.load import dump_yaml
+from medvlp_core.spec.contract import PORTS
+from medvlp_core.spec.roles import Role
 from medvlp_core.testing.checks import CheckFailed, NotApplicable
 from medvlp_core.testing.partners import plugin as partners
 from medvlp_core.testing.scene import number_of
 from medvlp_core.testing.subject import Example, Subject
-from medvlp_core.train.events import Event, StepDone
-from medvlp_core.train.folder import METRICS
-from medvlp_core.train.loop import train
-from medvlp_core.train.metrics_file import MetricsFile
-from medvlp_core.train.state import TrainState
-from medvlp_core.train.stop import StopRequest
-from medvlp_core.yamlio import dump_yaml
+from medvlp_core.training.events import Event, StepDone
+from medvlp_core.training.folder import METRICS
+from medvlp_core.training.loop import train
+from medvlp_core.training.metrics_file import MetricsFile
+from medvlp_core.training.state import TrainState
+from medvlp_core.training.stop import StopRequest
 
 CPU = torch.device("cpu")
 STEPS, PAIRS = 2, 4
@@ -209,7 +209,7 @@ def recipe(example: Example) -> dict[str, Any]:
 def _put(document: dict[str, Any], example: Example) -> None:
     """Set the tested component into its slot; an alignment takes the partner's place, a decoder that of one that does the same."""
     block = {"use": example.name, **plain(example.spec)}
-    *parents, slot = SLOTS[example.role].split(".")
+    *parents, slot = example.role.info.slot.split(".")
     place = document
     for parent in parents:
         place = place.setdefault(parent, {})

@@ -62,19 +62,18 @@ from medvlp_mpma.kernels.memory_topk.op import memory_topk
 from medvlp_mpma.kernels.tables import read_table, table_name
 from torch import Tensor
 
-from medvlp_core.batch import ImageTextBatch
+from medvlp_core import KernelError, MedvlpError, Role
+from medvlp_core import plan as plan_recipe
 from medvlp_core.cli.bench import write as write_benchmark
-from medvlp_core.components import Role
-from medvlp_core.compose import plan_recipe
-from medvlp_core.errors import KernelError, MedvlpError
+from medvlp_core.kernels import Call
 from medvlp_core.kernels import benchmark_report as report
 from medvlp_core.kernels.benchmark import TOLERANCES, Contender, KernelBenchmark, Shape, check, wrong_rivals
 from medvlp_core.kernels.machine import Rates, clock_for, device_label, measure_rates
-from medvlp_core.kernels.registry import Call
 from medvlp_core.kernels.timing import Row, geometric_mean, measure
 from medvlp_core.model import ComposedModel
-from medvlp_core.plugins import PluginHost
-from medvlp_core.yamlio import Override
+from medvlp_core.nn import ImageTextBatch
+from medvlp_core.plugins.host import PluginHost
+from medvlp_core.recipe.load import Override
 
 REHEARSE = calls.is_interpreted()
 DEVICE = torch.device("cpu") if REHEARSE else torch.device("cuda", 0)
@@ -701,7 +700,7 @@ def build() -> tuple[ComposedModel, Callable[[int], ImageTextBatch]]:
     import medvlp_mpma.plugin
     import medvlp_standard.plugin
 
-    from medvlp_core.build import build_model, build_tokenizer, image_geometry
+    from medvlp_core.model import build_model, build_tokenizer, image_geometry
 
     host = PluginHost.from_modules({"standard": medvlp_standard.plugin, "mpma": medvlp_mpma.plugin})
     changes = [(f"{block}.{name}", value) for block, text in TINY_MODEL.items() for name, value in re.findall(r"(\w+)=(\w+)", text)]

@@ -9,7 +9,7 @@ import killing
 import pytest
 
 from medvlp_core.cli import main
-from medvlp_core.train.checkpoint import list_checkpoints
+from medvlp_core.training.checkpoint import list_checkpoints
 
 
 @pytest.fixture(scope="module")

@@ -32,12 +32,12 @@ import torch
 from medvlp_standard.evaluators.masked_words import MaskedWords
 from rich.console import Console
 
-from medvlp_core.build import build_model
-from medvlp_core.compose import plan_recipe
-from medvlp_core.model import ComposedModel
-from medvlp_core.train import metrics_file
-from medvlp_core.train.observers import RunObservers
-from medvlp_core.train.run import go_on, pretrain
+import medvlp_core
+from medvlp_core.model.build import build_model
+from medvlp_core.model.composed import ComposedModel
+from medvlp_core.training import metrics_file
+from medvlp_core.training.observers import RunObservers
+from medvlp_core.training.run import go_on, pretrain
 
 RECIPE = """\
 medvlp: 1
@@ -127,7 +127,7 @@ def live(recipe: Path, run: Path, out: Path, kill_at: int | None) -> int:
     if (run / "resolved.yaml").is_file():
         go_on(run, device="cpu", console=console)
     else:
-        pretrain(plan_recipe(recipe), out=run, device="cpu", console=console)
+        pretrain(medvlp_core.plan(recipe), out=run, device="cpu", console=console)
     return points.count
 
 
@@ -230,7 +230,7 @@ def main() -> int:
         recipe, out = folder / "recipe.yaml", folder / "points.txt"
         text = RECIPE.replace("{steps", f"{{{change}steps")
         recipe.write_text(re.sub(r"{use: standard.timm_vit[^}]*}", CNN, text) if arguments.kind == "norms" else text)
-        build_model(plan_recipe(recipe), seed=0)  # imports what the lives need
+        build_model(medvlp_core.plan(recipe), seed=0)  # imports what the lives need
         began = time.monotonic()
         assert wait(start(world, recipe, folder / "reference", out, None, 0), 300) == [0] * world
         seconds = time.monotonic() - began

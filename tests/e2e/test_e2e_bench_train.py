@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from medvlp_core.build import build_run
+import medvlp_core
 from medvlp_core.cli import main
 from medvlp_core.cli.bench_train import above, lines_of, masking_line, speed_lines
-from medvlp_core.compose import plan_recipe
 from medvlp_core.errors import MedvlpError
-from medvlp_core.train.benchmark import (
+from medvlp_core.model.build import build_run
+from medvlp_core.training.benchmark import (
     Lap,
     MaskedPass,
     Overhead,
@@ -24,7 +24,7 @@ from medvlp_core.train.benchmark import (
     flops_per_pair,
     masked_pass,
 )
-from medvlp_core.train.plain import forward_source
+from medvlp_core.training.plain import forward_source
 
 CPU = torch.device("cpu")
 #: An image encoder that computes hidden cells too, and none that sees a masked image.
@@ -52,7 +52,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory, micro: str) -> Path:
 def benchmark_of(text: str, folder: Path) -> TrainBenchmark:
     path = folder / "recipe.yaml"
     path.write_text(text)
-    return TrainBenchmark.over(build_run(plan_recipe(path), seed=0), CPU, steps=3, folder=folder)
+    return TrainBenchmark.over(build_run(medvlp_core.plan(path), seed=0), CPU, steps=3, folder=folder)
 
 
 def lap(seconds: float) -> Lap:
@@ -60,7 +60,7 @@ def lap(seconds: float) -> Lap:
 
 
 def test_the_rival_is_written_straight_down(recipe: Path) -> None:
-    lines = [line.strip() for line in forward_source(plan_recipe(recipe)).splitlines()]
+    lines = [line.strip() for line in forward_source(medvlp_core.plan(recipe)).splitlines()]
     assert "encode_image_masked = part_1(image=batch.image, image_is_masked=mask.image_is_masked)" in lines
     assert lines[-1] == "return forward"
     assert not any(word in line for line in lines for word in ("for ", "if ", "while ", "plan"))
@@ -79,11 +79,11 @@ def test_both_loops_are_timed_and_their_losses_are_equal(recipe: Path, tmp_path:
     assert result["difference"] < 1e-6
     assert [len(result["timings"][0][side]) for side in ("ours", "rival")] == [2, 2]
     assert all(0 <= lap["waiting"] < lap["seconds"] and lap["steps"] == 2 for lap in result["timings"][0]["ours"])
-    assert (out / "rival.py").read_text() == forward_source(plan_recipe(recipe))
+    assert (out / "rival.py").read_text() == forward_source(medvlp_core.plan(recipe))
 
 
 def test_a_rival_that_computes_something_else_is_not_timed(recipe: Path, tmp_path: Path) -> None:
-    built = build_run(plan_recipe(recipe), seed=0)
+    built = build_run(medvlp_core.plan(recipe), seed=0)
     benchmark = TrainBenchmark.over(built, CPU, steps=3, folder=tmp_path)
     right = benchmark.rival.forward
     benchmark.rival = attrs.evolve(benchmark.rival, forward=lambda batch: (1.01 * right(batch)[0], right(batch)[1]))

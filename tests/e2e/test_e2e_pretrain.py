@@ -16,15 +16,15 @@ from medvlp_open_cxr.manifest import DATA, read_rows
 from medvlp_standard.evaluators.common import batches, restore
 from rich.console import Console
 
-from medvlp_core.build import build_run
+import medvlp_core
 from medvlp_core.cli import main
-from medvlp_core.compose import plan_recipe
-from medvlp_core.device import to_device
 from medvlp_core.errors import DataError
-from medvlp_core.train.checkpoint import load_run, save_checkpoint
-from medvlp_core.train.metrics_file import read_metrics
-from medvlp_core.train.run import RunResult, evaluation_run, pretrain
-from medvlp_core.train.state import TrainState
+from medvlp_core.model.build import build_run
+from medvlp_core.runtime.device import to_device
+from medvlp_core.training.checkpoint import load_run, save_checkpoint
+from medvlp_core.training.metrics_file import read_metrics
+from medvlp_core.training.run import RunResult, evaluation_run, pretrain
+from medvlp_core.training.state import TrainState
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pretrain_mpma.py"
 
@@ -55,7 +55,7 @@ def finished(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Ru
     """One complete run, and what it printed."""
     console = Console(file=io.StringIO(), width=180)
     out = tmp_path_factory.mktemp("runs") / "run"
-    result = pretrain(plan_recipe(recipe), out=out, device="cpu", console=console)
+    result = pretrain(medvlp_core.plan(recipe), out=out, device="cpu", console=console)
     return result, console.file.getvalue()  # type: ignore[attr-defined]
 
 
@@ -112,7 +112,7 @@ def test_every_number_stands_beside_its_baselines(finished: tuple[RunResult, str
 
 def test_resolved_yaml_gives_the_same_plan(finished: tuple[RunResult, str]) -> None:
     result = finished[0]
-    again = plan_recipe(result.folder / "resolved.yaml")
+    again = medvlp_core.plan(result.folder / "resolved.yaml")
     assert again.resolved() == result.built.plan.resolved()
 
 
@@ -141,7 +141,7 @@ def test_train_save_reload_compare_bit_for_bit(finished: tuple[RunResult, str]) 
 
 
 def test_the_same_recipe_gives_the_same_run(recipe: Path, finished: tuple[RunResult, str], tmp_path: Path) -> None:
-    plan = plan_recipe(recipe)
+    plan = medvlp_core.plan(recipe)
     built = build_run(plan, seed=plan.train.seed)
     first = finished[0].folder / "checkpoints/step-0000002/model.safetensors"
     console = Console(file=io.StringIO())
@@ -180,7 +180,7 @@ def without_evaluators(plan: Any) -> Any:
 
 def test_no_dead_gradients(recipe: Path) -> None:
     """Every parameter gets a finite gradient that is not zero, in a few steps (a top-k memory leaves some slots out at first)."""
-    plan = plan_recipe(recipe)
+    plan = medvlp_core.plan(recipe)
     built = build_run(plan, seed=0)
     model = built.model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
@@ -203,7 +203,7 @@ def test_a_loaded_run_reads_images_without_the_training_data(
     finished: tuple[RunResult, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     result = finished[0]
-    monkeypatch.setattr("medvlp_core.train.checkpoint.build_source", None)
+    monkeypatch.setattr("medvlp_core.training.checkpoint.build_source", None)
     loaded = load_run(result.folder)
     record = result.built.pipeline.records("test")[3]
     expected = result.built.pipeline.dataset("test", is_training=False)[3].image
@@ -290,20 +290,20 @@ def test_a_failed_start_leaves_no_folder(
 def test_a_bad_run_folder_is_refused_before_anything_is_built(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medvlp_core.train.run.build_run", None)
+    monkeypatch.setattr("medvlp_core.training.run.build_run", None)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match="MV508"):
-        pretrain(plan_recipe(recipe), out=tmp_path, device="cpu")
+        pretrain(medvlp_core.plan(recipe), out=tmp_path, device="cpu")
 
 
 def test_a_run_that_breaks_later_keeps_what_it_has(recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise DataError("the disk is full")
 
-    monkeypatch.setattr("medvlp_core.train.run.save_checkpoint", fail)
+    monkeypatch.setattr("medvlp_core.training.run.save_checkpoint", fail)
     console = Console(file=io.StringIO())
     with pytest.raises(DataError, match="the disk is full"):
-        pretrain(without_evaluators(plan_recipe(recipe)), out=tmp_path / "run", device="cpu", console=console)
+        pretrain(without_evaluators(medvlp_core.plan(recipe)), out=tmp_path / "run", device="cpu", console=console)
     assert len(read_metrics(tmp_path / "run/metrics.jsonl")) == 2
     assert (tmp_path / "run/resolved.yaml").is_file()
 

@@ -12,7 +12,7 @@ import killing
 import psutil
 from running import TORCHRUN, begin, recipe_over, under_torchrun, write_manifest
 
-from medvlp_core.train.resume import read_resume
+from medvlp_core.training.resume import read_resume
 
 #: What is proposed to somebody who started two processes.
 GO_ON = "torchrun --nproc-per-node 2 -m medvlp_core.cli pretrain --resume"

@@ -13,11 +13,11 @@ import killing
 import pytest
 from running import go_on
 
-from medvlp_core.compose import plan_recipe
+import medvlp_core
 from medvlp_core.errors import DataError
-from medvlp_core.train.checkpoint import list_checkpoints, load_run
-from medvlp_core.train.init_from import starting_vocabulary
-from medvlp_core.train.resume import read_resume, set_aside_later
+from medvlp_core.training.checkpoint import list_checkpoints, load_run
+from medvlp_core.training.init_from import starting_vocabulary
+from medvlp_core.training.resume import read_resume, set_aside_later
 
 #: For each kind. ``MEDVLP_KILLS=40 pytest tests/e2e/test_e2e_resume.py -k killed`` kills dozens of times.
 KILLS = os.environ.get("MEDVLP_KILLS", "2")
@@ -108,7 +108,7 @@ def test_loading_a_model_finds_damaged_weights_and_vocabularies(run: Path, tmp_p
     begun = tmp_path / "begun.yaml"
     begun.write_text(killing.RECIPE + f"init_from: {{path: {run}}}\n")
     with pytest.raises(DataError, match=r"MV507.*tokenizer/.*hash differs"):
-        starting_vocabulary(plan_recipe(begun))
+        starting_vocabulary(medvlp_core.plan(begun))
 
 
 def test_a_checkpoint_may_be_named_from_inside_or_be_a_copy(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,10 +12,10 @@ import killing
 import pytest
 from running import go_on, recipe_over, write_manifest
 
+import medvlp_core
 from medvlp_core.cli import main
-from medvlp_core.compose import plan_recipe
 from medvlp_core.errors import DataError
-from medvlp_core.train.resume import read_resume
+from medvlp_core.training.resume import read_resume
 
 
 def test_what_cannot_go_on_is_refused(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -62,7 +62,7 @@ def test_what_changes_nothing_that_is_learned_may_change(run: Path, whole: Path,
     for name in ("model.safetensors", "average.safetensors", "optimizer.safetensors"):
         last = f"checkpoints/step-0000014/{name}"
         assert (run / last).read_bytes() == (whole / last).read_bytes()
-    assert plan_recipe(run / "resolved.yaml").train.keep_checkpoints == 7, "the next start goes on with it"
+    assert medvlp_core.plan(run / "resolved.yaml").train.keep_checkpoints == 7, "the next start goes on with it"
     assert list((run / "tensorboard").iterdir())
 
 
@@ -103,7 +103,7 @@ def test_other_data_and_processes_are_refused(run: Path, has_checkpoint: bool, m
     resume = read_resume(run)
     assert resume.step == (14 if has_checkpoint else 0)
     pipeline = type("Pipeline", (), {"source": type("Source", (), {"fingerprint": lambda self: "other"})()})()
-    monkeypatch.setattr("medvlp_core.train.resume.launched_processes", lambda: 3)
+    monkeypatch.setattr("medvlp_core.training.resume.launched_processes", lambda: 3)
     with pytest.raises(DataError) as caught:
         resume.check(pipeline)  # type: ignore[arg-type]
     text = str(caught.value)
@@ -125,7 +125,7 @@ def test_without_a_checkpoint_and_facts_of_the_start_nothing_can_go_on(run: Path
 def test_a_folder_that_may_not_be_written_is_said_before_anything_is_built(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("medvlp_core.train.resume.os.access", lambda *_: False)  # root may write everywhere
+    monkeypatch.setattr("medvlp_core.training.resume.os.access", lambda *_: False)  # root may write everywhere
     code, err = go_on(run, capsys)
     assert code == 1
     assert err.startswith(f"[MV508] {run}: the run folder may not be written\n")
@@ -139,7 +139,7 @@ def test_another_machine_is_a_warning(run: Path, monkeypatch: pytest.MonkeyPatch
         f"threads was {machine['threads']} and is 64",
         f'versions.torch was "{machine["versions"]["torch"]}" and is "9.9"',
     ]
-    monkeypatch.setattr("medvlp_core.train.run.torch.get_num_threads", lambda: 64)
+    monkeypatch.setattr("medvlp_core.training.run.torch.get_num_threads", lambda: 64)
     assert main(["pretrain", "--resume", str(run), "--device", "cpu"]) == 0
     assert f"warning: threads was {machine['threads']} and is 64: the last digits may differ\n" in capsys.readouterr().out
 
@@ -190,7 +190,7 @@ def test_what_was_lost_is_said_and_facts_of_the_start_come_back(run: Path, capsy
 
 
 def test_one_command_at_a_time_works_in_a_run_folder(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    hold = "import sys, time\nfrom pathlib import Path\nfrom medvlp_core.train.lock import locked\n"
+    hold = "import sys, time\nfrom pathlib import Path\nfrom medvlp_core.training.lock import locked\n"
     hold += "with locked(Path(sys.argv[1])):\n    print('held', flush=True)\n    time.sleep(600)\n"
     process = subprocess.Popen([sys.executable, "-c", hold, str(run)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

@@ -18,8 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from medvlp_core.components import Role
-from medvlp_core.scaffold.package import COMPONENTS
+from medvlp_core.spec.roles import ROLES, Role
 
 ROOT = Path(__file__).parents[2]
 EXAMPLE = ROOT / "examples" / "acme_fusion"
@@ -85,7 +84,7 @@ def test_they_are_listed(run: Run) -> None:
     done = run("list")
     assert done.stderr == ""
     listed = {line.split()[0] for line in done.stdout.splitlines()}
-    assert {f"{name}.{COMPONENTS[role]}" for name, role in NAMES.items()} | {"acme_fusion.gated_attention"} <= listed
+    assert {f"{name}.{ROLES[role].template}" for name, role in NAMES.items()} | {"acme_fusion.gated_attention"} <= listed
     assert {f"{name}:small" for name in (*NAMES, "acme_fusion")} <= listed
 
 
@@ -110,7 +109,7 @@ def test_they_conform(workshop: Path, run: Run) -> None:
 
 def test_they_train_together_from_yaml(workshop: Path, run: Run) -> None:
     (workshop / "all.yaml").write_text(RECIPE.format(names=", ".join(NAMES)))
-    assert [name for name, role in NAMES.items() if f"{name}.{COMPONENTS[role]}" not in RECIPE] == []
+    assert [name for name, role in NAMES.items() if f"{name}.{ROLES[role].template}" not in RECIPE] == []
     changes = ["--set", "train={steps: 4, batch_size: 4, log_every_steps: 1}"]
     for name in ("restoration", "zero_shot", "linear_probe", "loss_curves", "restoration_pictures", "report_pictures"):
         changes += ["--unset", f"evaluators.{name}"]

@@ -18,11 +18,11 @@ import pytest
 import safetensors.torch
 from running import begin, go_on
 
+import medvlp_core
 from medvlp_core.cli import main
-from medvlp_core.compose import plan_recipe
 from medvlp_core.errors import DataError
-from medvlp_core.train.resume import read_resume
-from medvlp_core.train.run import pretrain
+from medvlp_core.training.resume import read_resume
+from medvlp_core.training.run import pretrain
 
 
 def full_disk(*_: Any, **__: Any) -> None:
@@ -31,7 +31,7 @@ def full_disk(*_: Any, **__: Any) -> None:
 
 def short(recipe: Path) -> Any:
     """Its plan without evaluators."""
-    plan = plan_recipe(recipe)
+    plan = medvlp_core.plan(recipe)
     return attrs.evolve(plan, components={path: one for path, one in plan.components.items() if not path.startswith("eval")})
 
 
@@ -72,7 +72,7 @@ def test_metrics_that_cannot_be_written_are_a_message(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    monkeypatch.setattr("medvlp_core.train.metrics_file.MetricsFile._line", full_disk)
+    monkeypatch.setattr("medvlp_core.training.metrics_file.MetricsFile._line", full_disk)
     with pytest.raises(DataError) as caught:
         pretrain(short(recipe), out=run, device="cpu")
     assert str(caught.value).startswith(f"[MV508] {run}: the file cannot be written (No space left on device)\n")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from medvlp_core.components import Role
+from medvlp_core.spec.roles import Role
+from medvlp_core.testing.check_modules import CHECKS
 from medvlp_core.testing.checks import MODULE_ROLES, Check
-from medvlp_core.testing.rooms import CHECKS
 
 PAGE = Path(__file__).parents[2] / "docs" / "conformance.md"
 MADE = "<!-- made by MEDVLP_WRITE_DOCS=1 pytest tests/house/test_conformance_page.py -->\n"

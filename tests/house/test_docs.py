@@ -9,14 +9,15 @@ from pathlib import Path
 import pytest
 from doc_examples import Section, matches, run_section, sections
 
-from medvlp_core.blocks import InitSpec, InputSpec, TrainSpec
-from medvlp_core.candidates import hook_arguments
-from medvlp_core.components import INTERFACE_VERSION, SLOTS, Role, params_of
-from medvlp_core.contract import PORTS, TensorSpec
+from medvlp_core.describe.wording import yaml_value
 from medvlp_core.errors import CODES
-from medvlp_core.plan import FORMAT_VERSION
-from medvlp_core.plugins import PluginHost
-from medvlp_core.wording import yaml_value
+from medvlp_core.planning.plan import FORMAT_VERSION
+from medvlp_core.plugins.candidate import hook_arguments
+from medvlp_core.plugins.host import PluginHost
+from medvlp_core.spec.blocks import InitSpec, InputSpec, TrainSpec
+from medvlp_core.spec.component import INTERFACE_VERSION, params_of
+from medvlp_core.spec.contract import PORTS, TensorSpec
+from medvlp_core.spec.roles import ROLES, Role
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -166,7 +167,7 @@ def test_tables_of_inputs_and_training_are_complete() -> None:
 
 def test_tables_of_roles_and_symbols_are_complete(host: PluginHost) -> None:
     concepts, glossary = ((DOCS / name).read_text(encoding="utf-8") for name in ("concepts.md", "glossary.md"))
-    assert [role for role, slot in SLOTS.items() if f"| `{role}` | `{slot}` |" not in concepts] == []
+    assert [role for role, info in ROLES.items() if f"| `{role}` | `{info.slot}` |" not in concepts] == []
     rows = re.findall(r"^\| ([A-Z][\w, ]*) \|", glossary.partition("## Names")[0], re.MULTILINE)
     explained = {symbol for row in rows for symbol in row.split(", ")}
     used = {symbol for spec in declared_tensors(host) for symbol in spec.dims if isinstance(symbol, str)}

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from medvlp_core.compose import compose
 from medvlp_core.errors import Report
-from medvlp_core.plugins import PluginHost
-from medvlp_core.yamlio import load_recipe
+from medvlp_core.planning.compose import compose
+from medvlp_core.plugins.host import PluginHost
+from medvlp_core.recipe.load import load_recipe
 
 ROOT = Path(__file__).parents[2]
 FILES = sorted([*(ROOT / "medvlp_core").rglob("*.py"), *ROOT.glob("plugins/*/medvlp_*/**/*.py"), *ROOT.glob("examples/*.py")])

@@ -1,4 +1,4 @@
-"""Light rooms stay light: what declares and checks never imports torch or another heavy library."""
+"""What is free of torch is whole folders: a module in one of them, or an author's declaration, never imports a heavy library."""
 
 from __future__ import annotations
 
@@ -12,56 +12,23 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "timm", "transformers", "tokenizers", "numpy", "PIL", "sklearn", "matplotlib", "torchvision")
 BUNDLES = sorted(path.parent.parent.name for path in ROOT.glob("plugins/*/*/plugin.py"))
-CORE = (
-    "errors",
-    "components",
-    "registry",
-    "candidates",
-    "contract",
-    "blocks",
-    "hooks",
-    "yamltree",
-    "references",
-    "yamlio",
-    "plugins",
-    "parameters",
-    "restoring",
-    "kernels.registry",
+#: Folders of the core in which everything is torch-free (docs/architecture.md).
+LIGHT_FOLDERS = ("spec", "recipe", "plugins", "planning", "describe", "cli", "scaffold")
+#: Single modules that these import, or that a command needs before it trains: see docs/architecture.md.
+LIGHT_MODULES = (
+    "medvlp_core",
+    "medvlp_core.api",
+    "medvlp_core.errors",
+    "medvlp_core.ablation.grid",
+    "medvlp_core.ablation.results",
 )
-PLANNING = (
-    "wiring",
-    "connect",
-    "plan",
-    "compose",
-    "wording",
-    "schema",
-    "reference_pages",
-    "compatible",
-    "cli",
-    "cli.check",
-    "cli.explain",
-    "cli.show",
-    "cli.docs",
-    "cli.list_components",
-    "cli.diff",
-    "cli.ablate",
-    "cli.estimate",
-    "estimate.cards",
-    "ablate.grid",
-    "ablate.folder",
-    "ablate.results",
-    "ablate.table",
-    "ablate.picture",
-    "cli.kernels",
-    "cli.bench",
-    "cli.bench_train",
-    "cli.new",
-    "cli.export",
-    "export",
-    "scaffold.package",
-    "testing.partners.plugin",
-)
-LIGHT = ("medvlp_core", *(f"medvlp_core.{room}" for room in (*CORE, *PLANNING)))
+
+
+def modules_of(folder: str) -> list[str]:
+    """Every module of a folder of the core, at any depth."""
+    paths = sorted((ROOT / "medvlp_core" / folder).rglob("*.py"))
+    names = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in paths]
+    return [name.removesuffix(".__init__") for name in names if not name.endswith("__main__")]
 
 
 def heavy_after(statements: str) -> set[str]:
@@ -77,13 +44,27 @@ def test_the_probe_sees_heavy_libraries() -> None:
     assert "numpy" in heavy_after("import numpy")
 
 
-def test_the_core_is_light() -> None:
-    assert heavy_after("\n".join(f"import {room}" for room in LIGHT)) == set()
+@pytest.mark.parametrize("folder", LIGHT_FOLDERS)
+def test_every_module_of_a_light_folder_is_light(folder: str) -> None:
+    modules = modules_of(folder)
+    assert modules
+    assert heavy_after("\n".join(f"import {module}" for module in modules)) == set()
+
+
+def test_single_modules_that_are_light() -> None:
+    assert heavy_after("\n".join(f"import {module}" for module in LIGHT_MODULES)) == set()
+
+
+def test_what_authors_declare_with_is_light() -> None:
+    names = (
+        "AtLeast, ComponentSpec, Contract, Divides, Equal, KernelOp, OneOf, Problem, Role, TensorSpec, component, hookimpl, param"
+    )
+    assert heavy_after(f"from medvlp_core import {names}") == set()
 
 
 def test_every_bundle_declares_without_torch() -> None:
     assert len(BUNDLES) >= 3
-    statements = "from medvlp_core.plugins import load_plugins\nhost = load_plugins()\nassert not host.broken, host.broken\n"
+    statements = "from medvlp_core.plugins.host import load_plugins\nhost = load_plugins()\nassert not host.broken, host.broken\n"
     statements += "for name in host.components:\n    [example.contract() for example in host.components[name].examples()]"
     assert heavy_after(statements) == set()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medvlp_core.plugins import PluginHost
+from medvlp_core.plugins.host import PluginHost
 
 #: Add new names; take none away. A component that goes is retired (docs/versioning.md) and stays in this list.
 COMPONENTS = (

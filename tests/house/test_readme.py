@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from medvlp_core.compose import plan_recipe
+import medvlp_core
 from medvlp_core.errors import Report
-from medvlp_core.yamlio import parse_override
+from medvlp_core.recipe.load import parse_override
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -58,7 +58,7 @@ def test_the_ablations_can_be_planned_as_they_stand(words: str) -> None:
     report = Report()
     changes = [(kind.removeprefix("--"), text) for kind, text in zip(parts[::2], parts[1::2], strict=True)]
     overrides = [parse_override(kind, text, report) for kind, text in changes]  # type: ignore[arg-type]
-    plan = plan_recipe(ROOT / "examples" / "configs" / "mpma_small.yaml", [one for one in overrides if one is not None])
+    plan = medvlp_core.plan(ROOT / "examples" / "configs" / "mpma_small.yaml", [one for one in overrides if one is not None])
     assert len(ABLATIONS) >= 4
     assert plan.steps
 
@@ -67,4 +67,4 @@ def test_the_ablations_can_be_planned_as_they_stand(words: str) -> None:
 def test_swaps_need_no_further_parameter(change: str) -> None:
     override = parse_override("use", change, Report())
     assert override is not None
-    assert not plan_recipe("mpma:small", [override]).warnings
+    assert not medvlp_core.plan("mpma:small", [override]).warnings

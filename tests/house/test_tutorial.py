@@ -7,9 +7,8 @@ from pathlib import Path
 
 from doc_examples import Block, sections
 
-from medvlp_core.build import INTERFACES
-from medvlp_core.components import Role
 from medvlp_core.scaffold.package import NewPackage, render
+from medvlp_core.spec.roles import ROLES, Role
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "write-a-plugin.md"
@@ -48,4 +47,4 @@ def test_the_example_starts_from_what_the_command_writes() -> None:
 
 def test_the_table_of_roles_is_complete() -> None:
     rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
-    assert rows == [(role.value, kind.__name__) for role, kind in INTERFACES.items()]
+    assert rows == [(role.value, info.interface.rpartition(":")[2]) for role, info in ROLES.items()]

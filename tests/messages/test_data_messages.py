@@ -20,11 +20,11 @@ from medvlp_standard.specs.data import ManifestSpec
 from medvlp_standard.specs.tokenizers import WordPieceSpec
 from medvlp_standard.tokenizers import WordPiece
 
-from medvlp_core.batch import TokenBatch
-from medvlp_core.build import build_run
 from medvlp_core.data.images import read_gray
 from medvlp_core.errors import MedvlpError
-from medvlp_core.train.checkpoint import load_run
+from medvlp_core.model.build import build_run
+from medvlp_core.nn.batch import TokenBatch
+from medvlp_core.training.checkpoint import load_run
 
 TEXTS = Path(__file__).with_name("data_messages.txt")
 FILM = OpenCxrPairs(OpenCxrPairsSpec(), {}).records("test")[0].image_path

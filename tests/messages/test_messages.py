@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import toy_bundle
 
-from medvlp_core.compose import compose
 from medvlp_core.errors import CODES, Report
-from medvlp_core.plugins import PluginHost
-from medvlp_core.yamlio import load_recipe, parse_override
+from medvlp_core.planning.compose import compose
+from medvlp_core.plugins.host import PluginHost
+from medvlp_core.recipe.load import load_recipe, parse_override
 
 CASES = Path(__file__).parent / "cases"
 NAMES = sorted(path.stem for path in CASES.glob("*.yaml"))

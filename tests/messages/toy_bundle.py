@@ -7,10 +7,11 @@ from pathlib import Path
 
 import attrs
 
-from medvlp_core.components import ComponentSpec, Role, component, param
-from medvlp_core.contract import AtLeast, Contract, Divides, TensorSpec
-from medvlp_core.hooks import hookimpl
-from medvlp_core.registry import PluginComponents
+from medvlp_core.plugins.hooks import hookimpl
+from medvlp_core.plugins.registry import PluginComponents
+from medvlp_core.spec.component import ComponentSpec, component, param
+from medvlp_core.spec.contract import AtLeast, Contract, Divides, TensorSpec
+from medvlp_core.spec.roles import Role
 
 MEDVLP_INTERFACE = 1
 BUILD = "toy_modules:Nothing"

@@ -12,13 +12,14 @@ import medvlp_standard.plugin
 import pytest
 import torch
 
-from medvlp_core.batch import ImageTextBatch
-from medvlp_core.components import ComponentSpec, Role, component, param
-from medvlp_core.compose import plan_recipe
-from medvlp_core.contract import Contract, TensorSpec
-from medvlp_core.hooks import hookimpl
-from medvlp_core.plan import ModelPlan
-from medvlp_core.plugins import PluginHost
+from medvlp_core.nn.batch import ImageTextBatch
+from medvlp_core.planning.compose import plan_recipe
+from medvlp_core.planning.plan import ModelPlan
+from medvlp_core.plugins.hooks import hookimpl
+from medvlp_core.plugins.host import PluginHost
+from medvlp_core.spec.component import ComponentSpec, component, param
+from medvlp_core.spec.contract import Contract, TensorSpec
+from medvlp_core.spec.roles import Role
 
 VOCABULARY, MASK_ID, LENGTH = 40, 3, 9
 

@@ -1,4 +1,4 @@
-"""GLA: its losses, and what it must not see. The local losses themselves: tests/core/test_core_contrast.py."""
+"""GLA: its losses, and what it must not see. The local losses themselves: tests/core/nn/test_nn_contrastive.py."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from medvlp_mpma.alignment import GlobalLocal
 from medvlp_mpma.specs import GlobalLocalSpec
 from torch import Tensor
 
-from medvlp_core.contrast import gloria_loss, tokenwise_loss
-from medvlp_core.interfaces import HasAttentionMaps
+from medvlp_core.nn.contrastive import gloria_loss, tokenwise_loss
+from medvlp_core.nn.interfaces import HasAttentionMaps
 
 SPEC = GlobalLocalSpec(dim=6)
 VARIANTS = [

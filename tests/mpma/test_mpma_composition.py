@@ -7,9 +7,9 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from medvlp_core.batch import ImageTextBatch
-from medvlp_core.build import build_model
-from medvlp_core.plan import ModelPlan
+from medvlp_core.model.build import build_model
+from medvlp_core.nn.batch import ImageTextBatch
+from medvlp_core.planning.plan import ModelPlan
 
 PlanOf = Callable[[str], ModelPlan]
 

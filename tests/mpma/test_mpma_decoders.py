@@ -9,7 +9,7 @@ from medvlp_mpma.decoders import ImageDecoder, ReportDecoder
 from medvlp_mpma.specs import ImageDecoderSpec, ReportDecoderSpec
 from torch import Tensor
 
-from medvlp_core.ops import normalise_patches, patchify
+from medvlp_core.nn.functional import normalise_patches, patchify
 
 SMALL = ImageDecoderSpec(target_size=16, width=16, depth=1, heads=2)
 

@@ -9,7 +9,7 @@ from medvlp_mpma.fusion import MemoryFusion
 from medvlp_mpma.specs import MemoryFusionSpec
 from torch import Tensor
 
-from medvlp_core.interfaces import HasAttentionMaps
+from medvlp_core.nn.interfaces import HasAttentionMaps
 
 SMALL = MemoryFusionSpec(slots=6, topk=2, heads=2, layers=2, ffn_ratio=2.0, dropout=0.0)
 VARIANTS = [

@@ -9,7 +9,7 @@ from medvlp_mpma.masking import PairedMasking
 from medvlp_mpma.specs import PairedMaskingSpec
 from torch import Tensor
 
-from medvlp_core.batch import MaskPlan
+from medvlp_core.nn.batch import MaskPlan
 
 MASK_ID = 3
 

@@ -10,7 +10,7 @@ from medvlp_mpma.memory import SharedMemory, SlotCrossAttention
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from medvlp_core.layers import MultiHeadAttention
+from medvlp_core.nn.layers import MultiHeadAttention
 
 
 def random(*shape: int) -> Tensor:
@@ -69,7 +69,7 @@ def test_weights_of_slot_attention_leave_the_slots_out() -> None:
 
 @pytest.mark.parametrize("width", [8, 12])
 def test_memory_parameters_carry_no_weight_decay(width: int) -> None:
-    from medvlp_core.train.optim import parameter_groups
+    from medvlp_core.training.optim import parameter_groups
 
     parts = torch.nn.ModuleList([SharedMemory(width, 5, 2, 2, 0.0), SlotCrossAttention(width, 5, 2, 0.0)])
     kept = {id(p) for p in parameter_groups(parts, 0.05)[1]["params"]}

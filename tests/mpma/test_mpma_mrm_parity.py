@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medvlp_core.batch import ImageTextBatch
-from medvlp_core.build import build_model
-from medvlp_core.model import ComposedModel
-from medvlp_core.plan import ModelPlan
+from medvlp_core.model.build import build_model
+from medvlp_core.model.composed import ComposedModel
+from medvlp_core.nn.batch import ImageTextBatch
+from medvlp_core.planning.plan import ModelPlan
 
 AS_MRM = """
 model:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medvlp_core.build import build_model
-from medvlp_core.compose import plan_recipe
 from medvlp_core.errors import Report
-from medvlp_core.plan import ModelPlan
-from medvlp_core.plugins import PluginHost, load_plugins
-from medvlp_core.yamlio import parse_override
+from medvlp_core.model.build import build_model
+from medvlp_core.planning.compose import plan_recipe
+from medvlp_core.planning.plan import ModelPlan
+from medvlp_core.plugins.host import PluginHost, load_plugins
+from medvlp_core.recipe.load import parse_override
 
 
 @pytest.fixture(scope="module")

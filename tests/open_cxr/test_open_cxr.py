@@ -18,8 +18,8 @@ from medvlp_open_cxr.source import OpenCxrPairs
 from medvlp_open_cxr.specs import OpenCxrPairsSpec
 from PIL import Image
 
+from medvlp_core.data.records import DataSource
 from medvlp_core.errors import DataError
-from medvlp_core.interfaces import DataSource
 
 BUNDLE = Path(__file__).parents[2] / "plugins" / "open_cxr"
 

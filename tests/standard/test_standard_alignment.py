@@ -13,7 +13,7 @@ from medvlp_standard.alignment.siglip import SigLip, sigmoid_pair_loss
 from medvlp_standard.specs.alignment import GloriaSpec, InfoNceSpec, MgcaSpec, SigLipSpec
 from torch import Tensor, nn
 
-from medvlp_core.contract import AtLeast
+from medvlp_core.spec.contract import AtLeast
 
 DIMS = {"Di": 6, "Dt": 8, "P": 1}
 EVERY = [

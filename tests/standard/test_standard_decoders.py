@@ -11,8 +11,8 @@ from medvlp_standard.decoders import MlmHead, PatchDecoder
 from medvlp_standard.specs.decoders import MlmHeadSpec, PatchDecoderSpec
 from torch import Tensor
 
-from medvlp_core.batch import DecoderOutput
-from medvlp_core.ops import normalise_patches, patchify, random_patch_mask
+from medvlp_core.nn.batch import DecoderOutput
+from medvlp_core.nn.functional import normalise_patches, patchify, random_patch_mask
 
 IMAGE_DIMS = {"GH": 2, "GW": 3, "H": 8, "W": 12, "C": 1, "Di": 6, "P": 1}
 TEXT_DIMS = {"Df": 8, "V": 20, "Mask": 3}

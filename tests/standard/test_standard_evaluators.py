@@ -28,14 +28,13 @@ from medvlp_standard.specs import evaluators as specs
 from PIL import Image
 from torch import Tensor
 
-from medvlp_core.batch import DecoderOutput, ImageFeatures, ImageTextBatch, TokenBatch
-from medvlp_core.contract import TensorSpec
 from medvlp_core.data.pipeline import ImageTextItem
-from medvlp_core.data.records import no_such_split
+from medvlp_core.data.records import Record, no_such_split
 from medvlp_core.errors import DataError
-from medvlp_core.evaluate.protocol import Card, EvaluationRun, held_out_split
-from medvlp_core.interfaces import Record
-from medvlp_core.ops import normalise_patches, patchify
+from medvlp_core.evaluation.protocol import Card, EvaluationRun, held_out_split
+from medvlp_core.nn.batch import DecoderOutput, ImageFeatures, ImageTextBatch, TokenBatch
+from medvlp_core.nn.functional import normalise_patches, patchify
+from medvlp_core.spec.contract import TensorSpec
 
 CPU = torch.device("cpu")
 GRID, SIDE = 4, 16  # 4 x 4 patches of 4 x 4 pixels

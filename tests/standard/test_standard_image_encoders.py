@@ -24,8 +24,8 @@ from sklearn.datasets import load_sample_image
 from torch import Tensor
 
 from medvlp_core.errors import DataError, SpecError
-from medvlp_core.ops import sincos_positions_2d
-from medvlp_core.weights import read_weights
+from medvlp_core.model.weights import read_weights
+from medvlp_core.nn.functional import sincos_positions_2d
 
 SMALL = {"patch_size": 8, "width": 32, "depth": 2, "heads": 2}
 VITS: dict[str, dict[str, Any]] = {

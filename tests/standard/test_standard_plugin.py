@@ -9,7 +9,7 @@ from pathlib import Path
 import medvlp_standard
 import pytest
 
-from medvlp_core.compose import plan_recipe
+import medvlp_core
 from medvlp_core.errors import Problem
 
 EXAMPLES = Path(medvlp_standard.__file__).parent / "example_models"
@@ -26,7 +26,7 @@ def warnings(micro: str, tmp_path: Path) -> Callable[[str, str], tuple[Problem, 
         recipe = recipe.replace("{use: mpma.memory_fusion, slots: 8, topk: 2, heads: 2, layers: 1}", "{use: standard.no_fusion}")
         path = tmp_path / "recipe.yaml"
         path.write_text(recipe)
-        return tuple(problem for problem in plan_recipe(path).warnings if problem.code == "MV210")
+        return tuple(problem for problem in medvlp_core.plan(path).warnings if problem.code == "MV210")
 
     return find
 

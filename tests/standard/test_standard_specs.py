@@ -10,14 +10,14 @@ import sys
 import pytest
 from medvlp_standard.specs import alignment, decoders, fusion, masking
 
-from medvlp_core.components import ComponentSpec
+from medvlp_core.spec.component import ComponentSpec
 
-ROOMS = (masking, fusion, alignment, decoders)
-SPECS = [spec for room in ROOMS for spec in room.SPECS]
+CHECK_MODULES = (masking, fusion, alignment, decoders)
+SPECS = [spec for room in CHECK_MODULES for spec in room.SPECS]
 
 
 def test_the_rooms_leave_torch_alone() -> None:
-    names = ", ".join(f"medvlp_standard.specs.{room.__name__.rsplit('.', 1)[1]}" for room in ROOMS)
+    names = ", ".join(f"medvlp_standard.specs.{room.__name__.rsplit('.', 1)[1]}" for room in CHECK_MODULES)
     code = f"import sys, {names}; print(sorted({{'torch', 'timm', 'transformers', 'numpy', 'PIL'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

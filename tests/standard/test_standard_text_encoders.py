@@ -33,8 +33,8 @@ from transformers import (
     T5Config,
 )
 
-from medvlp_core.contract import AtLeast
 from medvlp_core.errors import SpecError
+from medvlp_core.spec.contract import AtLeast
 
 V, L = 60, 20
 TABLES = {"vocab_size": V, "max_position_embeddings": 40}

@@ -22,9 +22,9 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from medvlp_core.components import ComponentSpec
-from medvlp_core.contrast import gloria_loss, symmetric_info_nce
-from medvlp_core.distributed import alone
+from medvlp_core.nn.contrastive import gloria_loss, symmetric_info_nce
+from medvlp_core.runtime.distributed import alone
+from medvlp_core.spec.component import ComponentSpec
 
 BUILT_BY: dict[type, Any] = {
     InfoNceSpec: InfoNce,

@@ -9,13 +9,14 @@ from collections import Counter
 import pytest
 import torch
 
-from medvlp_core.build import build_run
-from medvlp_core.components import ComponentSpec, Role
-from medvlp_core.compose import compose
 from medvlp_core.errors import Report
-from medvlp_core.plan import ModelPlan, plain
-from medvlp_core.plugins import PluginHost
-from medvlp_core.yamlio import dump_yaml, parse_yaml
+from medvlp_core.model.build import build_run
+from medvlp_core.planning.compose import compose
+from medvlp_core.planning.plan import ModelPlan, plain
+from medvlp_core.plugins.host import PluginHost
+from medvlp_core.recipe.load import dump_yaml, parse_yaml
+from medvlp_core.spec.component import ComponentSpec
+from medvlp_core.spec.roles import Role
 
 Choice = tuple[str, ComponentSpec] | None
 

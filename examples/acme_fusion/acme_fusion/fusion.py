@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import torch
-from medvlp_core.batch import FusedFeatures
-from medvlp_core.interfaces import Dims, Fusion
-from medvlp_core.layers import MultiHeadAttention
-from medvlp_core.ops import masked_mean
+from medvlp_core import Dims
+from medvlp_core.nn import FusedFeatures, Fusion, MultiHeadAttention, masked_mean
 from torch import Tensor, nn
 
 from acme_fusion.specs import GatedAttentionSpec

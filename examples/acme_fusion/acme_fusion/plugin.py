@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medvlp_core.hooks import hookimpl
+from medvlp_core import hookimpl
 
 from acme_fusion.specs import SPECS
 
 if TYPE_CHECKING:
-    from medvlp_core.registry import PluginComponents
+    from medvlp_core import PluginComponents
 
 #: The version of medvlp's plugin interface that this package is written for.
 MEDVLP_INTERFACE = 1

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import attrs
-from medvlp_core.components import ComponentSpec, Role, component, param
-from medvlp_core.contract import Contract, Divides
+from medvlp_core import ComponentSpec, Contract, Divides, Role, component, param
 
 
 @component(

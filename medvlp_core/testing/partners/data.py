@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from medvlp_core.data.records import RecordsBySplit
-from medvlp_core.interfaces import Dims, Record
+from medvlp_core import Dims
+from medvlp_core.data import Record, RecordsBySplit
 from medvlp_core.testing.partners.specs import PairsSpec
 
 #: What can be drawn: label, text if it is there, text if it is not.

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from PIL import Image
 
-from medvlp_core.batch import TokenBatch
-from medvlp_core.data.pipeline import Collate, InputPipeline
-from medvlp_core.device import to_device
-from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row, split_obstacle
-from medvlp_core.interfaces import Dims, Evaluator
+from medvlp_core import Dims
+from medvlp_core.data import Collate, InputPipeline
+from medvlp_core.evaluation import Card, EvaluationRun, Evaluator, Row, split_obstacle
+from medvlp_core.nn import TokenBatch
+from medvlp_core.runtime import to_device
 from medvlp_core.testing.partners.specs import EvaluatorSpec
 
 PICTURE = "similarities.png"

@@ -6,12 +6,31 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medvlp_core.batch import DecoderOutput, FusedFeatures, ImageFeatures, MaskPlan
-from medvlp_core.contrast import symmetric_info_nce
-from medvlp_core.interfaces import Alignment, Decoder, Dims, Fusion, ImageEncoder, Masking, TextEncoder
-from medvlp_core.layers import CrossAttentionBlock, LearnedScale, SelfAttentionBlock
-from medvlp_core.ops import masked_mean, patchify, random_patch_mask, random_word_mask, restore_masked, visible_count
-from medvlp_core.restoration import hidden_patch_loss, word_loss
+from medvlp_core import Dims
+from medvlp_core.nn import (
+    Alignment,
+    CrossAttentionBlock,
+    Decoder,
+    DecoderOutput,
+    FusedFeatures,
+    Fusion,
+    ImageEncoder,
+    ImageFeatures,
+    LearnedScale,
+    Masking,
+    MaskPlan,
+    SelfAttentionBlock,
+    TextEncoder,
+    hidden_patch_loss,
+    masked_mean,
+    patchify,
+    random_patch_mask,
+    random_word_mask,
+    restore_masked,
+    symmetric_info_nce,
+    visible_count,
+    word_loss,
+)
 from medvlp_core.testing.partners.specs import (
     AlignmentSpec,
     FusionSpec,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from medvlp_core.hooks import hookimpl
-from medvlp_core.registry import PluginComponents
+from medvlp_core import PluginComponents, hookimpl
 from medvlp_core.testing.partners.specs import SPECS
 
 #: The version of medvlp's plugin interface that this bundle is written for.

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from medvlp_core.components import ComponentSpec, Role, component, param
-from medvlp_core.contract import Contract, Divides, TensorSpec
+from medvlp_core import ComponentSpec, Contract, Divides, Role, TensorSpec, component, param
 
 #: Ids of the special tokens of ``kit.words``.
 SPECIALS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[MASK]": 3}

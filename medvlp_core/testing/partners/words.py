@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from medvlp_core.batch import TokenBatch
-from medvlp_core.errors import DataError, Problem
-from medvlp_core.interfaces import Dims, Tokenizer
+from medvlp_core import DataError, Dims, Problem
+from medvlp_core.data import Tokenizer
+from medvlp_core.nn import TokenBatch
 from medvlp_core.testing.partners.specs import SPECIALS, WordsSpec
 
 _FILE = "words.json"

@@ -5,18 +5,21 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medvlp_core.contrast import (
+from medvlp_core import Dims
+from medvlp_core.nn import (
+    Alignment,
+    LearnedScale,
+    at_least_float32,
     equal_texts,
     gloria_attention,
     gloria_loss,
+    masked_mean,
+    projection_head,
     scored_words,
     symmetric_info_nce,
     tokenwise_attention,
     tokenwise_loss,
 )
-from medvlp_core.interfaces import Alignment, Dims
-from medvlp_core.layers import LearnedScale, projection_head
-from medvlp_core.ops import at_least_float32, masked_mean
 from medvlp_mpma.specs import GlobalLocalSpec
 
 
@@ -25,8 +28,8 @@ class GlobalLocal(Alignment):
 
     Global: ``L_g = 1/2 [CE(s) + CE(s^T)]``, ``s_bc = scale * g_v^b . g_t^c``; g_v comes from the mean of the patch tokens, g_t from
     the report's [CLS], each through ``Linear-GELU-LN-Linear`` and L2-normalised; the scale is learned from 1 / 0.07, at most 100.
-    Local: :func:`~medvlp_core.contrast.tokenwise_loss` or :func:`~medvlp_core.contrast.gloria_loss` on heads of their own, both
-    the mean of their two directions; words are tokens (not whole words) that are neither special nor padding nor [MASK].
+    Local: :func:`~medvlp_core.nn.contrastive.tokenwise_loss` or :func:`~medvlp_core.nn.contrastive.gloria_loss` on heads of their
+    own, both the mean of their two directions; words are tokens (not whole words) that are neither special nor padding nor [MASK].
 
     Fused tokens are not aligned: they have seen the image, which would give the answer away.
 

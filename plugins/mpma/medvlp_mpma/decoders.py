@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from medvlp_core.batch import DecoderOutput
-from medvlp_core.interfaces import Decoder, Dims
-from medvlp_core.restoration import PatchRestorer, scored_tokens, word_loss
+from medvlp_core import Dims
+from medvlp_core.nn import Decoder, DecoderOutput, PatchRestorer, scored_tokens, word_loss
 from medvlp_mpma.specs import ImageDecoderSpec, ReportDecoderSpec
 
 
@@ -16,7 +15,7 @@ class ImageDecoder(PatchRestorer):
     The target is cut into the encoder's grid, so 448 pixels on a grid of 14 x 14 give cells of 32 x 32 for patches of 16 x 16.
     ``L = sum over hidden n of mean_q (prediction_nq - target_nq)^2, divided by the number of hidden patches``.
 
-    The layers, prefix tokens and encoders that replace hidden patches: :class:`~medvlp_core.restoration.PatchRestorer`.
+    The layers, prefix tokens and encoders that replace hidden patches: :class:`~medvlp_core.nn.reconstruction.PatchRestorer`.
 
     Shape:
         image_tokens (B, S, Di), S = N or the number of visible patches; image_prefix (B, P, Di); image_is_masked (B, N) bool;

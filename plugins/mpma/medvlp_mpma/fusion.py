@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from medvlp_core.batch import FusedFeatures
-from medvlp_core.interfaces import Dims, Fusion
-from medvlp_core.layers import FeedForward, MultiHeadAttention
+from medvlp_core import Dims
+from medvlp_core.nn import FeedForward, FusedFeatures, Fusion, MultiHeadAttention
 from medvlp_mpma.memory import SharedMemory, SlotCrossAttention
 from medvlp_mpma.specs import MemoryFusionSpec
 

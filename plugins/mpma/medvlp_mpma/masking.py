@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from medvlp_core.batch import MaskPlan
-from medvlp_core.interfaces import Dims, Masking
-from medvlp_core.ops import random_patch_mask, random_word_mask, unit_index, visible_count
+from medvlp_core import Dims
+from medvlp_core.nn import Masking, MaskPlan, random_patch_mask, random_word_mask, unit_index, visible_count
 from medvlp_mpma.specs import PairedMaskingSpec
 
 

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from medvlp_core.kernels.registry import Call, Kernel, wanted
-from medvlp_core.layers import MultiHeadAttention, xavier_linear
+from medvlp_core.kernels import Call, Kernel, wanted
+from medvlp_core.nn import MultiHeadAttention, xavier_linear
 from medvlp_mpma.kernels.memory_attention.op import KERNEL as ATTENTION
 from medvlp_mpma.kernels.memory_attention.op import memory_attention
 from medvlp_mpma.kernels.memory_topk.op import KERNEL as TOPK

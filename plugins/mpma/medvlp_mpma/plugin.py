@@ -6,13 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medvlp_core.hooks import hookimpl
-from medvlp_core.kernels.registry import KernelOp
+from medvlp_core import KernelOp, hookimpl
 from medvlp_mpma.specs import SPECS
 
 if TYPE_CHECKING:
-    from medvlp_core.kernels.registry import PluginKernels
-    from medvlp_core.registry import PluginComponents
+    from medvlp_core import PluginComponents, PluginKernels
 
 #: The version of medvlp's plugin interface that this bundle is written for.
 MEDVLP_INTERFACE = 1

@@ -9,8 +9,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from medvlp_core.components import ComponentSpec, Role, component, param
-from medvlp_core.contract import Contract, Divides, TensorSpec
+from medvlp_core import ComponentSpec, Contract, Divides, Role, TensorSpec, component, param
 
 #: Ports that masking and text losses share.
 TEXT = {"text_is_valid": "B L:bool", "word_ids": "B L:int"}

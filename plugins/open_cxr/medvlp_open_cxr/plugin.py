@@ -1,7 +1,6 @@
 """Registers the embedded sample set. Light: no torch here or in ``specs``."""
 
-from medvlp_core.hooks import hookimpl
-from medvlp_core.registry import PluginComponents
+from medvlp_core import PluginComponents, hookimpl
 from medvlp_open_cxr.specs import SPECS
 
 #: The version of medvlp's plugin interface that this bundle is written for.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from medvlp_core.data.records import RecordsBySplit
-from medvlp_core.interfaces import Dims, Record
+from medvlp_core import Dims
+from medvlp_core.data import Record, RecordsBySplit
 from medvlp_open_cxr.manifest import DATA, SPLITS, read_rows
 from medvlp_open_cxr.specs import OpenCxrPairsSpec
 

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from medvlp_core.components import ComponentSpec, Role, component, param
-from medvlp_core.contract import Contract
+from medvlp_core import ComponentSpec, Contract, Role, component, param
 from medvlp_open_cxr.manifest import SOURCES, describe
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from medvlp_core.batch import DecoderOutput
-from medvlp_core.interfaces import Decoder, Dims
-from medvlp_core.restoration import PatchRestorer, scored_tokens, word_loss
+from medvlp_core import Dims
+from medvlp_core.nn import Decoder, DecoderOutput, PatchRestorer, scored_tokens, word_loss
 from medvlp_standard.specs.decoders import MlmHeadSpec, PatchDecoderSpec
 
 
 class PatchDecoder(PatchRestorer):
-    """Restores the pixels of hidden patches of the input itself (layers: :class:`~medvlp_core.restoration.PatchRestorer`).
+    """Restores the pixels of hidden patches of the input itself (layers: :class:`~medvlp_core.nn.reconstruction.PatchRestorer`).
 
     Shape:
         image_tokens (B, S, Di), S = N or the number of visible patches; image_prefix (B, P, Di); image_is_masked (B, N);

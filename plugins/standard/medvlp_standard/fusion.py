@@ -9,9 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from medvlp_core.batch import FusedFeatures
-from medvlp_core.interfaces import Dims, Fusion
-from medvlp_core.layers import CrossAttentionBlock, SelfAttentionBlock
+from medvlp_core import Dims
+from medvlp_core.nn import CrossAttentionBlock, FusedFeatures, Fusion, SelfAttentionBlock
 from medvlp_standard.specs.fusion import ConcatAttentionSpec, CrossAttentionSpec, NoFusionSpec, PooledAddSpec
 
 

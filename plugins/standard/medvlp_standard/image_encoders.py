@@ -16,12 +16,9 @@ from timm.layers import PatchEmbed, resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from medvlp_core.batch import ImageFeatures
-from medvlp_core.errors import DataError, Problem, SpecError
-from medvlp_core.interfaces import Dims, ImageEncoder
-from medvlp_core.ops import sincos_positions_2d
-from medvlp_core.restoring import do_weights_follow
-from medvlp_core.weights import LoadedWeights
+from medvlp_core import DataError, Dims, Problem, SpecError, is_skipping_pretrained_init
+from medvlp_core.model import LoadedWeights
+from medvlp_core.nn import ImageEncoder, ImageFeatures, sincos_positions_2d
 from medvlp_standard.hf_facts import local_folder
 from medvlp_standard.hub import hub_answers, quiet_hub
 from medvlp_standard.specs.image_encoders import TimmCNNSpec, TimmViTSpec
@@ -58,7 +55,7 @@ class TimmViT(ImageEncoder):
             "num_classes": 0,
             **{name: size for name, size in sizes.items() if size is not None},
         }
-        pretrained = None if do_weights_follow() else spec.pretrained
+        pretrained = None if is_skipping_pretrained_init() else spec.pretrained
         vit = _create(spec.model, pretrained, hint=_VIT_HINT, drop_path_rate=spec.drop_path, **self.arguments)
         if not isinstance(vit, VisionTransformer):
             text = f"{spec.model} is of class {type(vit).__name__}, and standard.timm_vit needs a VisionTransformer"
@@ -175,7 +172,7 @@ class TimmCNN(ImageEncoder):
         self.model = spec.model
         self.image_shape = (spec.channels, spec.image_size, spec.image_size)
         self.arguments = {"in_chans": spec.channels, "features_only": True, "out_indices": (_stage(spec),)}
-        pretrained = None if do_weights_follow() else spec.pretrained
+        pretrained = None if is_skipping_pretrained_init() else spec.pretrained
         self.net = _create(spec.model, pretrained, hint=_CNN_HINT, **self.arguments)
         self.loaded: LoadedWeights | None = None
         if pretrained not in (None, "hub"):

@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from medvlp_core.data.records import RecordsBySplit
-from medvlp_core.errors import DataError, Position, Problem, did_you_mean
-from medvlp_core.interfaces import Dims, Record
+from medvlp_core import DataError, Dims, Position, Problem, did_you_mean
+from medvlp_core.data import Record, RecordsBySplit
 from medvlp_standard.manifest_file import Row, Table, read_table, row_problem
 from medvlp_standard.specs.data import ManifestSpec
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import attrs
 
-from medvlp_core.errors import DataError, Position, Problem
+from medvlp_core import DataError, Position, Problem
 
 
 @attrs.frozen

@@ -7,9 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from medvlp_core.batch import MaskPlan
-from medvlp_core.interfaces import Dims, Masking
-from medvlp_core.ops import random_patch_mask, random_word_mask, visible_count
+from medvlp_core import Dims
+from medvlp_core.nn import Masking, MaskPlan, random_patch_mask, random_word_mask, visible_count
 from medvlp_standard.specs.masking import BlockwiseMaskingSpec, RandomMaskingSpec
 
 #: Blocks tried for one image before the rest of its patches is drawn one by one.

@@ -4,28 +4,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from medvlp_core.components import Role
-from medvlp_core.hooks import hookimpl
-from medvlp_core.registry import PluginComponents
+from medvlp_core import PluginComponents, Role, hookimpl
 from medvlp_standard.hf_facts import local_folder
 from medvlp_standard.specs import alignment, data, decoders, evaluators, fusion, image_encoders, masking, text_encoders, tokenizers
 from medvlp_standard.specs.text_encoders import HfTextSpec
 from medvlp_standard.specs.tokenizers import HfTokenizerSpec
 
 if TYPE_CHECKING:
-    from medvlp_core.errors import Report
-    from medvlp_core.plan import ModelPlan
+    from medvlp_core import Report
+    from medvlp_core.planning import ModelPlan
 
 #: The version of medvlp's plugin interface that this bundle is written for.
 MEDVLP_INTERFACE = 1
 
-ROOMS = (data, tokenizers, masking, image_encoders, text_encoders, fusion, alignment, decoders, evaluators)
+CHECK_MODULES = (data, tokenizers, masking, image_encoders, text_encoders, fusion, alignment, decoders, evaluators)
 
 
 @hookimpl
 def medvlp_register_components(registry: PluginComponents) -> None:
     """Register every spec of every role."""
-    for room in ROOMS:
+    for room in CHECK_MODULES:
         for spec in room.SPECS:
             registry.add(spec)
 

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, BertConfig, BertModel
 
-from medvlp_core.errors import Problem, SpecError
-from medvlp_core.interfaces import Dims, TextEncoder
-from medvlp_core.restoring import do_weights_follow
-from medvlp_core.weights import LoadedWeights
+from medvlp_core import Dims, Problem, SpecError, is_skipping_pretrained_init
+from medvlp_core.model import LoadedWeights
+from medvlp_core.nn import TextEncoder
 from medvlp_standard.hf_facts import config_facts, first_line, is_path, local_folder
 from medvlp_standard.hub import hub_answers, quiet_hub
 from medvlp_standard.specs.text_encoders import BertSpec, HfTextSpec
@@ -194,7 +193,7 @@ def _load(spec: HfTextSpec, dims: Dims) -> tuple[Any, LoadedWeights | None]:
     folder = local_folder(spec.model)
     if folder is None and is_path(spec.model):
         raise SpecError(Problem(code="MV507", text=f"there is no folder {spec.model!r}", hint=_GET_HINT))
-    is_random = not spec.pretrained or do_weights_follow()
+    is_random = not spec.pretrained or is_skipping_pretrained_init()
     is_here = folder is not None and (is_path(spec.model) or is_random or _has_weights(folder))
     source = str(folder) if is_here else spec.model
     options = {"local_files_only": is_here or not hub_answers(spec.model), "trust_remote_code": False}
@@ -224,7 +223,7 @@ def _load_from(source: str, spec: HfTextSpec, dims: Dims, options: dict[str, Any
     _check_tables(spec, dims, config)
     if not spec.pretrained:
         config.vocab_size = dims["V"]
-    if not spec.pretrained or do_weights_follow():
+    if not spec.pretrained or is_skipping_pretrained_init():
         return AutoModel.from_config(config, trust_remote_code=False), {}
     return AutoModel.from_pretrained(source, output_loading_info=True, **options)
 

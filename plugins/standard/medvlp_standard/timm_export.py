@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from medvlp_core.errors import Problem, SpecError
+from medvlp_core import Problem, SpecError
 
 WEIGHTS, ARGUMENTS = "model.safetensors", "timm.json"
 

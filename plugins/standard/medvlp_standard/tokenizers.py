@@ -15,9 +15,9 @@ import tokenizers
 import torch
 from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
 
-from medvlp_core.batch import TokenBatch
-from medvlp_core.errors import DataError, Problem
-from medvlp_core.interfaces import Dims, Tokenizer
+from medvlp_core import DataError, Dims, Problem
+from medvlp_core.data import Tokenizer
+from medvlp_core.nn import TokenBatch
 from medvlp_standard.hf_facts import first_line, is_path, local_folder
 from medvlp_standard.hub import hub_answers, quiet_hub
 from medvlp_standard.specs.tokenizers import SPECIALS, HfTokenizerSpec, WordPieceSpec

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from medvlp_core.errors import Problem, SpecError
-from medvlp_core.weights import Adapt, LoadedWeights, fit_weights, read_weights
+from medvlp_core import Problem, SpecError
+from medvlp_core.model import Adapt, LoadedWeights, fit_weights, read_weights
 
 
 def load_weights(module: nn.Module, path: str | Path, *, who: str, adapt: Adapt | None = None) -> LoadedWeights:

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import attrs
 
-from medvlp_core.components import ComponentSpec, component
-from medvlp_core.hooks import hookimpl
-from medvlp_core.plugins import PluginHost
-from medvlp_core.registry import PluginComponents
+from medvlp_core.plugins.hooks import hookimpl
+from medvlp_core.plugins.host import PluginHost
+from medvlp_core.plugins.registry import PluginComponents
+from medvlp_core.spec.component import ComponentSpec, component
 from medvlp_core.testing.checks import CHECKS
 from medvlp_core.testing.runner import Result, run_check
 from medvlp_core.testing.subject import Subject

@@ -10,7 +10,7 @@ from typing import Any
 import attrs
 from broken_bundle import broken
 
-from medvlp_core.interfaces import Record
+from medvlp_core.data.records import Record
 from medvlp_core.testing.partners.data import Pairs
 from medvlp_core.testing.partners.specs import PairsSpec
 

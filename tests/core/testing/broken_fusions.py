@@ -9,10 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medvlp_core.batch import FusedFeatures
-from medvlp_core.interfaces import Dims, Fusion
-from medvlp_core.layers import CrossAttentionBlock
-from medvlp_core.ops import masked_mean
+from medvlp_core.nn.batch import FusedFeatures
+from medvlp_core.nn.functional import masked_mean
+from medvlp_core.nn.interfaces import Fusion
+from medvlp_core.nn.layers import CrossAttentionBlock
+from medvlp_core.spec.contract import Dims
 from medvlp_core.testing.partners.modules import CrossAttention
 
 

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medvlp_core.batch import DecoderOutput
-from medvlp_core.contrast import symmetric_info_nce
-from medvlp_core.interfaces import Alignment, Decoder, Dims
-from medvlp_core.ops import masked_mean, patchify
+from medvlp_core.nn.batch import DecoderOutput
+from medvlp_core.nn.contrastive import symmetric_info_nce
+from medvlp_core.nn.functional import masked_mean, patchify
+from medvlp_core.nn.interfaces import Alignment, Decoder
+from medvlp_core.spec.contract import Dims
 from medvlp_core.testing.partners.modules import InfoNce, PatchDecoder, WordDecoder
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import torch
 
-from medvlp_core.components import component, param
+from medvlp_core.spec.component import component, param
 from medvlp_core.testing.partners.specs import FusionSpec
 
 

@@ -11,10 +11,11 @@ import torch
 from broken_bundle import FAULTS, SPECS, Fault, broken
 from torch import Tensor
 
-from medvlp_core.batch import FusedFeatures
-from medvlp_core.components import Role, component, param
-from medvlp_core.contract import Contract
-from medvlp_core.interfaces import Record
+from medvlp_core.data.records import Record
+from medvlp_core.nn.batch import FusedFeatures
+from medvlp_core.spec.component import component, param
+from medvlp_core.spec.contract import Contract
+from medvlp_core.spec.roles import Role
 from medvlp_core.testing.partners.data import Pairs
 from medvlp_core.testing.partners.modules import CrossAttention, InfoNce, WordEncoder
 from medvlp_core.testing.partners.specs import AlignmentSpec, FusionSpec, PairsSpec, TextEncoderSpec

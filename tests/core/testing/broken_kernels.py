@@ -9,9 +9,11 @@ import attrs
 import torch
 from torch import Tensor
 
-from medvlp_core.hooks import hookimpl
 from medvlp_core.kernels.benchmark import CheckCase, Contender, Inputs, KernelBenchmark, Shape, Work
-from medvlp_core.kernels.registry import Call, Kernel, KernelOp, Path, PluginKernels
+from medvlp_core.kernels.dispatch import Call, Kernel, Path
+from medvlp_core.plugins.hooks import hookimpl
+from medvlp_core.plugins.registry import PluginKernels
+from medvlp_core.spec.kernel import KernelOp
 
 MEDVLP_INTERFACE = 1
 

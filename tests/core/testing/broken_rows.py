@@ -1,4 +1,4 @@
-"""Which check catches which broken component. A check without a row here fails test_core_testing_declaration.py."""
+"""Which check catches which broken component. A check without a row here fails test_testing_declaration.py."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import attrs
 import broken_heavy_specs
 import broken_specs
 
-from medvlp_core.components import Role
-from medvlp_core.plugins import PluginHost
+from medvlp_core.plugins.host import PluginHost
+from medvlp_core.spec.roles import Role
+from medvlp_core.testing.check_modules import CHECKS
 from medvlp_core.testing.checks import Check
-from medvlp_core.testing.rooms import CHECKS
 from medvlp_core.testing.runner import run_check
 from medvlp_core.testing.subject import Subject
 
 #: The rooms of checks whose components are in ``broken_specs``.
-ROOMS = ("declaration", "contract", "encoders", "behaviour", "learning", "masking", "alignment")
+CHECK_MODULES = ("declaration", "contract", "encoder", "behaviour", "learning", "masking", "alignment")
 #: Tracing a call takes seconds, and training most of the rest: done only where it is the point.
 SLOW = ("compiles", "learns")
 
@@ -153,7 +153,7 @@ for spec in (*broken_specs.SPECS, broken_heavy_specs.ImportsTorchSpec):
 
 def checks_of(role: Role, *rooms: str) -> list[Check]:
     """The checks of these rooms that a role gets, in their order."""
-    found = [one for one in CHECKS.values() if one.function.__module__.rpartition(".")[2] in (rooms or ROOMS)]
+    found = [one for one in CHECKS.values() if one.function.__module__.rpartition(".")[2].removesuffix("_checks") in (rooms or CHECK_MODULES)]
     return [one for one in found if role in one.roles]
 
 
@@ -174,4 +174,4 @@ def expect_caught(row: Row) -> None:
 
 def rows_of(*rooms: str) -> list[Row]:
     """The rows whose check stands in one of these rooms."""
-    return [row for row in ROWS if CHECKS[row.check].function.__module__.rpartition(".")[2] in rooms]
+    return [row for row in ROWS if CHECKS[row.check].function.__module__.rpartition(".")[2].removesuffix("_checks") in rooms]

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable
 
 import attrs
 
-from medvlp_core.components import ComponentSpec, Role, component, param
-from medvlp_core.contract import Contract, TensorSpec
+from medvlp_core.spec.component import ComponentSpec, component, param
+from medvlp_core.spec.contract import Contract, TensorSpec
+from medvlp_core.spec.roles import Role
 from medvlp_core.testing.partners.specs import (
     AlignmentSpec,
     Fault,

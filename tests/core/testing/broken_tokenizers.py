@@ -11,8 +11,8 @@ import attrs
 import torch
 from broken_bundle import broken
 
-from medvlp_core.batch import TokenBatch
 from medvlp_core.errors import DataError
+from medvlp_core.nn.batch import TokenBatch
 from medvlp_core.testing.partners.specs import SPECIALS, WordsSpec
 from medvlp_core.testing.partners.words import Words, _split
 

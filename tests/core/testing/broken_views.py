@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from medvlp_core.batch import ImageFeatures, MaskPlan
-from medvlp_core.interfaces import Dims
-from medvlp_core.ops import patchify, random_patch_mask, visible_count
+from medvlp_core.nn.batch import ImageFeatures, MaskPlan
+from medvlp_core.nn.functional import patchify, random_patch_mask, visible_count
+from medvlp_core.spec.contract import Dims
 from medvlp_core.testing.partners.modules import PatchEncoder, RandomMasking, WordEncoder
 
 

@@ -13,11 +13,11 @@ from medvlp_mpma.fusion import MemoryFusion
 from medvlp_mpma.specs import MemoryFusionSpec
 from torch import Tensor
 
-from medvlp_core.batch import ImageTextBatch
-from medvlp_core.build import build_model
 from medvlp_core.errors import KernelError
-from medvlp_core.plan import ModelPlan
-from medvlp_core.train.describe import kernels_in_use
+from medvlp_core.model.build import build_model
+from medvlp_core.nn.batch import ImageTextBatch
+from medvlp_core.planning.plan import ModelPlan
+from medvlp_core.training.describe_run import kernels_in_use
 
 PATHS = ("reference", "composite", "triton")
 SMALL = MemoryFusionSpec(slots=10, topk=3, heads=2, layers=1, ffn_ratio=2.0, dropout=0.2)

@@ -277,7 +277,7 @@ WITHOUT_TRITON = """
 import sys
 sys.modules["triton"] = None  # an import fails, as where there is no such package
 import torch
-from medvlp_core.plugins import load_plugins
+from medvlp_core.plugins.host import load_plugins
 assert not load_plugins().broken
 from medvlp_core.errors import KernelError
 from medvlp_mpma.fusion import MemoryFusion

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from medvlp_core.errors import KernelError, Problem
-from medvlp_core.kernels.registry import Call
+from medvlp_core import KernelError, Problem
+from medvlp_core.kernels import Call
 
 DTYPES = ("float32", "float16", "bfloat16")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from medvlp_core.contrast import gloria_attention, gloria_loss
-from medvlp_core.interfaces import Dims
+from medvlp_core import Dims
+from medvlp_core.nn import gloria_attention, gloria_loss
 from medvlp_standard.alignment.shared import WordPatchAlignment
 from medvlp_standard.specs.alignment import GloriaSpec
 
@@ -13,7 +13,7 @@ from medvlp_standard.specs.alignment import GloriaSpec
 class Gloria(WordPatchAlignment):
     """Global: ``CE(s) + CE(s^T)``, ``s = 10 cos(g_v, g_t)``. Local: the same with ``s = 10 S``.
 
-    S is :func:`medvlp_core.contrast.gloria_similarity`. The dot product of its attention uses features as they are, not
+    S is :func:`medvlp_core.nn.contrastive.gloria_similarity`. The dot product of its attention uses features as they are, not
     normalised. A single pair has the losses 0.
 
     Reference:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from medvlp_core.contrast import equal_texts, symmetric_info_nce
-from medvlp_core.interfaces import Dims
-from medvlp_core.layers import LearnedScale
+from medvlp_core import Dims
+from medvlp_core.nn import LearnedScale, equal_texts, symmetric_info_nce
 from medvlp_standard.alignment.shared import PooledAlignment
 from medvlp_standard.specs.alignment import InfoNceSpec
 

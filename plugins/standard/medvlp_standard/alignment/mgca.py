@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from medvlp_core.contrast import tokenwise_attention, tokenwise_loss
-from medvlp_core.interfaces import Dims
+from medvlp_core import Dims
+from medvlp_core.nn import tokenwise_attention, tokenwise_loss
 from medvlp_standard.alignment.shared import WordPatchAlignment
 from medvlp_standard.specs.alignment import MgcaSpec
 
@@ -13,8 +13,8 @@ from medvlp_standard.specs.alignment import MgcaSpec
 class Mgca(WordPatchAlignment):
     """Global: ``CE(s) + CE(s^T)``, ``s = cos(g_v, g_t) / 0.07``. Local: ``L_word + L_patch`` at temperature 0.1.
 
-    L_word and L_patch stand at :func:`medvlp_core.contrast.tokenwise_loss`. A single pair has a local loss, and the global one
-    is 0.
+    L_word and L_patch stand at :func:`medvlp_core.nn.contrastive.tokenwise_loss`. A single pair has a local loss, and the global
+    one is 0.
 
     Reference:
         Wang et al., Multi-Granularity Cross-modal Alignment (MGCA), NeurIPS 2022. Deviations: the prototype loss is left out;

@@ -7,10 +7,8 @@ from abc import abstractmethod
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medvlp_core.contrast import scored_words, symmetric_info_nce
-from medvlp_core.interfaces import Alignment, Dims
-from medvlp_core.layers import projection_head
-from medvlp_core.ops import masked_mean, sum_word_pieces, unit_index
+from medvlp_core import Dims
+from medvlp_core.nn import Alignment, masked_mean, projection_head, scored_words, sum_word_pieces, symmetric_info_nce, unit_index
 from medvlp_standard.specs.alignment import AlignmentSpec, GloriaSpec, MgcaSpec
 
 

@@ -8,10 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medvlp_core.contrast import equal_texts, in_passing
-from medvlp_core.distributed import gather_rows, rank, row_counts
-from medvlp_core.interfaces import Dims
-from medvlp_core.ops import in_full_precision
+from medvlp_core import Dims
+from medvlp_core.nn import equal_texts, in_full_precision, in_passing
+from medvlp_core.runtime import gather_rows, rank, row_counts
 from medvlp_standard.alignment.shared import PooledAlignment
 from medvlp_standard.specs.alignment import SigLipSpec
 

@@ -8,15 +8,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medvlp_core.batch import ImageTextBatch
-from medvlp_core.data.pipeline import Collate, InputPipeline
-from medvlp_core.device import to_device
-from medvlp_core.errors import DataError, Problem
-from medvlp_core.evaluate.metrics import BoolArray, FloatArray, IndexArray, bootstrap_interval
-from medvlp_core.evaluate.protocol import EvaluationRun, Interval, reason_of, split_obstacle
-from medvlp_core.interfaces import Record
-from medvlp_core.ops import normalise_patches, patchify
-from medvlp_core.wiring import PortKey
+from medvlp_core import DataError, Problem
+from medvlp_core.data import Collate, InputPipeline, Record
+from medvlp_core.evaluation import (
+    BoolArray,
+    EvaluationRun,
+    FloatArray,
+    IndexArray,
+    Interval,
+    bootstrap_interval,
+    reason_of,
+    split_obstacle,
+)
+from medvlp_core.nn import ImageTextBatch, normalise_patches, patchify
+from medvlp_core.planning import PortKey
+from medvlp_core.runtime import to_device
 
 BATCH_SIZE = 64
 

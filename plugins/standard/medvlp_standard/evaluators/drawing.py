@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from medvlp_core.evaluate.protocol import EvaluationRun
+from medvlp_core.evaluation import EvaluationRun
 
 RIGHT_COLOUR, WRONG_COLOUR, VISIBLE_COLOUR = "#1a7f37", "#c2261c", "0.25"
 DPI = 110

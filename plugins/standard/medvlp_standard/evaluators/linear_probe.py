@@ -11,10 +11,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medvlp_core.data.pipeline import InputPipeline
-from medvlp_core.evaluate.metrics import BoolArray, FloatArray, IndexArray, auroc, bootstrap_interval
-from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row, split_obstacle
-from medvlp_core.interfaces import Dims, Evaluator
+from medvlp_core import Dims
+from medvlp_core.data import InputPipeline
+from medvlp_core.evaluation import (
+    BoolArray,
+    Card,
+    EvaluationRun,
+    Evaluator,
+    FloatArray,
+    IndexArray,
+    Row,
+    auroc,
+    bootstrap_interval,
+    split_obstacle,
+)
 from medvlp_core.model import ComposedModel
 from medvlp_standard.evaluators.common import batches, label_obstacle, labels_of, paired_gain, to_numpy
 from medvlp_standard.specs.evaluators import LinearProbeSpec

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from medvlp_core.data.pipeline import InputPipeline
-from medvlp_core.evaluate.protocol import Card, EvaluationRun
-from medvlp_core.interfaces import Dims, Evaluator
+from medvlp_core import Dims
+from medvlp_core.data import InputPipeline
+from medvlp_core.evaluation import Card, EvaluationRun, Evaluator
 from medvlp_standard.evaluators.drawing import new_figure, save
 from medvlp_standard.specs.evaluators import LossCurvesSpec
 

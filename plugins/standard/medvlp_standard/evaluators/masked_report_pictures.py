@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from medvlp_core.data.pipeline import InputPipeline
-from medvlp_core.evaluate.protocol import Card, EvaluationRun, split_obstacle
-from medvlp_core.interfaces import Dims, Evaluator
+from medvlp_core import Dims
+from medvlp_core.data import InputPipeline
+from medvlp_core.evaluation import Card, EvaluationRun, Evaluator, split_obstacle
 from medvlp_standard.evaluators.common import batches, restore
 from medvlp_standard.evaluators.drawing import (
     RIGHT_COLOUR,

@@ -10,11 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from medvlp_core.data.pipeline import InputPipeline
-from medvlp_core.errors import DataError, Problem
-from medvlp_core.evaluate.metrics import FloatArray, IndexArray, bootstrap_interval
-from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row, reason_of, split_obstacle
-from medvlp_core.interfaces import Dims, Evaluator
+from medvlp_core import DataError, Dims, Problem
+from medvlp_core.data import InputPipeline
+from medvlp_core.evaluation import (
+    Card,
+    EvaluationRun,
+    Evaluator,
+    FloatArray,
+    IndexArray,
+    Row,
+    bootstrap_interval,
+    reason_of,
+    split_obstacle,
+)
 from medvlp_standard.evaluators.common import batches, evenly_spread, paired_gain, restore
 from medvlp_standard.specs.evaluators import MaskedWordsSpec
 

@@ -6,10 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from medvlp_core.data.pipeline import InputPipeline
-from medvlp_core.evaluate.metrics import FloatArray
-from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row, split_obstacle
-from medvlp_core.interfaces import Dims, Evaluator
+from medvlp_core import Dims
+from medvlp_core.data import InputPipeline
+from medvlp_core.evaluation import Card, EvaluationRun, Evaluator, FloatArray, Row, split_obstacle
 from medvlp_standard.evaluators.common import batches, is_normalised, mean_interval, patch_targets, restore, to_numpy
 from medvlp_standard.specs.evaluators import PatchRestorationSpec
 

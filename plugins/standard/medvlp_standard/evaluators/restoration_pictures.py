@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from medvlp_core.data.pipeline import InputPipeline
-from medvlp_core.evaluate.protocol import Card, EvaluationRun, split_obstacle
-from medvlp_core.interfaces import Dims, Evaluator
-from medvlp_core.ops import patchify, unpatchify
+from medvlp_core import Dims
+from medvlp_core.data import InputPipeline
+from medvlp_core.evaluation import Card, EvaluationRun, Evaluator, split_obstacle
+from medvlp_core.nn import patchify, unpatchify
 from medvlp_standard.evaluators.common import batches, is_normalised, restore, target_image
 from medvlp_standard.evaluators.drawing import name_row, new_figure, save, show_gray, to_gray
 from medvlp_standard.specs.evaluators import RestorationPicturesSpec

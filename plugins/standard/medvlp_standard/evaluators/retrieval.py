@@ -7,12 +7,20 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from medvlp_core.batch import ImageTextBatch, TokenBatch
-from medvlp_core.data.pipeline import InputPipeline
-from medvlp_core.errors import DataError, Problem
-from medvlp_core.evaluate.metrics import BoolArray, chance_precision, precision_at_k
-from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row, reason_of, split_obstacle
-from medvlp_core.interfaces import Dims, Evaluator, Record
+from medvlp_core import DataError, Dims, Problem
+from medvlp_core.data import InputPipeline, Record
+from medvlp_core.evaluation import (
+    BoolArray,
+    Card,
+    EvaluationRun,
+    Evaluator,
+    Row,
+    chance_precision,
+    precision_at_k,
+    reason_of,
+    split_obstacle,
+)
+from medvlp_core.nn import ImageTextBatch, TokenBatch
 from medvlp_standard.evaluators.common import batches, mean_interval, to_numpy
 from medvlp_standard.specs.evaluators import RetrievalSpec
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from medvlp_core.data.pipeline import InputPipeline
-from medvlp_core.device import to_device
-from medvlp_core.evaluate.metrics import FloatArray, auroc, bootstrap_interval
-from medvlp_core.evaluate.protocol import Card, EvaluationRun, Row
-from medvlp_core.evaluate.zero_shot import class_vectors
-from medvlp_core.interfaces import Dims, Evaluator
+from medvlp_core import Dims
+from medvlp_core.data import InputPipeline
+from medvlp_core.evaluation import Card, EvaluationRun, Evaluator, FloatArray, Row, auroc, bootstrap_interval, class_vectors
 from medvlp_core.model import ComposedModel
+from medvlp_core.runtime import to_device
 from medvlp_standard.evaluators.common import batches, label_obstacle, labels_of, paired_gain, to_numpy
 from medvlp_standard.specs.evaluators import ZeroShotSpec
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from medvlp_core.components import ComponentSpec, Role, component, param
-from medvlp_core.contract import AtLeast, Contract
+from medvlp_core import AtLeast, ComponentSpec, Contract, Role, component, param
 
 _VIEW = "tokens to align: clean = nothing hidden (maybe an extra pass of the encoders), masked = what the decoders see"
 _DIM = "width E of the shared space"

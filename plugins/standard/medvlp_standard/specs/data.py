@@ -7,8 +7,7 @@ from pathlib import Path
 
 import attrs
 
-from medvlp_core.components import ComponentSpec, Role, component, param
-from medvlp_core.contract import Contract
+from medvlp_core import ComponentSpec, Contract, Role, component, param
 
 
 @component("standard.manifest", role=Role.DATA, build="medvlp_standard.manifest:ManifestSource")

@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from medvlp_core.components import ComponentSpec, Role, component, param
-from medvlp_core.contract import Contract, Divides
+from medvlp_core import ComponentSpec, Contract, Divides, Role, component, param
 
 
 @component("standard.patch_decoder", role=Role.DECODER, build="medvlp_standard.decoders:PatchDecoder")

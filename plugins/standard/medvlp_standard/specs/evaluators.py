@@ -6,8 +6,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from medvlp_core.components import ComponentSpec, Role, component, param
-from medvlp_core.contract import Contract
+from medvlp_core import ComponentSpec, Contract, Role, component, param
 
 _PATCH_NEEDS = {"patch_prediction": "B N Q", "image_grid": "GH GW:shape"}
 _WORD_NEEDS = {"word_logits": "R V", "text_is_masked": "B L:bool @masked"}

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from medvlp_core.components import ComponentSpec, Role, component, param
-from medvlp_core.contract import Constraint, Contract, Divides
+from medvlp_core import ComponentSpec, Constraint, Contract, Divides, Role, component, param
 
 
 def _fitting_heads(heads: int | None) -> tuple[Constraint, ...]:

@@ -7,9 +7,7 @@ from pathlib import Path
 
 import attrs
 
-from medvlp_core.components import ComponentSpec, Role, component, param
-from medvlp_core.contract import Contract, Dim, TensorSpec
-from medvlp_core.restoring import do_weights_follow
+from medvlp_core import ComponentSpec, Contract, Dim, Role, TensorSpec, component, is_skipping_pretrained_init, param
 from medvlp_standard.timm_facts import cnn_facts, misspelt, vit_facts
 
 Fault = tuple[str, str, str | None]
@@ -26,7 +24,7 @@ def _wrong_name(model: str, kind: str) -> Iterable[Fault]:
 
 
 def _missing_checkpoint(pretrained: str | None) -> Iterable[Fault]:
-    if do_weights_follow():
+    if is_skipping_pretrained_init():
         return
     if pretrained not in (None, "hub") and not Path(str(pretrained)).expanduser().is_file():
         hint = "give the path of a .safetensors or .pt file, or `hub` for timm's own weights, or null for random weights"

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from medvlp_core.components import ComponentSpec, Role, component, param
-from medvlp_core.contract import Contract, TensorSpec
+from medvlp_core import ComponentSpec, Contract, Role, TensorSpec, component, param
 
 _TEXT_UNIT = "what is hidden at once: token, or whole_word (all pieces of a word together)"
 _REPLACE = "what stands at hidden tokens: mask = always [MASK]; bert = 80 % [MASK], 10 % a random id, 10 % unchanged"

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import attrs
 
-from medvlp_core.components import ComponentSpec, Role, component, param
-from medvlp_core.contract import AtLeast, Constraint, Contract, Dim, TensorSpec
+from medvlp_core import AtLeast, ComponentSpec, Constraint, Contract, Dim, Role, TensorSpec, component, param
 from medvlp_standard.hf_facts import is_path, local_folder, text_facts
 
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from medvlp_core.kernels import Call, Kernel
 from medvlp_core.kernels.benchmark import CheckCase, Contender, Inputs, KernelBenchmark, Shape, Work
-from medvlp_core.kernels.registry import Call, Kernel
 from medvlp_mpma.kernels import calls
 from medvlp_mpma.kernels.inputs import AttentionInputs
 from medvlp_mpma.kernels.memory_attention import composite, launch, tuning

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from medvlp_core.kernels.registry import Call, Kernel, Path, wanted
+from medvlp_core.kernels import Call, Kernel, Path, wanted
 from medvlp_mpma.kernels import calls
 from medvlp_mpma.kernels.dropout import draw_seed
 from medvlp_mpma.kernels.inputs import AttentionInputs

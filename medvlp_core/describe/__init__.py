@@ -1,0 +1,1 @@
+"""What is shown of components and recipes: sentences, pages, a JSON Schema. Light."""

@@ -1,0 +1,187 @@
+"""Plan to objects: data source, tokenizer, model. Imports torch and the components' modules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import nn
+
+from medvlp_core.data.pipeline import InputGeometry, InputPipeline
+from medvlp_core.data.records import DataSource
+from medvlp_core.data.tokenizer import Tokenizer
+from medvlp_core.errors import MedvlpError, PluginError, Problem, Report, SpecError, describe_error
+from medvlp_core.model.composed import ComposedModel
+from medvlp_core.planning.connect import check_constraints
+from medvlp_core.planning.plan import ModelPlan
+from medvlp_core.planning.wiring import INPUTS, PlannedComponent
+from medvlp_core.plugins.import_string import load_object
+from medvlp_core.spec.contract import Symbol
+from medvlp_core.spec.pretrained import skip_pretrained_init
+from medvlp_core.spec.roles import Role
+
+#: Encoders first: what they report of their true sizes is used to build the rest.
+MODEL_ROLES = (Role.IMAGE_ENCODER, Role.TEXT_ENCODER, Role.MASKING, Role.FUSION, Role.ALIGNMENT, Role.DECODER)
+
+
+@attrs.define(kw_only=True)
+class BuiltRun:
+    """Everything that a training run needs."""
+
+    plan: ModelPlan
+    pipeline: InputPipeline
+    model: ComposedModel
+
+    def fresh_model(self, seed: int) -> ComposedModel:
+        """The same architecture with new random weights, for baselines. Leaves torch's random state as it was.
+
+        Random also where the recipe begins with pretrained weights.
+        """
+        with torch.random.fork_rng(), skip_pretrained_init():
+            return build_model(self.plan, seed=seed)
+
+
+def interface_of(role: Role) -> type:
+    """The abstract class that components of a role implement."""
+    found: type = load_object(role.info.interface, owner=f"role {role}")
+    return found
+
+
+def build_component(plan: ModelPlan, component: PlannedComponent) -> Any:
+    """Build one component as ``Class(spec, dims)`` and check it against its role and its declared dimensions.
+
+    Raises:
+        SpecError: the build function failed (MV303), or the object's own dimensions differ from the plan (MV206).
+        PluginError: the object does not implement its role (MV302).
+    """
+    declaration = type(component.spec).declaration
+    origin = f"{declaration.build} from {plan.host.components.distribution(component.name) or 'no distribution'}"
+    try:
+        kind = load_object(declaration.build, owner=component.label, install=declaration.install)
+    except PluginError as error:
+        raise PluginError(
+            *(attrs.evolve(one, position=component.position(), details=(*one.details, origin)) for one in error.problems)
+        ) from error
+    try:
+        built = kind(component.spec, plan.dims(component.path))
+    except MedvlpError:
+        raise
+    except Exception as error:
+        problem = Problem(
+            code="MV303",
+            text=f"{component.label} could not be built: {describe_error(error)}",
+            position=component.position(),
+            details=(origin,),
+        )
+        raise SpecError(problem) from error
+    interface = interface_of(component.role)
+    if not isinstance(built, interface):
+        text = f"{component.label}: {declaration.build} does not implement {interface.__name__}"
+        hint = f"derive it from {interface.__module__}.{interface.__name__}"
+        raise PluginError(Problem(code="MV302", text=text, position=component.position(), details=(origin,), hint=hint))
+    if component.role is not Role.TOKENIZER:
+        adopt_dims(plan, component, built)
+    return built
+
+
+def adopt_dims(plan: ModelPlan, component: PlannedComponent, built: Any) -> None:
+    """Enter the sizes that a built object reports (``dims()``) into the symbol table and check all constraints again.
+
+    Raises:
+        SpecError: a reported size differs from the plan (MV206), or a constraint now fails (MV203).
+    """
+    if not hasattr(built, "dims"):
+        return
+    report = Report()
+    for name, number in built.dims().items():
+        conflict = plan.wiring.table.bind(Symbol(component.path, name), number, component.path)
+        if conflict:
+            source = plan.wiring.components.get(str(conflict.first_source))
+            text = f"{component.label}: {name} is {number} in the built object, and {conflict.first} in the plan"
+            details = (f"{conflict.first} comes from {source.label} ({source.position()})",) if source else ()
+            report.add("MV206", text, at=component.position(), details=details)
+    for other in plan.components.values():
+        check_constraints(plan.wiring, other, report)
+    report.raise_errors()
+
+
+def build_source(plan: ModelPlan) -> DataSource:
+    """Build the data source.
+
+    Raises:
+        SpecError: the recipe has no data block (MV105).
+    """
+    component = plan.one(Role.DATA)
+    if component is None:
+        hint = "add `data: {use: standard.manifest, path: ...}` or another data component"
+        raise SpecError(Problem(code="MV105", text="the recipe has no `data` block", hint=hint))
+    return build_component(plan, component)
+
+
+def build_tokenizer(plan: ModelPlan, *, folder: Path | None = None, texts: list[str] | None = None) -> Tokenizer:
+    """Build the tokenizer, then load its vocabulary from a run's ``folder`` or learn it from training ``texts``.
+
+    Raises:
+        SpecError: the recipe has no tokenizer block (MV105).
+        DataError: the saved vocabulary is missing or broken (MV506).
+    """
+    component = plan.one(Role.TOKENIZER)
+    if component is None:
+        hint = "add `tokenizer: {use: standard.wordpiece}`"
+        raise SpecError(Problem(code="MV105", text="the recipe has no `tokenizer` block", hint=hint))
+    tokenizer = build_component(plan, component)
+    if folder is not None:
+        tokenizer.load(folder)
+    elif texts is not None:
+        tokenizer.fit(texts)
+    adopt_dims(plan, component, tokenizer)
+    return tokenizer
+
+
+def build_model(plan: ModelPlan, *, seed: int) -> ComposedModel:
+    """Build the model with weights drawn from ``seed``. The tokenizer must be built before, for the vocabulary's size.
+
+    Parts that no loss leads to are frozen: they get no gradient, for which several processes would wait.
+    """
+    torch.manual_seed(seed)
+    parts: dict[str, nn.Module] = {}
+    for role in MODEL_ROLES:
+        for component in plan.of_role(role).values():
+            parts[component.path] = build_component(plan, component)
+    for path in plan.unused:
+        parts[path].requires_grad_(False)
+    model = ComposedModel(plan, parts)
+    plan.host.observe("medvlp_model_built", plan=plan, model=model)
+    return model
+
+
+def image_geometry(plan: ModelPlan) -> InputGeometry:
+    """The image sizes that the model asks for, as the composer solved them. Needs no data."""
+    dims = plan.dims(INPUTS)
+    return InputGeometry(
+        channels=dims["C"],
+        height=dims["H"],
+        width=dims["W"],
+        target_height=dims.get("Ht"),
+        target_width=dims.get("Wt"),
+    )
+
+
+def build_pipeline(plan: ModelPlan, source: DataSource, tokenizer: Tokenizer) -> InputPipeline:
+    """The input pipeline, with image sizes solved from the model."""
+    return InputPipeline(source, tokenizer, plan.inputs, image_geometry(plan), workers=plan.train.workers)
+
+
+def build_run(plan: ModelPlan, *, seed: int, tokenizer_folder: Path | None = None) -> BuiltRun:
+    """Build data, tokenizer and model; the tokenizer learns from the training texts unless a saved one is given."""
+    source = build_source(plan)
+    tokenizer = build_tokenizer(plan, folder=tokenizer_folder)
+    pipeline = build_pipeline(plan, source, tokenizer)
+    if tokenizer_folder is None:
+        pipeline.fit_tokenizer()
+        component = plan.one(Role.TOKENIZER)
+        assert component is not None
+        adopt_dims(plan, component, tokenizer)
+    return BuiltRun(plan=plan, pipeline=pipeline, model=build_model(plan, seed=seed))

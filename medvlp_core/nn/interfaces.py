@@ -1,0 +1,167 @@
+"""One abstract class per role. A module implements its role's class and is built as ``Class(spec, dims)``.
+
+``spec`` holds the component's parameters, ``dims`` maps the symbols of its contract to the numbers that the composer solved.
+Classes here are abstract or final: implement the abstract methods, override nothing else, wrap library models instead of
+subclassing them. ``forward`` is called with keyword arguments, one for each key of the contract's ``needs``; modules return the
+NamedTuple of their role, whose field names are ports (or a NamedTuple of your own with further ports).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor, nn
+
+from medvlp_core.nn.batch import DecoderOutput, FusedFeatures, ImageFeatures, MaskPlan
+from medvlp_core.spec.contract import Dims
+
+
+class Masking(nn.Module, ABC):
+    """Decides what the masked view hides. Sees both modalities. Draws from torch's global random state."""
+
+    @abstractmethod
+    def __init__(self, spec: Any, dims: Dims) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, **needs: Tensor) -> MaskPlan:
+        """Draw a plan for one batch."""
+
+
+class ImageEncoder(nn.Module, ABC):
+    """Image to patch tokens."""
+
+    @abstractmethod
+    def __init__(self, spec: Any, dims: Dims) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, image: Tensor, image_is_masked: Tensor | None = None) -> ImageFeatures:
+        """Encode (B, C, H, W). With ``image_is_masked`` (B, N) hidden patches have no influence on the output."""
+
+
+class TextEncoder(nn.Module, ABC):
+    """Token ids to contextual tokens, in two stages so that a fusion may act between them (MRM, ECAMP)."""
+
+    @abstractmethod
+    def __init__(self, spec: Any, dims: Dims) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def embed(self, token_ids: Tensor) -> Tensor:
+        """Token and position embeddings: (B, L) to (B, L, Dt)."""
+
+    @abstractmethod
+    def encode(self, text_embeddings: Tensor, text_is_valid: Tensor) -> Tensor:
+        """The contextual layers: (B, L, Dt) to (B, L, Dt). Padding must not influence valid positions."""
+
+    def forward(self, token_ids: Tensor, text_is_valid: Tensor) -> Tensor:
+        """Final. ``encode(embed(token_ids), text_is_valid)``."""
+        return self.encode(self.embed(token_ids), text_is_valid)
+
+
+class Fusion(nn.Module, ABC):
+    """Brings image information into text tokens (or the reverse)."""
+
+    @abstractmethod
+    def __init__(self, spec: Any, dims: Dims) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, **needs: Tensor) -> FusedFeatures:
+        """Fuse one view."""
+
+
+@runtime_checkable
+class HasAttentionMaps(Protocol):
+    """A fusion or alignment that can show which patches a word looked at, at least with some of its parameters."""
+
+    def attention_maps(self, **needs: Tensor) -> Tensor | None:
+        """(B, L, N) weights, rows of valid tokens sum to 1; None where it has nothing to tell. Same arguments as ``forward``."""
+        ...
+
+
+@runtime_checkable
+class ChoosesKernels(Protocol):
+    """Any module of a model that calls ops with several implementations (medvlp_core.kernels); a run's header names its choices."""
+
+    def kernel_choices(self, device: str, dtype: str) -> dict[str, str]:
+        """Ops by name, and the path that serves their calls with tensors of this torch device type and dtype name.
+
+        ``dtype`` is what autocast makes of the run's precision. Asked in training mode, before the first step.
+
+        Raises:
+            KernelError: a path that was asked for cannot serve (MV401).
+        """
+        ...
+
+
+@runtime_checkable
+class Exportable(Protocol):
+    """An encoder around a library's model: its weights can go there (``medvlp export``) and come from there (``init_from``)."""
+
+    #: What it can be exported to: ``timm``, ``transformers``.
+    exports: tuple[str, ...]
+
+    def export(self, kind: str, folder: Path) -> str:
+        """Write files that the library loads to the same features; returns the Python lines that load them from ``folder``.
+
+        Raises:
+            SpecError: the library's model does not give the same features (MV510).
+        """
+        ...
+
+    def library_names(self) -> dict[str, str]:
+        """The names of the library's tensors, each with the name that the tensor has here."""
+        ...
+
+    def fit_weight(self, name: str, found: Tensor, own: Tensor) -> Tensor | None:
+        """Resize a tensor of another model, under the name that it has here; None if there is no way."""
+        ...
+
+
+@runtime_checkable
+class ReportsStatistics(Protocol):
+    """Any module of a model that has numbers to tell of each training step, e.g. the share of its memory in use."""
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Scalars by name, of the forward and backward passes since it was asked last; empty without any.
+
+        Asked after the last backward pass of every step. The names must be the same in all processes, and nothing here may wait
+        for the device: the numbers are fetched together with the losses.
+        """
+        ...
+
+
+class Alignment(nn.Module, ABC):
+    """Pulls images and their texts together: a contrastive or matching loss."""
+
+    @abstractmethod
+    def __init__(self, spec: Any, dims: Dims) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, **needs: Tensor) -> dict[str, Tensor]:
+        """The loss terms that the contract declares, scalars, unweighted."""
+
+    @abstractmethod
+    def embed_image(self, image_tokens: Tensor, image_prefix: Tensor) -> Tensor:
+        """L2-normalised image vectors in the shared space: (B, N, Di), (B, P, Di) to (B, E)."""
+
+    @abstractmethod
+    def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> Tensor:
+        """L2-normalised text vectors in the shared space: (B, L, Dt) to (B, E)."""
+
+
+class Decoder(nn.Module, ABC):
+    """Restores what was hidden and measures how well."""
+
+    @abstractmethod
+    def __init__(self, spec: Any, dims: Dims) -> None:
+        super().__init__()
+
+    @abstractmethod
+    def forward(self, **needs: Tensor) -> DecoderOutput:
+        """Losses (unweighted scalars) and the prediction."""

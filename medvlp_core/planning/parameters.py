@@ -1,0 +1,154 @@
+"""Reads one block of a recipe into its spec: names, types and ranges, every problem with its place. Light."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from medvlp_core.errors import Report, did_you_mean, nearest
+from medvlp_core.recipe.load import Node
+from medvlp_core.spec.component import Param, SpecBlock, params_of, type_name
+
+B = TypeVar("B", bound=SpecBlock)
+
+
+class _WrongType(Exception):
+    """A node does not have the declared type; carries the offending node."""
+
+    def __init__(self, node: Node, expected: str) -> None:
+        super().__init__(expected)
+        self.node, self.expected = node, expected
+
+
+def read_block(kind: type[B], node: Node, *, path: str, report: Report, who: str | None = None) -> B | None:
+    """Make a ``kind`` from the mapping ``node``; the key ``use`` is not a parameter of a component.
+
+    Adds MV102 (unknown name), MV103 (type), MV104 (range, dependence between fields), MV105 (missing) to ``report`` and returns
+    None if there was any. ``who`` is the component's name for the messages.
+    """
+    label = f"{path} ({who})" if who else path
+    if not isinstance(node.value, dict):
+        report.add("MV103", f"{label}: expected a mapping, found {describe(node)}", at=node.position)
+        return None
+    params = {param.name: param for param in params_of(kind)}
+    given = {key: child for key, child in node.value.items() if key != "use" or who is None}
+    is_good = True
+    for key, child in given.items():
+        if key not in params:
+            offered = [name for name, param in params.items() if not param.rules.deprecated]
+            hint = did_you_mean(key, offered, what="parameters")
+            report.add("MV102", f"{label} has no parameter {key!r}", at=child.key_position or child.position, hint=hint)
+            is_good = False
+    values: dict[str, Any] = {}
+    for name, param in params.items():
+        if name in given:
+            is_good &= _read_param(param, given[name], values, label, report)
+        elif param.is_required:
+            text = f"{label} needs {name} ({param.type_name}): {param.rules.help}"
+            report.add("MV105", text, at=node.key_position or node.position, hint=f"add `{name}: ...`")
+            is_good = False
+    if not is_good:
+        return None
+    for name, child in given.items():
+        rules = params[name].rules
+        if rules.deprecated and values[name] != params[name].default:
+            text = f"{label}: the parameter {name} is deprecated"
+            report.add("MV109", text, at=child.key_position or child.position, hint=rules.deprecated, is_warning=True)
+    block = kind(**values)
+    for field, text, advice in block.problems():
+        at = given[field].position if field in given else node.position
+        report.add("MV104", f"{label}: {text}", at=at, hint=advice)
+        is_good = False
+    return block if is_good else None
+
+
+def _read_param(param: Param, node: Node, values: dict[str, Any], label: str, report: Report) -> bool:
+    try:
+        value = convert(param.type, node)
+    except _WrongType as wrong:
+        text = f"{label}: {param.name} must be {param.type_name}, found {describe(wrong.node)}"
+        report.add("MV103", text, at=wrong.node.position, hint=_type_hint(wrong))
+        return False
+    is_good = True
+    for name, item, found in _items(param.name, value, node):
+        if violation := param.rules.violation(item):
+            near = nearest(item, map(str, param.rules.one_of)) if param.rules.one_of and isinstance(item, str) else None
+            hint = f"did you mean '{near}'?" if near else None
+            report.add("MV104", f"{label}: {name}={found.value!r} {violation}", at=found.position, hint=hint)
+            is_good = False
+    values[param.name] = value
+    return is_good
+
+
+def _items(name: str, value: Any, node: Node) -> Iterator[tuple[str, Any, Node]]:
+    """What the rules of a parameter are about: each item of lists and mappings, else the value itself. With its name and node."""
+    if isinstance(node.value, list):
+        for number, (item, child) in enumerate(zip(value, node.value, strict=True)):
+            yield from _items(f"{name}[{number}]", item, child)
+    elif isinstance(node.value, dict):
+        for key, child in node.value.items():
+            yield from _items(f"{name}.{key}", value[key], child)
+    else:
+        yield name, value, node
+
+
+def convert(kind: Any, node: Node) -> Any:
+    """The value of ``node`` as ``kind``: int, float (takes an int), str, bool, ``X | None``, ``tuple[X, ...]``, ``dict[str, X]``.
+
+    Raises:
+        _WrongType: it is something else.
+    """
+    origin, args = typing.get_origin(kind), typing.get_args(kind)
+    value = node.value
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        return convert(next(arg for arg in args if arg is not type(None)), node)
+    if origin is tuple:
+        if not isinstance(value, list):
+            raise _WrongType(node, type_name(kind))
+        return tuple(convert(args[0], child) for child in value)
+    if origin is dict:
+        if not isinstance(value, dict):
+            raise _WrongType(node, "mapping")
+        return {key: convert(args[1], child) for key, child in value.items()}
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(value) is not kind:
+        raise _WrongType(node, type_name(kind))
+    return value
+
+
+def describe(node: Node) -> str:
+    """What stands at a node, for a message: ``str 'eight'``, ``a list``, ``null``."""
+    value = node.value
+    if isinstance(value, dict):
+        return "a mapping"
+    if isinstance(value, list):
+        return "a list"
+    return "null" if value is None else f"{type(value).__name__} {value!r}"
+
+
+def _type_hint(wrong: _WrongType) -> str | None:
+    value = wrong.node.value
+    if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off") and wrong.expected == "bool":
+        return "write true or false"
+    if isinstance(value, str) and wrong.expected.split(" ")[0] in ("int", "float") and _is_number(value):
+        return f"write {value} without quotes"
+    if isinstance(value, float) and value.is_integer() and wrong.expected.startswith("int"):
+        return f"write {int(value)}"
+    if wrong.expected.startswith("list of") and not isinstance(value, (dict, list)):
+        return f"write a list: [{value}]"
+    if value is None:
+        return "null is not allowed here; leave the parameter out to get its default"
+    return None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

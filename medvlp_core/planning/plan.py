@@ -1,0 +1,159 @@
+"""A checked recipe: every component with its parameters, the solved dimensions, the passes and the weighted losses. Light."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from medvlp_core.errors import Position, Problem, SpecError
+from medvlp_core.planning.wiring import INPUTS, PlannedComponent, PortKey, Step, Wiring
+from medvlp_core.recipe.load import Node, dump_yaml, escape_references
+from medvlp_core.spec.blocks import InitSpec, InputSpec, TrainSpec
+from medvlp_core.spec.component import SpecBlock, params_of
+from medvlp_core.spec.contract import Symbol
+from medvlp_core.spec.host import Host
+from medvlp_core.spec.roles import HEADS, Role
+
+FORMAT_VERSION = 1
+
+
+class SolvedDims(dict[str, int]):
+    """Symbols of one component and their numbers; asking for a free one is an error that names it."""
+
+    def __init__(self, owner: str, values: Mapping[str, int]) -> None:
+        super().__init__(values)
+        self.owner = owner
+
+    def __missing__(self, name: str) -> int:
+        problem = Problem(
+            code="MV206",
+            text=f"{self.owner} needs dimension {name} to be built, and nothing fixes it",
+            hint="the component that gives this dimension must declare it as a number, or report it with dims()",
+        )
+        raise SpecError(problem)
+
+
+@attrs.frozen
+class SkippedEvaluator:
+    """An evaluator that does not apply to this model, and why. It is shown, never dropped silently."""
+
+    path: str
+    name: str
+    reason: str
+
+
+@attrs.frozen(kw_only=True)
+class ModelPlan:
+    """What :func:`medvlp_core.planning.compose.compose` makes of a recipe without a problem.
+
+    ``components`` is keyed by path (``model.fusion``), ``losses`` by full term name (``gla.global``), both in the order in which
+    they run. ``steps`` are the calls of a training pass, ``warnings`` what a user should see before it starts.
+    """
+
+    name: str
+    components: dict[str, PlannedComponent]
+    inputs: InputSpec
+    init_from: InitSpec
+    train: TrainSpec
+    losses: dict[str, float]
+    steps: tuple[Step, ...]
+    skipped: tuple[SkippedEvaluator, ...]
+    warnings: tuple[Problem, ...]
+    wiring: Wiring = attrs.field(eq=False, repr=False)
+    recipe: Node = attrs.field(eq=False, repr=False)
+    host: Host = attrs.field(eq=False, repr=False)
+
+    def of_role(self, role: Role) -> dict[str, PlannedComponent]:
+        """The components of one role by slot name, in the order of the recipe."""
+        return {one.slot: one for one in self.components.values() if one.role is role}
+
+    def one(self, role: Role) -> PlannedComponent | None:
+        """The component of a role that has a single slot, or None."""
+        return next(iter(self.of_role(role).values()), None)
+
+    @property
+    def evaluators(self) -> dict[str, PlannedComponent]:
+        """The evaluators that apply to this model, by slot name."""
+        skipped = {one.path for one in self.skipped}
+        return {slot: one for slot, one in self.of_role(Role.EVALUATOR).items() if one.path not in skipped}
+
+    def dims(self, path: str) -> SolvedDims:
+        """The solved dimensions of a component (or of ``inputs``), as builders get them."""
+        symbols = {"B", "C", "H", "W", "Ht", "Wt"} if path == INPUTS else self.components[path].contract.symbols()
+        found = {name: self.wiring.table.value(Symbol(path, name)) for name in sorted(symbols)}
+        return SolvedDims(path, {name: number for name, number in found.items() if number is not None})
+
+    def free_symbols(self, path: str) -> tuple[str, ...]:
+        """The symbols of a component that no number is known for (batch size, lengths, or facts known once built)."""
+        return tuple(sorted(self.components[path].contract.symbols() - set(self.dims(path))))
+
+    @property
+    def unused(self) -> frozenset[str]:
+        """Parts of the model that no loss leads to."""
+        used = {step.path for step in self.steps} | {one.path for role in HEADS for one in self.of_role(role).values()}
+        return frozenset(path for path in self.components if path.startswith("model.") and path not in used)
+
+    def takes(self, path: str) -> tuple[tuple[str, PortKey], ...]:
+        """Arguments of a component's forward and the ports they come from."""
+        return self.wiring.takes(path)
+
+    def source(self, path: str) -> Position | None:
+        """Where the value at ``path`` (``model.fusion.heads``) was written; None = it is the default."""
+        node = self.recipe.get(path)
+        return node.position if node is not None else None
+
+    def resolved(self) -> dict[str, Any]:
+        """The whole recipe as plain data: every default written out, every bundle pinned."""
+        document: dict[str, Any] = {"medvlp": FORMAT_VERSION, "requires": self._requirements()}
+        for path, component in self.components.items():
+            block = document
+            *parents, slot = path.split(".")
+            for parent in parents:
+                block = block.setdefault(parent, {})
+            block[slot] = {"use": component.name, **plain(component.spec, has_absolute_paths=True)}
+        for term, weight in self.losses.items():
+            slot, _, name = term.partition(".")
+            document.setdefault("losses", {}).setdefault(slot, {})[name] = weight
+        document["inputs"] = plain(self.inputs)
+        if self.init_from.path is not None:
+            document["init_from"] = plain(self.init_from, has_absolute_paths=True)
+        document["train"] = plain(self.train)
+        return document
+
+    def resolved_yaml(self) -> str:
+        """:meth:`resolved` as YAML; planning it again gives an equal plan."""
+        return dump_yaml(self.resolved())
+
+    def _requirements(self) -> list[str]:
+        spaces = sorted({component.name.partition(".")[0] for component in self.components.values()})
+        versions = {plugin.namespace: plugin.version for plugin in self.host.plugins}
+        return [f"{space}=={versions[space]}" if versions.get(space) else space for space in spaces]
+
+
+def plain(block: SpecBlock, *, has_absolute_paths: bool = False) -> dict[str, Any]:
+    """The parameters of a block as plain data (lists instead of tuples), paths made absolute if wanted.
+
+    Example:
+        >>> plain(TrainSpec(steps=5))["betas"]
+        [0.9, 0.95]
+    """
+    params = params_of(type(block))
+    values = {param.name: getattr(block, param.name) for param in params}
+    if has_absolute_paths:
+        values |= {
+            param.name: os.path.abspath(values[param.name]) for param in params if param.rules.is_path and values[param.name]
+        }
+    return {name: _plain_value(value) for name, value in values.items()}
+
+
+def _plain_value(value: Any) -> Any:
+    if isinstance(value, str):
+        return escape_references(value)
+    if isinstance(value, tuple):
+        return [_plain_value(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain_value(item) for key, item in value.items()}
+    return value

@@ -1,0 +1,1 @@
+"""Finds plug-ins and keeps a broken one from harming the others. Light."""

@@ -1,0 +1,1 @@
+"""What an author writes: components, contracts, roles, kernels. Light."""

@@ -1,0 +1,119 @@
+"""The recipe's blocks that are not components. Light.
+
+``inputs`` (pixels to tensors), ``init_from`` (weights to begin with) and ``train`` (the loop).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import attrs
+
+from medvlp_core.spec.component import SpecBlock, param
+from medvlp_core.spec.roles import MODULE_NAMES
+
+
+@attrs.frozen(kw_only=True)
+class InputSpec(SpecBlock):
+    """How images become tensors. Their size comes from the model: nobody writes it twice."""
+
+    mean: float = param(0.4978, help="pixel mean for normalisation, of gray values in 0..1 (MRM's value)")
+    std: float = param(0.2449, help="pixel standard deviation for normalisation (MRM's value)", above=0)
+    crop_scale: float = param(
+        0.6, help="smallest share of the image's area that a training crop keeps; 1 = no random crop", above=0, at_most=1
+    )
+    horizontal_flip: bool = param(False, help="flip training images at random; reports mention sides, so off by default")
+    brightness: float = param(0.0, help="largest random change of brightness and contrast in training, share", at_least=0, below=1)
+    cache_images: bool = param(False, help="keep decoded images in memory, for small data sets")
+    text_kinds: tuple[str, ...] | None = param(
+        None,
+        help="use only records with these kinds of text; null = all with a text",
+        one_of=("report", "clinical_note", "qa", "template"),
+    )
+
+
+@attrs.frozen(kw_only=True)
+class InitSpec(SpecBlock):
+    """Weights to begin with, from a trained model or from a file. What they do not fill begins with random values."""
+
+    path: str | None = param(
+        None,
+        help="run or checkpoint folder of medvlp; with a single part also a file or folder of timm or transformers; null = none",
+        is_path=True,
+    )
+    parts: tuple[str, ...] | None = param(
+        None,
+        help="parts that take weights; null = all that are in the checkpoint",
+        one_of=tuple(MODULE_NAMES.values()),
+    )
+
+    def problems(self) -> Iterable[tuple[str, str, str | None]]:
+        """Parts need a path; an empty list would take nothing."""
+        if self.parts is not None and self.path is None:
+            yield "parts", "there are parts and no path", "add `path: RUN`, or remove the block"
+        if self.parts == ():
+            yield "parts", "the list is empty, so that nothing would be taken", "name a part; null = all"
+
+    @property
+    def takes_vocabulary(self) -> bool:
+        """Whether the text encoder comes from the checkpoint: its vectors mean something with that vocabulary alone."""
+        return self.path is not None and (self.parts is None or "text_encoder" in self.parts)
+
+
+#: Trackers that a run can show its numbers in, and the package that each needs beside accelerate.
+TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
+
+
+@attrs.frozen(kw_only=True)
+class TrainSpec(SpecBlock):
+    """The training loop: one of ``steps`` and ``epochs`` gives its length."""
+
+    steps: int | None = param(None, help="optimiser steps", at_least=1, at_most=9_999_999)
+    epochs: float | None = param(None, help="passes over the training split", above=0)
+    batch_size: int = param(32, help="pairs of one optimiser step, over all processes and passes", at_least=1)
+    accumulate: int = param(1, help="forward passes of each process in one step; contrasts see the pairs of one pass", at_least=1)
+    last_batch: str = param(
+        "drop", help="an incomplete last batch of an epoch: drop it, or keep it as a step", one_of=("drop", "keep")
+    )
+    learning_rate: float = param(1.5e-4, help="peak learning rate", above=0)
+    warmup_fraction: float = param(0.1, help="share of the steps with linear warm-up", at_least=0, below=1)
+    schedule: str = param("cosine", help="after the warm-up: half a cosine to 0, or constant", one_of=("cosine", "constant"))
+    weight_decay: float = param(0.05, help="AdamW weight decay; none on biases, norms, embeddings and memory", at_least=0)
+    layer_decay: float = param(
+        1.0, help="learning rate of an encoder's layer as a share of the next one's; 1 = all the same", above=0, at_most=1
+    )
+    betas: tuple[float, ...] = param((0.9, 0.95), help="AdamW betas", at_least=0, below=1)
+    clip_norm: float | None = param(1.0, help="largest gradient norm; null = no clipping", above=0)
+    ema_decay: float | None = param(
+        None, help="decay a step of a moving average of the weights, which is evaluated and exported; null = none", above=0, below=1
+    )
+    precision: str = param("fp32", help="fp32, or autocast in bf16 or fp16", one_of=("fp32", "bf16", "fp16"))
+    compile: bool = param(False, help="compile every block of the model with torch.compile")
+    recompute: bool = param(
+        False, help="keep no activations inside blocks and compute them again in backward: less memory, more time"
+    )
+    parallel: str = param(
+        "ddp",
+        help="several processes: ddp = each has the whole model, fsdp = they share weights and optimiser",
+        one_of=("ddp", "fsdp"),
+    )
+    max_bad_steps: int = param(
+        10, help="steps with a loss or gradient that is not finite, left out before the run stops", at_least=0
+    )
+    seed: int = param(0, help="seed of weights, data order, crops and masks", at_least=0)
+    workers: int = param(0, help="data loader processes for each training process", at_least=0)
+    log_every_steps: int = param(10, help="steps between two lines of metrics.jsonl", at_least=1)
+    trackers: tuple[str, ...] = param((), help="where the lines of metrics.jsonl are shown too", one_of=tuple(TRACKERS))
+    checkpoint_every_steps: int | None = param(None, help="steps between checkpoints; null = only at the end", at_least=1)
+    keep_checkpoints: int = param(2, help="newest checkpoints that stay, beside the best one", at_least=1)
+
+    def problems(self) -> Iterable[tuple[str, str, str | None]]:
+        """Exactly one of steps and epochs; two betas."""
+        if (self.steps is None) == (self.epochs is None):
+            given = "neither" if self.steps is None else "both"
+            hint = "add `train.steps: 100`" if self.steps is None else "set the other one to null"
+            yield "steps", f"give one of steps and epochs, found {given}", hint
+        if len(self.betas) != 2:
+            yield "betas", f"expected two numbers, found {len(self.betas)}", None
+        if self.batch_size < self.accumulate:
+            yield "accumulate", f"{self.accumulate} passes cannot share batch_size={self.batch_size} pairs", "lower accumulate"

@@ -1,0 +1,184 @@
+"""Conformance: what a component says of itself, before anything is built."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import subprocess
+import sys
+from typing import Any
+
+from medvlp_core.errors import MedvlpError, Report
+from medvlp_core.model.build import interface_of
+from medvlp_core.planning.parameters import read_block
+from medvlp_core.planning.plan import plain
+from medvlp_core.plugins.import_string import load_object
+from medvlp_core.recipe.load import dump_yaml, parse_yaml
+from medvlp_core.spec.component import params_of
+from medvlp_core.spec.roles import Role
+from medvlp_core.testing.checks import MODULE_ROLES, CheckFailed, check, expect
+from medvlp_core.testing.subject import Subject
+
+#: Heavy libraries that declaring a component must not import.
+HEAVY = ("torch", "transformers", "timm", "numpy", "PIL")
+
+
+@check("declaration")
+def has_two_examples(subject: Subject) -> None:
+    """``examples()`` gives at least two different small instances of the spec itself."""
+    specs = [example.spec for example in subject.examples]
+    expect(len(specs) >= 2, f"examples() gives {len(specs)}, expected at least two: the kit tries what one alone cannot show")
+    strangers = [type(spec).__name__ for spec in specs if type(spec) is not subject.kind]
+    expect(not strangers, f"examples() gives {', '.join(strangers)}, expected instances of {subject.kind.__name__}")
+    expect(
+        not params_of(subject.kind) or any(spec != specs[0] for spec in specs),
+        "all examples are equal, expected different parameters",
+    )
+
+
+@check("declaration")
+def has_sound_parameters(subject: Subject) -> None:
+    """``problems()`` finds nothing wrong with any example."""
+    for example in subject.examples:
+        found = list(example.spec.problems())
+        said = f"{found[0][0]}: {found[0][1]}" if found else ""
+        expect(not found, f"{example}: problems() says {said}; choose parameters for examples() that it accepts")
+
+
+@check("declaration")
+def declares_the_same_each_time(subject: Subject) -> None:
+    """``contract()`` and ``examples()`` are pure: asked twice, they say the same."""
+    again = list(subject.kind.examples())
+    before = len(subject.examples)
+    expect(len(again) == before, f"examples() gave {before} instances, and {len(again)} when it was asked again")
+    for example, spec in zip(subject.examples, again, strict=True):
+        expect(example.spec == spec, f"{example}: examples() gave {plain(spec)}, and {plain(example.spec)} before")
+        first, second = example.spec.contract(), example.spec.contract()
+        expect(first == second, f"{example}: contract() gave two different contracts for the same parameters")
+
+
+@check("declaration")
+def gives_what_its_role_gives(subject: Subject) -> None:
+    """The contract gives the ports and loss terms that components of the role are used for."""
+    for example in subject.examples:
+        contract = example.contract
+        given = {spec.port for spec in contract.gives.values()}
+        every, some = subject.role.info.gives, subject.role.info.gives_one_of
+        missing = sorted(every - given)
+        expect(not missing, f"{example}: the contract does not give {', '.join(missing)}, which every {subject.role} gives")
+        expect(not some or bool(some & given), f"{example}: the contract gives none of {', '.join(sorted(some))}")
+        if subject.role.info.emits_losses:
+            expect(bool(contract.losses), f"{example}: the contract declares no loss; name them: Contract(..., losses=(...))")
+        else:
+            names = ", ".join(contract.losses)
+            expect(not contract.losses, f"{example}: the contract declares {names}, and no {subject.role} has losses")
+        if subject.role is Role.DECODER:
+            expect(len(given) == 1, f"{example}: a decoder gives one prediction, and the contract gives {len(given)} ports")
+
+
+@check("declaration")
+def survives_a_recipe(subject: Subject) -> None:
+    """The examples, written as YAML and read again, are equal."""
+    for example in subject.examples:
+        report = Report()
+        node = parse_yaml(dump_yaml(plain(example.spec)), file="example.yaml", report=report)
+        again = read_block(subject.kind, node, path=subject.name, report=report) if node is not None else None
+        expect(not report.has_errors, f"{example}: {next(iter(report.errors), '')}")
+        expect(again == example.spec, f"{example}: {example.spec}, written as YAML and read again, is {again}")
+
+
+@check("declaration")
+def implements_its_role(subject: Subject) -> None:
+    """``build`` names a class of its role that overrides nothing final and takes spec, dims and what the contract needs."""
+    declaration = subject.kind.declaration
+    try:
+        kind = load_object(declaration.build, owner=subject.name)
+    except MedvlpError as error:
+        raise CheckFailed(str(error)) from error
+    role = interface_of(subject.role)
+    is_class = inspect.isclass(kind) and issubclass(kind, role)
+    expect(is_class, f"{declaration.build} is not a class that derives from medvlp_core.nn.interfaces.{role.__name__}")
+    left = sorted(getattr(kind, "__abstractmethods__", ()))
+    expect(not left, f"{declaration.build} does not define {', '.join(left)}")
+    final = [name for name, member in vars(role).items() if inspect.isfunction(member) and not _is_abstract(member)]
+    broken = [name for name in final if getattr(kind, name) is not getattr(role, name)]
+    expect(not broken, f"{declaration.build} overrides {', '.join(broken)}, which is final in {role.__name__}")
+    _expect_two_arguments(kind, f"{declaration.build}.__init__")
+    if subject.role is Role.TEXT_ENCODER:
+        _expect_keywords(kind.embed, ["token_ids"], f"{declaration.build}.embed")
+        _expect_keywords(kind.encode, ["text_embeddings", "text_is_valid"], f"{declaration.build}.encode")
+    elif subject.role in MODULE_ROLES:
+        for example in subject.examples:
+            wanted = [name for name, need in example.contract.needs.items() if need.dtype != "shape"]
+            _expect_keywords(kind.forward, wanted, f"{declaration.build}.forward")
+
+
+def _is_abstract(member: Any) -> bool:
+    return getattr(member, "__isabstractmethod__", False)
+
+
+def _expect_two_arguments(kind: type, who: str) -> None:
+    """It is built as ``kind(spec, dims)``, whatever it calls the two."""
+    signature = inspect.signature(kind)
+    try:
+        signature.bind(None, None)
+    except TypeError as error:
+        raise CheckFailed(f"{who} takes ({', '.join(signature.parameters)}), expected (spec, dims): {error}") from error
+
+
+def _expect_keywords(function: Any, wanted: list[str], who: str) -> None:
+    """Every need must be accepted as a keyword; parameters without default must be among the needs."""
+    parameters = dict(list(inspect.signature(function).parameters.items())[1:])
+    has_any = any(one.kind is inspect.Parameter.VAR_KEYWORD for one in parameters.values())
+    named = {name for name, one in parameters.items() if one.kind is not inspect.Parameter.POSITIONAL_ONLY}
+    unknown = [name for name in wanted if name not in named]
+    told = ", ".join(unknown)
+    expect(has_any or not unknown, f"{who} does not take {told}, which the contract needs: it is called with keywords")
+    kinds = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    required = [name for name, one in parameters.items() if one.default is one.empty and one.kind not in kinds]
+    extra = [name for name in required if name not in wanted]
+    expect(not extra, f"{who} wants {', '.join(extra)}, which the contract does not need")
+
+
+@check("declaration")
+def declares_without_torch(subject: Subject) -> None:
+    """Importing the spec's module and asking for contracts imports no heavy library, so that ``medvlp check`` stays quick."""
+    module = subject.kind.__module__
+    for who, found in _heavy_imports(module, tuple(sys.path)):
+        text = f"imports {found}, and every command would wait for it; import it in the module that `build` names"
+        expect(who != module, f"importing {module} {text}")
+        expect(who != subject.kind.__qualname__, f"examples() or contract() of {who} {text}")
+
+
+#: Prints what is imported after the module itself and after each of its specs has been asked.
+_ASK = """
+import contextlib, importlib, sys
+def tell(who):
+    print(who, *[name for name in {heavy!r} if name in sys.modules])
+module = importlib.import_module({module!r})
+tell({module!r})
+for name, kind in vars(module).items():
+    if isinstance(kind, type) and kind.__module__ == {module!r} and "declaration" in vars(kind):
+        with contextlib.suppress(Exception), contextlib.redirect_stdout(None):  # other checks say what is wrong with it
+            for one in kind.examples():
+                one.contract()
+        tell(name)
+"""
+
+
+@functools.cache
+def _heavy_imports(module: str, path: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """Who, the module itself or a spec in it, imports which heavy libraries in a fresh interpreter."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in path if part)}
+    command = [sys.executable, "-c", _ASK.format(heavy=HEAVY, module=module)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise CheckFailed(f"{module} cannot be imported on its own: {(done.stderr.splitlines() or ['?'])[-1]}")
+    found, seen = [], ""
+    for line in done.stdout.splitlines():
+        who, _, libraries = line.partition(" ")
+        if libraries != seen:
+            found.append((who, libraries.replace(" ", ", ")))
+        seen = libraries
+    return tuple(found)

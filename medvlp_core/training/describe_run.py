@@ -1,0 +1,116 @@
+"""What a run says at its start, in a few lines."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from medvlp_core.data.pipeline import InputPipeline
+from medvlp_core.errors import DataError
+from medvlp_core.model.build import BuiltRun
+from medvlp_core.nn.interfaces import ChoosesKernels
+from medvlp_core.runtime.device import AUTOCAST_DTYPES
+from medvlp_core.runtime.distributed import world_size
+from medvlp_core.spec.blocks import TrainSpec
+from medvlp_core.spec.contract import Symbol
+
+#: So many training texts are counted at the start: a few seconds at most.
+COUNTED_TEXTS = 10_000
+
+
+def describe_run(built: BuiltRun, folder: Path, device: torch.device, console: Console) -> None:
+    """Say in a few lines what is about to be trained."""
+    plan, pipeline = built.plan, built.pipeline
+    parameters = sum(parameter.numel() for parameter in built.model.parameters() if parameter.requires_grad)
+    console.print(f"{plan.name}: {parameters:,} trainable parameters on {device}, {plan.train.precision}", markup=False)
+    console.print(f"data: {', '.join(_split_sizes(pipeline))} image-text pairs", markup=False)
+    if kernels := kernels_in_use(built.model, device, plan.train.precision):
+        console.print(f"kernels: {kernels}", markup=False, soft_wrap=True)
+    if cut := cut_texts(built):
+        console.print(cut, markup=False, soft_wrap=True)
+    console.print(f"run folder: {folder}", markup=False, soft_wrap=True)
+    for warning in (*launcher_warnings(plan.train), *norm_warnings(built.model, plan.train)):
+        warn(console, warning)
+
+
+def warn(console: Console, text: str) -> None:
+    """A line that stands out."""
+    console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
+
+
+def launcher_warnings(spec: TrainSpec) -> Iterator[str]:
+    """Settings of ``accelerate launch`` that the recipe contradicts: only the recipe counts.
+
+    Example:
+        >>> list(launcher_warnings(TrainSpec(steps=1)))
+        []
+    """
+    asked = {
+        "ACCELERATE_MIXED_PRECISION": ("no", spec.precision, f"train.precision: {spec.precision}"),
+        "ACCELERATE_DYNAMO_BACKEND": ("no", "inductor" if spec.compile else "no", f"train.compile: {str(spec.compile).lower()}"),
+        "ACCELERATE_USE_FSDP": ("false", str(spec.parallel == "fsdp").lower(), f"train.parallel: {spec.parallel}"),
+        "ACCELERATE_USE_DEEPSPEED": ("false", "false", f"train.parallel: {spec.parallel}"),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", str(spec.accumulate), f"train.accumulate: {spec.accumulate}"),
+    }
+    for name, (default, ours, setting) in asked.items():
+        value = os.environ.get(name, default).lower()
+        if value not in (default, ours):
+            yield f"{name}={value} is not read: the recipe says {setting}"
+
+
+def norm_warnings(model: nn.Module, spec: TrainSpec) -> Iterator[str]:
+    """Batch norms, which make a step depend on how its pairs are shared between passes and processes."""
+    passes = world_size() * spec.accumulate
+    if passes > 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        pairs = f"{spec.batch_size // passes} pairs of one pass of one process"
+        yield f"batch norms see the {pairs}, not the {spec.batch_size} of a step"
+
+
+def kernels_in_use(model: nn.Module, device: torch.device, precision: str) -> str:
+    """Every op that parts of the model call and the path that serves it, e.g. ``mpma.memory_topk composite``; empty if none does.
+
+    Raises:
+        KernelError: a path that was asked for cannot serve (MV401).
+    """
+    dtype = str(AUTOCAST_DTYPES.get(precision, torch.float32)).removeprefix("torch.")
+    found: dict[str, set[str]] = {}
+    for module in model.modules():
+        if isinstance(module, ChoosesKernels):
+            for op, path in module.kernel_choices(device.type, dtype).items():
+                found.setdefault(op, set()).add(path)
+    return ", ".join(f"{op} {' and '.join(sorted(paths))}" for op, paths in sorted(found.items()))
+
+
+def cut_texts(built: BuiltRun) -> str | None:
+    """How many training texts are as long as the tokenizer allows, so that what is longer was cut; None if there is none.
+
+    A tokenizer gives no more than its maximum, so a text that just fits is counted too.
+    """
+    provider = built.plan.wiring.providers[("token_ids", "clean")]
+    dim = provider.spec.dims[1]
+    length = built.plan.wiring.table.value(Symbol(provider.path, dim)) if isinstance(dim, str) else dim
+    if length is None:
+        return None
+    records = built.pipeline.records("train")
+    texts = [record.text for record in records[:: -(-len(records) // COUNTED_TEXTS)]]
+    full = 0
+    for start in range(0, len(texts), 500):
+        is_valid = built.pipeline.tokenizer.encode(texts[start : start + 500]).text_is_valid
+        full += int((is_valid.sum(dim=1) >= length).sum())
+    return f"texts: {full} of {len(texts)} training texts fill all {length} tokens; what is longer is cut" if full else None
+
+
+def _split_sizes(pipeline: InputPipeline) -> list[str]:
+    sizes = []
+    for split in pipeline.source.splits():
+        try:
+            sizes.append(f"{split} {len(pipeline.records(split))}")
+        except DataError:  # images without texts; only the splits that are used must have pairs
+            sizes.append(f"{split} 0")
+    return sizes

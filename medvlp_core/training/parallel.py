@@ -1,0 +1,107 @@
+"""The layers of a model: what is compiled, recomputed or sharded one by one. And the model as several processes train it."""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from medvlp_core.runtime.distributed import world_size
+from medvlp_core.spec.blocks import TrainSpec
+
+
+def layers_of(module: nn.Module) -> list[nn.Module]:
+    """The outermost repeated layers below a module, in order: items of one class in a ModuleList or Sequential.
+
+    Example:
+        >>> encoder = nn.Sequential(nn.Linear(2, 2), nn.ModuleList(nn.TransformerEncoderLayer(4, 1) for _ in range(3)))
+        >>> [type(layer).__name__ for layer in layers_of(encoder)]
+        ['TransformerEncoderLayer', 'TransformerEncoderLayer', 'TransformerEncoderLayer']
+    """
+    return list(_layers(module))
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    children = list(module.children())
+    if isinstance(module, (nn.ModuleList, nn.Sequential)) and children and _are_layers(children):
+        yield from children
+        return
+    for child in children:
+        yield from _layers(child)
+
+
+def _are_layers(children: list[nn.Module]) -> bool:
+    """Of one class, each with parts of its own: no plain Linear, norm or container."""
+    first = children[0]
+    plain = (nn.ModuleList, nn.Sequential, nn.ModuleDict, nn.ParameterList)
+    return all(
+        type(child) is type(first) and not isinstance(child, plain) and any(True for _ in child.children()) for child in children
+    ) and any(True for _ in first.parameters())
+
+
+def prepare(model: nn.Module, spec: TrainSpec) -> None:
+    """Let the layers of a model recompute their activations and be compiled, as the recipe says. Names of weights stay."""
+    for layer in layers_of(model):
+        if spec.recompute:
+            # Batch norms must not count a pass twice. Others need no context, with which the compiler could do less.
+            context = (
+                {"context_fn": lambda layer=layer: (nullcontext(), buffers_kept(layer))}
+                if any(True for _ in layer.buffers())
+                else {}
+            )
+            layer.forward = functools.partial(checkpoint, layer.forward, use_reentrant=False, **context)
+        if spec.compile:
+            layer.compile()
+
+
+@contextmanager
+def buffers_kept(module: nn.Module) -> Iterator[None]:
+    """Afterwards all buffers, such as the statistics of batch norms, are as before."""
+    before = [buffer.clone() for buffer in module.buffers()]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in zip(module.buffers(), before, strict=True):
+                buffer.copy_(value)
+
+
+def for_processes(model: nn.Module, spec: TrainSpec, device: torch.device, world: int) -> nn.Module:
+    """The model as its forward is called in training: itself, or wrapped for several processes.
+
+    With ``parallel: fsdp`` its parameters become shards in place, layer by layer.
+    """
+    if world == 1:
+        return model
+    if spec.parallel == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+
+        for layer in layers_of(model):
+            fully_shard(layer)
+        # DistributedDataParallel does this by itself.
+        model.register_forward_pre_hook(lambda module, arguments: take_buffers_of_main(module))
+        # Losses are sums of views; nobody changes them in place.
+        warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
+        sharded: Any = fully_shard(model)
+        return sharded
+    from torch.nn.parallel import DistributedDataParallel
+
+    # Gradients of CLS tokens are slices of others; that costs nothing worth a warning from each process.
+    warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
+    return DistributedDataParallel(
+        model, device_ids=[device.index] if device.type == "cuda" else None, gradient_as_bucket_view=True
+    )
+
+
+def take_buffers_of_main(model: nn.Module) -> None:
+    """Give all processes the buffers of the main one, which a checkpoint would hold."""
+    if world_size() > 1:
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)

@@ -1,0 +1,213 @@
+"""Going on with a run that was stopped or killed: from its newest checkpoint, to the same bits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from medvlp_core.data.pipeline import InputPipeline
+from medvlp_core.errors import DataError, Problem, SpecError
+from medvlp_core.planning.compose import plan_recipe
+from medvlp_core.planning.plan import ModelPlan
+from medvlp_core.plugins.host import load_plugins
+from medvlp_core.recipe.diff import differences
+from medvlp_core.recipe.load import Override
+from medvlp_core.runtime.distributed import launched_processes
+from medvlp_core.spec.pretrained import skip_pretrained_init
+from medvlp_core.training.checkpoint import (
+    FACTS,
+    TOKENIZER,
+    check_files,
+    checkpoint_name,
+    list_checkpoints,
+    read_progress,
+    set_aside,
+)
+from medvlp_core.training.folder import CHECKPOINTS, EVALUATION, METRICS, RECIPE, how_to_go_on, read_start
+from medvlp_core.training.metrics_file import read_metrics
+
+#: Settings that may be others when a run goes on: they change nothing in what it learns. Of the data, ids, texts, labels and splits
+#: must be the same.
+FREE = (
+    "data",
+    "evaluators",
+    "train.recompute",
+    "train.workers",
+    "train.log_every_steps",
+    "train.trackers",
+    "train.checkpoint_every_steps",
+    "train.keep_checkpoints",
+    "train.max_bad_steps",
+)
+
+
+@attrs.frozen(kw_only=True)
+class Resume:
+    """Where a run goes on: its folder and the checkpoint, None if it was killed before the first one was written.
+
+    ``facts``: what the checkpoint, or else the run folder since its start, says of data, processes and machine. ``moved_data``:
+    what the recipe says of the data in another way than before.
+    """
+
+    folder: Path
+    plan: ModelPlan
+    checkpoint: Path | None
+    facts: dict[str, Any]
+    progress: dict[str, Any]
+    moved_data: tuple[str, ...] = ()
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps that are done."""
+        return int(self.facts.get("step", 0))
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The saved vocabulary; None means that it is learned again, from the same texts to the same result."""
+        return self.checkpoint / TOKENIZER if self.checkpoint is not None else None
+
+    def building(self) -> AbstractContextManager[None]:
+        """Build the model in this context: a checkpoint replaces all weights, so files that the run began with may be gone."""
+        return _without_first_weights(self.checkpoint)
+
+    def check(self, pipeline: InputPipeline) -> None:
+        """Refuse what would not end in the same weights.
+
+        Raises:
+            DataError: other data, or another number of processes (MV508).
+        """
+        problems = []
+        if self.facts["data"] != pipeline.source.fingerprint():
+            text = f"{self.folder}: the data are not those of the run: ids, texts, labels or splits have changed"
+            problems.append(Problem(code="MV508", text=text, hint="restore the data, or start a new run"))
+        begun, here = self.facts["processes"], launched_processes()
+        if begun != here:
+            text = f"{self.folder}: the run has {_processes(begun)}, and {here} would go on"
+            details = ("masks and dropout are drawn for each process, so another number would not give the same weights",)
+            hint = f"go on with: {how_to_go_on(self.folder, begun)}"
+            problems.append(Problem(code="MV508", text=text, details=details, hint=hint))
+        if problems:
+            raise DataError(*problems)
+
+    def lost_lines(self) -> int:
+        """How many lines of ``metrics.jsonl`` up to here are not there any more."""
+        if not self.progress:
+            return 0
+        begun = self.progress["metrics"]
+        lines = [line for line in read_metrics(self.folder / METRICS) if line["step"] <= begun["last_line"]]
+        return max(0, begun["lines"] - len(lines))
+
+    def changes(self, machine: dict[str, Any]) -> Iterator[str]:
+        """What is not as it was when the run began, and may change how numbers are rounded. ``machine``: what it is now."""
+        for name, before, now in differences(self.facts["machine"], machine):
+            yield f"{name} was {before} and is {now}"
+
+
+def _processes(count: int) -> str:
+    return f"{count} training process{'' if count == 1 else 'es'}"
+
+
+def find_run(run: str | Path) -> tuple[Path, Path | None]:
+    """The run folder, and the checkpoint if ``run`` is one.
+
+    Raises:
+        DataError: there is no run (MV508).
+    """
+    given = Path(run)
+    is_checkpoint = (given / FACTS).is_file() or given.absolute().parent.name == CHECKPOINTS
+    folder = Path(os.path.normpath(given / "../..")) if is_checkpoint else given
+    if (folder / RECIPE).is_file():
+        return folder, given if is_checkpoint else None
+    text = f"there is no run to go on with: {RECIPE} is missing"
+    hint = "give the folder of a run, such as runs/mpma_small-20260101-120000"
+    if given.is_file():
+        text = "this is a file, and no run to go on with"
+    elif given.name == CHECKPOINTS and (given.parent / RECIPE).is_file():
+        text, hint = "this is the folder of all checkpoints", f"give the run, {given.parent}, or one of its checkpoints"
+    elif (given / FACTS).is_file():
+        text, hint = "this checkpoint lies in no run folder", "begin a new run from it, with init_from"
+    raise DataError(Problem(code="MV508", text=f"{run}: {text}", hint=hint))
+
+
+def read_resume(run: str | Path, overrides: Sequence[Override] = ()) -> Resume:
+    """Find out where a run (its folder, or one of its checkpoints) goes on. Reads and checks files, and builds nothing.
+
+    ``overrides`` may change the settings in :data:`FREE`.
+
+    Raises:
+        DataError: no run, one that is finished, or settings that are not free (MV508); the checkpoint is damaged (MV507).
+        SpecError: its recipe cannot be planned here.
+    """
+    folder, chosen = find_run(run)
+    if (folder / EVALUATION).is_file() and chosen is None:
+        hint = "to train longer, start a new run with init_from; to repeat the end, give one of its checkpoints"
+        raise DataError(Problem(code="MV508", text=f"{folder}: the run is finished", hint=hint))
+    if not os.access(folder, os.W_OK | os.X_OK):
+        hint = "make it writable, or go on with a copy of the folder"
+        raise DataError(Problem(code="MV508", text=f"{folder}: the run folder may not be written", hint=hint))
+    found = list_checkpoints(folder)
+    checkpoint = chosen or next(iter(reversed(found)), None)
+    facts = _checked(checkpoint, found) if checkpoint is not None else read_start(folder)
+    progress = read_progress(checkpoint) if checkpoint is not None else {}
+    with _without_first_weights(checkpoint):
+        begun = plan_recipe((checkpoint or folder) / RECIPE, host=load_plugins())
+        try:
+            plan = attrs.evolve(plan_recipe(folder / RECIPE, overrides, host=load_plugins()), name=facts["name"])
+        except SpecError:
+            # Where the changed recipe does not fit together, that it was changed comes first.
+            _check_changes([(one.path, "as it is", one.kind) for one in overrides], folder)
+            raise
+    changes = list(differences(begun.resolved(), plan.resolved()))
+    _check_changes(changes, folder)
+    moved = tuple(f"{path} was {old} and is {new}" for path, old, new in changes if path.startswith("data."))
+    return Resume(folder=folder, plan=plan, checkpoint=checkpoint, facts=facts, progress=progress, moved_data=moved)
+
+
+def _without_first_weights(checkpoint: Path | None) -> AbstractContextManager[None]:
+    return skip_pretrained_init() if checkpoint is not None else nullcontext()
+
+
+def _checked(checkpoint: Path, found: list[Path]) -> dict[str, Any]:
+    try:
+        return check_files(checkpoint)
+    except DataError as error:
+        earlier = [path for path in found if path.name < checkpoint.resolve().name]
+        hint = next(
+            filter(None, map(_proposal, reversed(earlier))), "no earlier checkpoint of this run can be read: start a new run"
+        )
+        raise DataError(*(attrs.evolve(problem, hint=hint) for problem in error.problems)) from error
+
+
+def _proposal(checkpoint: Path) -> str | None:
+    """To go on from a checkpoint; None if it is damaged."""
+    try:
+        processes = check_files(checkpoint)["processes"]
+    except DataError:
+        return None
+    return f"go on from an earlier checkpoint: {how_to_go_on(checkpoint, processes)}"
+
+
+def _check_changes(changes: Sequence[tuple[str, str, str]], folder: Path) -> None:
+    details = tuple(
+        f"{path}: {old} in the run, {new} now"
+        for path, old, new in changes
+        if not any(path == free or path.startswith(f"{free}.") for free in FREE)
+    )
+    if details:
+        text = f"{folder}: the recipe is not that of the run"
+        hint = f"a run that goes on may change {', '.join(FREE[:-1])} and {FREE[-1]}; for the rest start a new run, with init_from"
+        raise DataError(Problem(code="MV508", text=text, details=details, hint=hint))
+
+
+def set_aside_later(resume: Resume) -> list[str]:
+    """Take what is newer than the checkpoint to go on from out of the way, for the run will write it anew; the names."""
+    later = [path for path in list_checkpoints(resume.folder) if path.name > checkpoint_name(resume.step)]
+    for path in later:
+        set_aside(path)
+    (resume.folder / EVALUATION).unlink(missing_ok=True)
+    return [path.name for path in later]

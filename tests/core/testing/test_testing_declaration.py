@@ -1,0 +1,45 @@
+"""The checks of the room ``declaration``: each catches a component that breaks just this; and what holds for all rooms."""
+
+from __future__ import annotations
+
+import broken_specs
+import pytest
+from broken_rows import CHECK_MODULES, HOST, ROWS, UNUSABLE, Row, checks_of, expect_caught, failures, rows_of
+
+from medvlp_core.spec.roles import Role
+
+
+@pytest.mark.parametrize("row", rows_of("declaration"), ids=lambda row: row.component)
+def test_broken_is_caught_by_this_check_alone(row: Row) -> None:
+    expect_caught(row)
+
+
+@pytest.mark.parametrize(
+    ("component", "text"),
+    [
+        ("takes_other_names", "forward does not take text_tokens, text_is_valid, image_tokens, which the contract needs"),
+        ("takes_one_argument", "__init__ takes (spec), expected (spec, dims)"),
+    ],
+)
+def test_a_class_that_cannot_be_used_fails_first_where_it_is_said_why(component: str, text: str) -> None:
+    found = failures(component)
+    assert next(iter(found)) == "implements_its_role"
+    assert text in found["implements_its_role"]
+    assert {"gives_the_declared_shapes", "ignores_padding", "passes_gradients_on"} <= found.keys()
+
+
+@pytest.mark.parametrize("room", CHECK_MODULES)
+def test_every_check_has_a_component_that_it_catches(room: str) -> None:
+    names = {one.name for role in Role for one in checks_of(role, room)}
+    assert names
+    assert names == {row.check for row in rows_of(room)}
+
+
+def test_every_broken_component_is_in_the_table() -> None:
+    used = {f"broken.{name}" for name in (*[row.component for row in ROWS], *UNUSABLE)}
+    assert used == set(HOST.components) - set(broken_specs.GOOD)
+
+
+@pytest.mark.parametrize("name", broken_specs.GOOD)
+def test_an_unusual_component_raises_no_false_alarm(name: str) -> None:
+    assert failures(name.removeprefix("broken."), "learns") == {}

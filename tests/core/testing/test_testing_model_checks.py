@@ -1,0 +1,124 @@
+"""Components in whole models: each check catches what it is for, and the partners are made to fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import attrs
+import broken_in_models
+import pytest
+from broken_bundle import FAULTS, SPECS, Fault, check_fault, host, result
+
+from medvlp_core.planning.plan import ModelPlan
+from medvlp_core.plugins.host import load_plugins
+from medvlp_core.spec.component import component
+from medvlp_core.spec.contract import Contract, TensorSpec
+from medvlp_core.spec.roles import Role
+from medvlp_core.testing.partners.specs import FusionSpec, ImageEncoderSpec
+from medvlp_core.testing.subject import Subject
+from medvlp_core.testing.whole_model import host_with_partners, plan_model
+
+CHECKS = ("trains_in_a_model", "reloads_from_a_checkpoint", "plans_again_from_resolved")
+
+
+@pytest.mark.parametrize("fault", FAULTS[broken_in_models.__name__], ids=lambda fault: fault.name)
+def test_each_fault_is_caught(fault: Fault) -> None:
+    check_fault(fault, *CHECKS)
+
+
+def test_every_check_catches_something() -> None:
+    assert frozenset(CHECKS) == frozenset().union(*(fault.caught_by for fault in FAULTS[broken_in_models.__name__]))
+
+
+def test_what_needs_a_strangers_port_is_not_put_into_a_model() -> None:
+    found = result("broken.of_another", "trains_in_a_model")
+    assert (found.outcome, found.text) == ("not applicable", "it needs acme_map, which no partner of the kit gives")
+
+
+def test_few_pairs_are_enough_and_images_without_texts_are_no_fault() -> None:
+    assert result("broken.of_three_pairs", "trains_in_a_model").outcome == "passed"
+    found = result("broken.of_images_alone", "trains_in_a_model")
+    assert (found.outcome, found.text) == (
+        "not applicable",
+        "example 1 of broken.of_images_alone has no texts in the split 'train' to train on",
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------- fitting partners
+
+
+@component("broken.early", role=Role.FUSION, build="broken_in_models:ForFewPairs")
+@attrs.frozen(kw_only=True)
+class EarlySpec(FusionSpec):
+    """Stands before the layers of the text encoder."""
+
+    def contract(self) -> Contract:
+        return Contract(
+            needs={"text_embeddings": "B L 36", "image_tokens": TensorSpec.parse("B N 48", layout="replaced")},
+            gives={"fused_text_embeddings": "B L 36"},
+        )
+
+
+@component("broken.of_images", role=Role.FUSION, build="broken_in_models:ForFewPairs")
+@attrs.frozen(kw_only=True)
+class OfImagesSpec(FusionSpec):
+    """Gives image tokens alone."""
+
+    def contract(self) -> Contract:
+        needs = {"text_tokens": "B L Dt", "image_tokens": "B S Di", "image_prefix": "B 2 Di", "image_grid": "2 3:shape"}
+        return Contract(needs=needs, gives={"fused_image_tokens": "B S Dt"})
+
+
+@component("broken.clean_only", role=Role.IMAGE_ENCODER, build="medvlp_core.testing.partners.modules:PatchEncoder")
+@attrs.frozen(kw_only=True)
+class CleanOnlySpec(ImageEncoderSpec):
+    """Has no masked view."""
+
+    def contract(self) -> Contract:
+        found = super().contract()
+        return attrs.evolve(
+            found,
+            needs={"image": found.needs["image"]},
+            gives={name: spec for name, spec in found.gives.items() if name != "masked_tokens"},
+        )
+
+
+SPECS += [EarlySpec, OfImagesSpec, CleanOnlySpec]
+
+
+def planned(name: str, folder: Path) -> ModelPlan:
+    subject = Subject(host(), name)
+    return plan_model(subject.examples[0], host_with_partners(subject), folder)
+
+
+def test_partners_take_the_sizes_that_a_part_asks_for(tmp_path: Path) -> None:
+    plan = planned("broken.early", tmp_path)
+    encoder = plan.components["model.image_encoder"].spec
+    assert (encoder.token_width, encoder.hidden) == (48, "replaced")  # type: ignore[attr-defined]
+    assert plan.components["model.text_encoder"].spec.width == 36  # type: ignore[attr-defined]
+    assert "encode_fused model.text_encoder @masked" in map(str, plan.steps)
+    assert set(plan.losses) == {"pairs.global", "image.reconstruction", "report.words"}
+
+
+def test_decoders_read_what_a_fusion_gives(tmp_path: Path) -> None:
+    plan = planned("broken.of_images", tmp_path)
+    encoder = plan.components["model.image_encoder"].spec
+    assert (encoder.rows, encoder.columns, encoder.prefix) == (2, 3, 2)  # type: ignore[attr-defined]
+    takes = dict(plan.takes("model.decoders.image"))
+    assert takes["image_tokens"] == ("fused_image_tokens", "masked")
+
+
+def test_losses_that_a_part_cannot_have_are_left_out(tmp_path: Path) -> None:
+    plan = planned("broken.clean_only", tmp_path)
+    assert set(plan.losses) == {"pairs.global"}
+
+
+def test_the_host_holds_the_bundle_and_the_partners_alone() -> None:
+    found = host_with_partners(Subject(host(), "broken.early"))
+    assert [plugin.namespace for plugin in found.plugins] == ["kit", "broken"]
+
+
+def test_the_bundle_keeps_its_distribution_beside_the_partners() -> None:
+    installed = load_plugins(["mpma"])
+    found = host_with_partners(Subject(installed, "mpma.memory_fusion"))
+    assert found.components.distribution("mpma.memory_fusion").startswith("medvlp-mpma ")
