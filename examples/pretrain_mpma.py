@@ -19,7 +19,7 @@ def main() -> None:
         option = parser.add_argument(f"--{kind}", dest="changes", action="append", default=[], help=f"e.g. --{kind} {example}")
         option.type, option.metavar = (lambda text, kind=kind: (kind, text)), "CHANGE"
     parser.add_argument("--out", help="run folder, new or empty (default: runs/NAME-DATE-TIME)")
-    parser.add_argument("--resume", metavar="RUN", help="go on with a run that was stopped or killed, as it began")
+    parser.add_argument("--resume", metavar="RUN", help="resume a run that was stopped or killed, as it began")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
     arguments = parser.parse_args()
     import medvlp_core
@@ -27,9 +27,9 @@ def main() -> None:
     from medvlp_core.recipe import parse_override
 
     try:
-        report = errors.Report()
-        parsed = [parse_override(kind, text, report) for kind, text in arguments.changes]
-        report.raise_errors()
+        diagnostics = errors.Diagnostics()
+        parsed = [parse_override(kind, text, diagnostics) for kind, text in arguments.changes]
+        diagnostics.raise_errors()
         overrides = [override for override in parsed if override is not None]
         if arguments.resume is not None:
             result = medvlp_core.resume(arguments.resume, overrides, device=arguments.device)

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from medvlp_core.api import build, plan, pretrain, resume
     from medvlp_core.errors import (
         DataError,
+        Diagnostics,
         KernelError,
         MedvlpError,
         PluginError,
         Position,
         Problem,
-        Report,
         SpecError,
         did_you_mean,
     )
@@ -38,6 +38,7 @@ __all__ = [
     "Constraint",
     "Contract",
     "DataError",
+    "Diagnostics",
     "Dim",
     "Dims",
     "Divides",
@@ -51,7 +52,6 @@ __all__ = [
     "PluginKernels",
     "Position",
     "Problem",
-    "Report",
     "Role",
     "SpecError",
     "TensorSpec",
@@ -83,7 +83,7 @@ _HOMES = {
         "PluginError",
         "Position",
         "Problem",
-        "Report",
+        "Diagnostics",
         "SpecError",
         "did_you_mean",
     ),

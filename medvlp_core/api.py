@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medvlp_core.errors import Report
+from medvlp_core.errors import Diagnostics
 from medvlp_core.planning.compose import plan_recipe
 from medvlp_core.plugins.host import load_plugins
 from medvlp_core.recipe.load import Override, parse_override
@@ -76,11 +76,11 @@ def resume(
     """
     from medvlp_core.training import run as training
 
-    return training.go_on(run, _overrides(overrides), device=device, console=console)
+    return training.resume_run(run, _overrides(overrides), device=device, console=console)
 
 
 def _overrides(changes: Sequence[str | Override]) -> list[Override]:
-    report = Report()
-    parsed = [parse_override("set", one, report) if isinstance(one, str) else one for one in changes]
-    report.raise_errors()
+    diagnostics = Diagnostics()
+    parsed = [parse_override("set", one, diagnostics) if isinstance(one, str) else one for one in changes]
+    diagnostics.raise_errors()
     return [one for one in parsed if one is not None]

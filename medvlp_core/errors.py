@@ -6,7 +6,7 @@ Every message of medvlp has one anatomy::
         Dt=500 comes from standard.hf_text (configs/mixed.yaml:9:19)
         hint: 4, 5 or 10 heads divide 500
 
-Checks do not stop at the first problem: they add each to a :class:`Report` and raise once, at the end.
+Checks do not stop at the first problem: they add each to a :class:`Diagnostics` and raise once, at the end.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ CODES: dict[str, str] = {
     "MV508": "a run folder cannot be used",
     "MV509": "the weights that `init_from` names cannot be taken",
     "MV510": "a model cannot be exported",
-    "MV601": "training cannot go on",
+    "MV601": "training cannot continue",
     "MV602": "an ablation has no metric of that name",
     "MV603": "the cost of a run cannot be told",
     "MV604": "a run needs more memory than a GPU has",
@@ -150,13 +150,13 @@ class DataError(MedvlpError):
 
 
 @attrs.define
-class Report:
+class Diagnostics:
     """Collects problems, so that a user sees all of them at once.
 
     Example:
-        >>> report = Report()
-        >>> report.add("MV001", "no such file", hint="check the path")
-        >>> report.has_errors
+        >>> diagnostics = Diagnostics()
+        >>> diagnostics.add("MV001", "no such file", hint="check the path")
+        >>> diagnostics.has_errors
         True
     """
 

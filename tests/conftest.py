@@ -21,7 +21,7 @@ del os.environ["TRITON_INTERPRET"]
 
 import pytest
 
-from medvlp_core.errors import Report
+from medvlp_core.errors import Diagnostics
 from medvlp_core.planning.compose import compose
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.plugins.host import PluginHost, load_plugins
@@ -61,25 +61,25 @@ def micro() -> str:
     return MICRO
 
 
-PlanText = Callable[..., tuple[ModelPlan | None, Report]]
+PlanText = Callable[..., tuple[ModelPlan | None, Diagnostics]]
 
 
 @pytest.fixture
 def plan_text(host: PluginHost, tmp_path: Path) -> PlanText:
     """Plan a recipe given as text, with overrides such as ``"set train.steps=2"``; returns the plan and the report."""
 
-    def plan(text: str = MICRO, *overrides: str) -> tuple[ModelPlan | None, Report]:
+    def plan(text: str = MICRO, *overrides: str) -> tuple[ModelPlan | None, Diagnostics]:
         path = tmp_path / "recipe.yaml"
         path.write_text(text, encoding="utf-8")
-        report = Report()
+        diagnostics = Diagnostics()
         parsed: list[Override] = []
         for override in overrides:
             kind, _, rest = override.partition(" ")
-            found = parse_override(kind, rest, report)  # type: ignore[arg-type]
+            found = parse_override(kind, rest, diagnostics)  # type: ignore[arg-type]
             assert found is not None
             parsed.append(found)
-        recipe = load_recipe(path, presets=host.presets, overrides=parsed, report=report)
-        return compose(recipe, host, report), report
+        recipe = load_recipe(path, presets=host.presets, overrides=parsed, diagnostics=diagnostics)
+        return compose(recipe, host, diagnostics), diagnostics
 
     return plan
 

@@ -41,7 +41,7 @@ VIT, IMAGE_SIZE, CHANNELS, DEPTH, IMAGE_WIDTH = "vit_tiny_patch16_224", 128, 1, 
 VOCABULARY, LENGTH, TEXT_WIDTH, LAYERS, HEADS = 2000, 64, 128, 2, 2
 SHARED_WIDTH, TEMPERATURE, LARGEST_SCALE = 128, 0.07, 100.0
 MEAN, STD = 0.4978, 0.2449
-BATCH, LEARNING_RATE, WARM_UP, WEIGHT_DECAY, BETAS, CLIP_NORM = 32, 5e-4, 0.1, 0.05, (0.9, 0.95), 1.0
+BATCH, LEARNING_RATE, WARM_UP, WEIGHT_DECAY, BETAS, MAX_GRAD_NORM = 32, 5e-4, 0.1, 0.05, (0.9, 0.95), 1.0
 
 # ------------------------------------------------------------------------------------------------------------------ by hand
 
@@ -151,16 +151,16 @@ def train_by_hand(
     for step in range(steps):
         start = time.perf_counter()
         image, token_ids, is_valid = next(batches)
-        waiting = time.perf_counter() - start
+        data_seconds = time.perf_counter() - start
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, steps)
         optimizer.zero_grad(set_to_none=True)
         loss = model(*(one.to(device, non_blocking=True) for one in (image, token_ids, is_valid)))
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)
+        nn.utils.clip_grad_norm_(model.parameters(), MAX_GRAD_NORM)
         optimizer.step()
         losses.append(loss.detach())
-        on_step(waiting)
+        on_step(data_seconds)
     return torch.stack(losses).tolist()
 
 
@@ -186,7 +186,7 @@ train:
   warmup_fraction: {WARM_UP}
   weight_decay: {WEIGHT_DECAY}
   betas: [{BETAS[0]}, {BETAS[1]}]
-  clip_norm: {CLIP_NORM}
+  max_grad_norm: {MAX_GRAD_NORM}
 """
 
 
@@ -242,7 +242,7 @@ class Rivals:
         events: list[Any] = []
         self.medvlp.ours([events.append], CHECKED_STEPS)
         ours = [event.total for event in events if isinstance(event, StepDone)]
-        bare = train_by_hand(self.bare, self.optimizer, self.loader(CHECKED_STEPS), self.device, lambda waiting: None)
+        bare = train_by_hand(self.bare, self.optimizer, self.loader(CHECKED_STEPS), self.device, lambda data_seconds: None)
         return max(abs(one - other) / one for one, other in zip(ours, bare, strict=True))
 
     def time(self, rounds: int) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Literal
 
 import attrs
 
-from medvlp_core.errors import Position, Problem, Report
+from medvlp_core.errors import Diagnostics, Position, Problem
 from medvlp_core.planning.compose import compose, recipe_name
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.plugins.host import PluginHost
@@ -114,42 +114,42 @@ def split_values(text: str) -> list[str]:
     return [value.strip() for value in values]
 
 
-def parse_axes(texts: Sequence[str], report: Report) -> tuple[Axis, ...] | None:
+def parse_axes(texts: Sequence[str], diagnostics: Diagnostics) -> tuple[Axis, ...] | None:
     """Read every ``--over``; None if one has not the right form, a value twice, or lies inside another (MV007)."""
-    known = len(report.errors)
-    axes = [axis for text in texts if (axis := _parse_axis(text, report)) is not None]
+    known = len(diagnostics.errors)
+    axes = [axis for text in texts if (axis := _parse_axis(text, diagnostics)) is not None]
     for one, other in itertools.permutations(axes, 2):
         if one.path.startswith(f"{other.path}."):
             text = f"{one.path} lies inside {other.path}, which another --over varies"
             hint = f"write whole blocks, e.g. --over {other.path}='{{use: ..., {one.path.rpartition('.')[2]}: ...}}, ...'"
-            report.add("MV007", text, at=Position(f"--over {one.path}"), hint=hint)
+            diagnostics.add("MV007", text, at=Position(f"--over {one.path}"), hint=hint)
     paths = [axis.path for axis in axes]
     for path in {path for path in paths if paths.count(path) > 1}:
-        report.add("MV007", "this path is varied twice", at=Position(f"--over {path}"), hint="put all values into one --over")
-    return tuple(axes) if len(report.errors) == known else None
+        diagnostics.add("MV007", "this path is varied twice", at=Position(f"--over {path}"), hint="put all values into one --over")
+    return tuple(axes) if len(diagnostics.errors) == known else None
 
 
-def _parse_axis(text: str, report: Report) -> Axis | None:
+def _parse_axis(text: str, diagnostics: Diagnostics) -> Axis | None:
     at = Position(f"--over {text}")
     path, _, rest = (part.strip() for part in text.partition("="))
     path = path.removesuffix(".use")
     if not is_path(path) or not rest:
-        report.add("MV007", "this --over has not the right form", at=at, hint=f"write --over PATH=VALUE,VALUE, e.g. {EXAMPLE}")
+        diagnostics.add("MV007", "this --over has not the right form", at=at, hint=f"write --over PATH=VALUE,VALUE, e.g. {EXAMPLE}")
         return None
     if path == "train.seed":
-        report.add("MV007", "seeds are no values of an --over", at=at, hint="write --seeds 0,1,2")
+        diagnostics.add("MV007", "seeds are no values of an --over", at=at, hint="write --seeds 0,1,2")
         return None
     values = split_values(rest)
     if "" in values:
         hint = "null removes a block, '' is an empty text, ... is what the recipe has"
-        report.add("MV007", f"value {values.index('') + 1} of {len(values)} is empty", at=at, hint=hint)
+        diagnostics.add("MV007", f"value {values.index('') + 1} of {len(values)} is empty", at=at, hint=hint)
         return None
     choices: dict[str, Choice] = {}
     for value in values:
         meaning, choice = _choice(path, value)
         if meaning in choices:
             same = "" if choices[meaning].text == value else f" (as {choices[meaning].text} and as {value})"
-            report.add("MV007", f"the value {value} stands twice{same}", at=at, hint="leave one of them out")
+            diagnostics.add("MV007", f"the value {value} stands twice{same}", at=at, hint="leave one of them out")
             return None
         choices[meaning] = choice
     return Axis(path, tuple(choices.values()))
@@ -160,7 +160,7 @@ def _choice(path: str, text: str) -> tuple[str, Choice]:
     if text == AS_IN_RECIPE:
         return text, Choice(text, None)
     typed = f"--over {path}={text}"
-    node = parse_yaml(text, file=typed, report=Report())  # a fault in it is reported when it is applied
+    node = parse_yaml(text, file=typed, diagnostics=Diagnostics())  # a fault in it is reported when it is applied
     kind: Literal["set", "use", "unset"] = "set"
     value: str | None = text
     if node is not None and any(
@@ -184,36 +184,36 @@ def plan_ablation(
     overrides: Sequence[Override] = (),
     seeds: Sequence[int] | None = None,
     host: PluginHost,
-    report: Report,
+    diagnostics: Diagnostics,
 ) -> Ablation | None:
-    """Plan all combinations; None if ``report`` has errors. ``overrides`` come first, then the values of ``axes``.
+    """Plan all combinations; None if ``diagnostics`` has errors. ``overrides`` come first, then the values of ``axes``.
 
     ``seeds`` replace ``train.seed``; None = the recipe's.
     """
     grid = list(itertools.product(*(axis.choices for axis in axes)))
     parts = _parts(axes, grid)
     labels = [" ".join(one) for one in parts]
-    found: list[Report] = []
+    found: list[Diagnostics] = []
     planned: list[dict[int, ModelPlan]] = []
     for choices in grid:
-        own, plans = Report(), {}
+        own, plans = Diagnostics(), {}
         changes = [*overrides, *(choice.override for choice in choices if choice.override is not None)]
         for seed in (None,) if seeds is None else seeds:
             # each run has a plan of its own: what a built part reports of its sizes is entered there
             more = [] if seed is None else [Override("set", "train.seed", str(seed), f"--seeds {seed}")]
             recipe = load_recipe(
-                source, presets=host.presets, overrides=[*changes, *more], report=own, install_hint=host.install_hint
+                source, presets=host.presets, overrides=[*changes, *more], diagnostics=own, install_hint=host.install_hint
             )
             plan = compose(recipe, host, own, name=recipe_name(source))
             if plan is not None:
                 plans[plan.train.seed] = plan
         planned.append(plans)
         found.append(own)
-    report.problems += with_places(labels, found)
-    if report.has_errors:
+    diagnostics.problems += with_places(labels, found)
+    if diagnostics.has_errors:
         return None
-    _check_grid(labels, planned, report)
-    if report.has_errors:
+    _check_grid(labels, planned, diagnostics)
+    if diagnostics.has_errors:
         return None
     combinations = tuple(
         Combination(
@@ -247,17 +247,19 @@ def _where(labels: Sequence[str], total: int) -> Iterator[str]:
         yield f"  and {len(labels) - 6} more"
 
 
-def _check_grid(labels: Sequence[str], planned: Sequence[dict[int, ModelPlan]], report: Report) -> None:
+def _check_grid(labels: Sequence[str], planned: Sequence[dict[int, ModelPlan]], diagnostics: Diagnostics) -> None:
     """No two combinations may be the same, and all must have the same seeds."""
     same: dict[str, str] = {}
     for label, plans in zip(labels, planned, strict=True):
         first = same.setdefault(next(iter(plans.values())).resolved_yaml(), label)
         if first != label:
             text = f"two combinations are the same: {first} and {label}"
-            report.add("MV007", text, at=Position("--over"), hint=f"leave one of them out; {AS_IN_RECIPE} is what the recipe has")
+            diagnostics.add(
+                "MV007", text, at=Position("--over"), hint=f"leave one of them out; {AS_IN_RECIPE} is what the recipe has"
+            )
     if len({tuple(plans) for plans in planned}) > 1:
         text = "the combinations have different values of train.seed"
-        report.add("MV007", text, at=Position("--over"), hint="write --seeds 0,1,2: all combinations get the same")
+        diagnostics.add("MV007", text, at=Position("--over"), hint="write --seeds 0,1,2: all combinations get the same")
 
 
 # -------------------------------------------------------------------------------------------------------------------- names

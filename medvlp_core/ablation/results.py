@@ -13,7 +13,7 @@ import attrs
 
 from medvlp_core.ablation.folder import EVALUATION, Outcome, read_outcome
 from medvlp_core.ablation.grid import Ablation, Combination, Run
-from medvlp_core.errors import Position, Problem, Report, SpecError, did_you_mean
+from medvlp_core.errors import Diagnostics, Position, Problem, SpecError, did_you_mean
 
 #: The group of the loss terms; a slot of the recipe cannot have this name.
 LOSSES = "final losses"
@@ -127,7 +127,7 @@ def _read_run(folder: Path) -> list[tuple[Metric, float | None]]:
 DEFAULT_PANELS = 6
 
 
-def check_metrics(names: Sequence[str], ablation: Ablation, report: Report) -> None:
+def check_metrics(names: Sequence[str], ablation: Ablation, diagnostics: Diagnostics) -> None:
     """Report names that no run can give a metric for (MV602), as far as the plans tell.
 
     They tell the slots of evaluators and the losses. What an evaluator calls its metrics is known when it has run: names with a
@@ -140,7 +140,7 @@ def check_metrics(names: Sequence[str], ablation: Ablation, report: Report) -> N
         if name not in known and not (slots and " " in name):
             text = f"no run of the ablation can give the metric {name!r}"
             hint = did_you_mean(name, known, what="losses and evaluators")
-            report.add("MV602", text, at=Position(f"--metrics {name}"), hint=hint)
+            diagnostics.add("MV602", text, at=Position(f"--metrics {name}"), hint=hint)
 
 
 def choose_metrics(names: Sequence[str], results: Results) -> tuple[Metric, ...]:

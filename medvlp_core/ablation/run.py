@@ -21,14 +21,14 @@ from medvlp_core.ablation.folder import (
     write_outcome,
 )
 from medvlp_core.ablation.grid import Ablation, Run, with_places
-from medvlp_core.errors import MedvlpError, Report
+from medvlp_core.errors import Diagnostics, MedvlpError
 from medvlp_core.model.build import build_source
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.runtime.device import autocast, choose_device
 from medvlp_core.training.folder import make_run_folder
 from medvlp_core.training.loop import NOT_FINITE, check_length
 from medvlp_core.training.resume import read_resume
-from medvlp_core.training.run import go_on, pretrain
+from medvlp_core.training.run import pretrain, resume_run
 
 
 def open_ablation(ablation: Ablation, *, out: str | None, device: str | None) -> Path:
@@ -55,14 +55,14 @@ def check_start(ablation: Ablation, device: str) -> None:
     Raises:
         SpecError: with every problem, and the combinations that it was found in.
     """
-    report = Report()
+    diagnostics = Diagnostics()
     found = [_obstacles(next(iter(one.plans.values())), device) for one in ablation.combinations]
-    report.problems += with_places([one.label for one in ablation.combinations], found)
-    report.raise_errors()
+    diagnostics.problems += with_places([one.label for one in ablation.combinations], found)
+    diagnostics.raise_errors()
 
 
-def _obstacles(plan: ModelPlan, device: str) -> Report:
-    report = Report()
+def _obstacles(plan: ModelPlan, device: str) -> Diagnostics:
+    diagnostics = Diagnostics()
     for check in (
         lambda: autocast(choose_device(device), plan.train.precision),
         lambda: check_length(plan.train),
@@ -71,8 +71,8 @@ def _obstacles(plan: ModelPlan, device: str) -> Report:
         try:
             check()
         except MedvlpError as error:
-            report.problems += error.problems
-    return report
+            diagnostics.problems += error.problems
+    return diagnostics
 
 
 def run_all(ablation: Ablation, folder: Path, *, device: str | None, console: Console) -> None:
@@ -104,7 +104,7 @@ def train_one(run: Run, folder: Path, *, device: str | None, console: Console) -
     """Train and evaluate one combination with one seed, as ``medvlp pretrain`` does; one that was killed goes on."""
     try:
         if was_killed(folder):
-            result = go_on(folder, device=device, console=console)
+            result = resume_run(folder, device=device, console=console)
         else:
             clear(folder)
             result = pretrain(run.plan, out=folder, device=device, console=console)

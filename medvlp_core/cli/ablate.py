@@ -13,7 +13,7 @@ from medvlp_core.ablation.grid import AS_IN_RECIPE, EXAMPLE, Ablation, parse_axe
 from medvlp_core.ablation.results import check_metrics
 from medvlp_core.cli.common import add_recipe_arguments, columns, print_problems, read_overrides
 from medvlp_core.cli.folding import print_folded
-from medvlp_core.errors import Report
+from medvlp_core.errors import Diagnostics
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,18 +41,18 @@ def run(arguments: argparse.Namespace) -> int:
     """Plan, train, compare. 1 if a combination is wrong, a run did not finish or an evaluator failed."""
     from medvlp_core.plugins.host import load_plugins
 
-    report = Report()
-    axes = parse_axes(arguments.over, report)
-    overrides = read_overrides(arguments, report)
+    diagnostics = Diagnostics()
+    axes = parse_axes(arguments.over, diagnostics)
+    overrides = read_overrides(arguments, diagnostics)
     ablation = None
     if axes is not None:
         chosen = {"overrides": overrides, "seeds": arguments.seeds, "host": load_plugins()}
-        ablation = plan_ablation(arguments.recipe, axes, **chosen, report=report)
+        ablation = plan_ablation(arguments.recipe, axes, **chosen, diagnostics=diagnostics)
     if ablation is not None:
-        check_metrics(arguments.metrics, ablation, report)
-    print_problems(report, sys.stderr)
-    if ablation is None or report.has_errors:
-        count = len(report.errors)
+        check_metrics(arguments.metrics, ablation, diagnostics)
+    print_problems(diagnostics, sys.stderr)
+    if ablation is None or diagnostics.has_errors:
+        count = len(diagnostics.errors)
         print(f"{arguments.recipe}: {count} error{'' if count == 1 else 's'}, nothing was trained", file=sys.stderr)
         return 1
     if arguments.device is not None:
@@ -79,7 +79,7 @@ def _train_and_compare(ablation: Ablation, arguments: argparse.Namespace) -> int
         run_all(ablation, folder, device=arguments.device, console=console)
     except KeyboardInterrupt:
         text = (
-            f"{len(done(folder, ablation))} of {len(ablation.runs())} runs are done; the same command with --out {folder} goes on"
+            f"{len(done(folder, ablation))} of {len(ablation.runs())} runs are done; the same command with --out {folder} resumes"
         )
         print(f"\n{text}", file=sys.stderr)
         raise
@@ -158,7 +158,7 @@ def write_picture(folder: Path, results: Results, names: Sequence[str]) -> list[
     from medvlp_core.ablation.results import choose_metrics
 
     if not results.values:
-        print("ablation.png is left out: no run gave a number", file=sys.stderr)
+        print("ablation.png is skipped: no run gave a number", file=sys.stderr)
         return []
     metrics = choose_metrics(names, results)
     try:
@@ -166,7 +166,7 @@ def write_picture(folder: Path, results: Results, names: Sequence[str]) -> list[
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
-        print("ablation.png is left out: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
+        print("ablation.png is skipped: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
         return []
     return ["ablation.png"]
 

@@ -129,7 +129,7 @@ def _measure(arguments: argparse.Namespace, benchmarks: list[KernelBenchmark], d
             rates,
             directions=DIRECTIONS[arguments.direction],
             rounds=arguments.repeats,
-            left_out=wrong_rivals(findings[one.op]),
+            skipped=wrong_rivals(findings[one.op]),
             on_shape=lambda shape: print(f"timing shape {shape.letter} ({shape.text}) ...", file=sys.stderr, flush=True),
         )
         outcome = report.Outcome(benchmark=one, shapes=shapes[one.op], findings=findings[one.op], rows=rows)
@@ -186,7 +186,7 @@ def write(folder: Path, setting: Setting, outcomes: list[Outcome]) -> list[str]:
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "matplotlib":
             raise
-        print("roofline.png is left out: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
+        print("roofline.png is skipped: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
     else:
         names.append("roofline.png")
     return names

@@ -46,8 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     device = choose_device(arguments.device)
     autocast(device, plan.train.precision)
     built = build_run(plan, seed=plan.train.seed)
-    batch, workers = plan.train.batch_size, plan.train.workers
-    print(f"{plan.name} on {device_label(device)}: {plan.train.precision}, {batch} pairs a step, {workers} loader processes")
+    batch, num_workers = plan.train.batch_size, plan.train.num_workers
+    print(f"{plan.name} on {device_label(device)}: {plan.train.precision}, {batch} pairs a step, {num_workers} loader processes")
     with on_device(device):
         result = run_benchmark(
             built, device, steps=arguments.steps, rounds=arguments.rounds, say=lambda text: print(text, flush=True)
@@ -83,8 +83,8 @@ def speed_lines(timing: Timing) -> list[str]:
         what, low, high = "range", speeds[0], speeds[-1]
         if len(speeds) >= FEWEST_FOR_QUARTILES:
             what, (low, _, high) = "quartiles", statistics.quantiles(speeds, n=4, method="inclusive")
-        median, waiting = statistics.median(speeds), sum(lap.waiting for lap in laps) / seconds
-        lines.append(f"  {name:<8} {median:8.1f} images/s ({what} {low:.1f} to {high:.1f}), waiting for data {waiting:.1%}")
+        median, data_seconds = statistics.median(speeds), sum(lap.data_seconds for lap in laps) / seconds
+        lines.append(f"  {name:<8} {median:8.1f} images/s ({what} {low:.1f} to {high:.1f}), waiting for data {data_seconds:.1%}")
     for name, one in (("overhead", timing.overhead), ("overhead, CPU time of this process", timing.cpu_overhead)):
         lines.append(f"  {name}: {one.median:+.1%} ({_interval(one)})")
     return lines
@@ -100,7 +100,7 @@ def masking_line(timing: Timing) -> str:
     one = timing.masked_pass
     if one is None:
         return "  the image encoder sees whole images: no masking saves time"
-    if not one.drops_hidden:
+    if not one.drops_masked:
         return f"  masking hides {one.hidden:.0%} of the image, and saves no time: this image encoder computes hidden cells too"
     masked, whole = one.seconds * 1e3, one.seconds_unmasked * 1e3
     return (

@@ -6,17 +6,17 @@ import argparse
 import sys
 
 from medvlp_core.cli.common import add_recipe_arguments, print_problems, read_plan
-from medvlp_core.errors import Report
+from medvlp_core.errors import Diagnostics
 
 configure = add_recipe_arguments
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the problems, or one line that says what the recipe is."""
-    report = Report()
-    plan = read_plan(arguments, report)
-    print_problems(report, sys.stdout)
-    counts = [_count(len(report.errors), "error"), _count(len(report.warnings), "warning")]
+    diagnostics = Diagnostics()
+    plan = read_plan(arguments, diagnostics)
+    print_problems(diagnostics, sys.stdout)
+    counts = [_count(len(diagnostics.errors), "error"), _count(len(diagnostics.warnings), "warning")]
     if plan is None:
         print(f"{arguments.recipe}: {', '.join(filter(None, counts))}")
         return 1

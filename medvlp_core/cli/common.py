@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import attrs
 
-from medvlp_core.errors import PluginError, Problem, Report, nearest
+from medvlp_core.errors import Diagnostics, PluginError, Problem, nearest
 
 if TYPE_CHECKING:
     from medvlp_core.planning.plan import ModelPlan
@@ -112,24 +112,26 @@ def add_override_arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(f"--{name}", metavar=form, action=_AddOverride, dest="overrides", help=text)
 
 
-def read_overrides(arguments: argparse.Namespace, report: Report) -> list[Override]:
-    """The overrides of the command line that have the right form; the others go to ``report``."""
+def read_overrides(arguments: argparse.Namespace, diagnostics: Diagnostics) -> list[Override]:
+    """The overrides of the command line that have the right form; the others go to ``diagnostics``."""
     from medvlp_core.recipe.load import parse_override
 
-    parsed = [parse_override(kind, text, report) for kind, text in arguments.overrides]
+    parsed = [parse_override(kind, text, diagnostics) for kind, text in arguments.overrides]
     return [override for override in parsed if override is not None]
 
 
-def read_plan(arguments: argparse.Namespace, report: Report, host: PluginHost | None = None) -> ModelPlan | None:
-    """Load and plan the recipe of the command line; problems and warnings go to ``report``."""
+def read_plan(arguments: argparse.Namespace, diagnostics: Diagnostics, host: PluginHost | None = None) -> ModelPlan | None:
+    """Load and plan the recipe of the command line; problems and warnings go to ``diagnostics``."""
     from medvlp_core.planning.compose import compose, recipe_name
     from medvlp_core.plugins.host import load_plugins
     from medvlp_core.recipe.load import load_recipe
 
-    overrides = read_overrides(arguments, report)
+    overrides = read_overrides(arguments, diagnostics)
     host = host or load_plugins()
-    recipe = load_recipe(arguments.recipe, presets=host.presets, overrides=overrides, report=report, install_hint=host.install_hint)
-    return compose(recipe, host, report, name=recipe_name(arguments.recipe))
+    recipe = load_recipe(
+        arguments.recipe, presets=host.presets, overrides=overrides, diagnostics=diagnostics, install_hint=host.install_hint
+    )
+    return compose(recipe, host, diagnostics, name=recipe_name(arguments.recipe))
 
 
 def is_first_process() -> bool:
@@ -139,13 +141,13 @@ def is_first_process() -> bool:
 
 def plan_or_complain(arguments: argparse.Namespace) -> ModelPlan | None:
     """The plan; problems are printed to stderr, and None means that there were errors."""
-    report = Report()
-    plan = read_plan(arguments, report)
+    diagnostics = Diagnostics()
+    plan = read_plan(arguments, diagnostics)
     if not is_first_process():  # the first one says what all find
         if plan is not None:
             return plan
         time.sleep(5)  # if the first one found errors too, the launcher ends this process now
-    print_problems(report, sys.stderr)
+    print_problems(diagnostics, sys.stderr)
     return plan
 
 

@@ -14,7 +14,7 @@ from medvlp_core.cli.common import add_override_arguments, columns, print_proble
 from medvlp_core.cli.explain import origin, value_lines
 from medvlp_core.cli.folding import print_folded
 from medvlp_core.describe.wording import yaml_value
-from medvlp_core.errors import MedvlpError, Report
+from medvlp_core.errors import Diagnostics, MedvlpError
 from medvlp_core.planning.plan import ModelPlan, plain
 from medvlp_core.planning.wiring import INPUTS, PlannedComponent
 from medvlp_core.spec.component import SpecBlock
@@ -35,11 +35,11 @@ def run(arguments: argparse.Namespace) -> int:
     """Print the differences."""
     plans = []
     for recipe, overrides in ((arguments.first, []), (arguments.recipe, arguments.overrides)):
-        report = Report()
-        plan = _read(argparse.Namespace(recipe=recipe, overrides=overrides), report)
-        print_problems(report, sys.stderr)
+        diagnostics = Diagnostics()
+        plan = _read(argparse.Namespace(recipe=recipe, overrides=overrides), diagnostics)
+        print_problems(diagnostics, sys.stderr)
         if plan is None:
-            count = len(report.errors)
+            count = len(diagnostics.errors)
             print(f"{_title(recipe, overrides)}: {count} error{'' if count == 1 else 's'}", file=sys.stderr)
         plans.append(plan)
     first, second = plans
@@ -53,12 +53,12 @@ def run(arguments: argparse.Namespace) -> int:
     return DIFFERENT
 
 
-def _read(arguments: argparse.Namespace, report: Report) -> ModelPlan | None:
+def _read(arguments: argparse.Namespace, diagnostics: Diagnostics) -> ModelPlan | None:
     """The plan, or None. An error that is raised is one more problem: exit code 1 would say that the recipes differ."""
     try:
-        return read_plan(arguments, report)
+        return read_plan(arguments, diagnostics)
     except MedvlpError as error:
-        report.problems += error.problems
+        diagnostics.problems += error.problems
         return None
 
 

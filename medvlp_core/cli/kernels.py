@@ -39,18 +39,18 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print op by op. 1 if one of them cannot be loaded, or MEDVLP_KERNELS is wrong."""
-    wish = wanted()
+    requested = wanted()
     from medvlp_core.plugins.host import load_plugins
 
     host = load_plugins()
     problems: list[Problem] = []
     if VARIABLE in os.environ:
-        print(f"{VARIABLE}={wish} (a path that a recipe names counts more)\n")
+        print(f"{VARIABLE}={requested} (a path that a recipe names counts more)\n")
     devices = devices_here()
     for index, op in enumerate(sorted(host.kernels.values(), key=lambda op: op.name)):
         print_folded([*([""] if index else []), f"{op.name}: {op.summary}"])
         try:
-            lines = list(op_lines(op, wish, devices, arguments.dtype))
+            lines = list(op_lines(op, requested, devices, arguments.dtype))
         except PluginError as error:
             problems += error.problems
             lines = [f"  cannot be used ({error.problems[0].code})"]
@@ -58,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not host.kernels:
         print("no plugin registers a kernel")
     if host.broken:
-        print("broken plugins, left out:", file=sys.stderr)
+        print("broken plugins, skipped:", file=sys.stderr)
     print_problems([*(broken.problem for broken in host.broken), *problems], sys.stderr)
     return 1 if problems else 0
 
@@ -78,7 +78,7 @@ def devices_here() -> list[Device]:
     return [Device(name=names[0], label=label.format(", ".join(names))) for label, names in kinds.items()]
 
 
-def op_lines(op: KernelOp, wish: str, devices: list[Device], dtype: str | None) -> Iterator[str]:
+def op_lines(op: KernelOp, requested: str, devices: list[Device], dtype: str | None) -> Iterator[str]:
     """What is to be said of one op.
 
     Raises:
@@ -98,7 +98,7 @@ def op_lines(op: KernelOp, wish: str, devices: list[Device], dtype: str | None) 
         # A path may look at the current GPU, so let it be the one in question.
         with torch.cuda.device(device.name) if device.type == "cuda" else nullcontext():
             try:
-                found = device_lines(kernel, wish, call)
+                found = device_lines(kernel, requested, call)
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
                 hint = "Kernel(example=Call(...)) needs every size that its paths look at"
@@ -108,10 +108,10 @@ def op_lines(op: KernelOp, wish: str, devices: list[Device], dtype: str | None) 
         yield from found[1:]
 
 
-def device_lines(kernel: Kernel, wish: str, call: Call) -> list[str]:
+def device_lines(kernel: Kernel, requested: str, call: Call) -> list[str]:
     """Which path serves a call, and a row for each other path."""
     try:
-        chosen = kernel.preview(wish, call)
+        chosen = kernel.preview(requested, call)
         answer = chosen
     except KernelError as error:
         chosen, answer = "", f"a call stops with [{error.problems[0].code}] {error.problems[0].text}"
@@ -120,8 +120,8 @@ def device_lines(kernel: Kernel, wish: str, call: Call) -> list[str]:
     def state(name: str, reasons: tuple[str, ...]) -> str:
         if reasons:
             return f"cannot serve: {'; '.join(reasons)}"
-        if wish != "auto":
-            return f"can serve; {VARIABLE} asks for {wish}"
+        if requested != "auto":
+            return f"can serve; {VARIABLE} asks for {requested}"
         return f"can serve; {chosen} comes first" if name in order else "can serve, only when asked for by name"
 
     rows = [(name, state(name, why)) for name, why in kernel.reasons(call).items() if name != chosen]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from medvlp_core.cli.common import columns, print_problems
 from medvlp_core.cli.folding import print_folded
-from medvlp_core.errors import Problem, Report
+from medvlp_core.errors import Diagnostics, Problem
 from medvlp_core.spec.component import ComponentSpec
 from medvlp_core.spec.roles import Role
 
@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
         code = _print_installed(arguments.role, host)
     print_problems((problem for plugin in host.plugins for problem in plugin.warnings), sys.stderr)
     if host.broken:
-        print("broken plugins, left out:", file=sys.stderr)
+        print("broken plugins, skipped:", file=sys.stderr)
     for broken in host.broken:
         print_problems([broken.problem], sys.stderr)
         if arguments.traceback and broken.traceback:
@@ -91,10 +91,10 @@ def _first_line(kind: type[ComponentSpec]) -> str:
 def _print_fits(source: str, role: Role, host: PluginHost) -> int:
     from medvlp_core.planning.compatible import compatible
 
-    report = Report()
-    fits = compatible(source, role, host, report)
-    if report.has_errors:
-        print_problems(report, sys.stderr)
+    diagnostics = Diagnostics()
+    fits = compatible(source, role, host, diagnostics)
+    if diagnostics.has_errors:
+        print_problems(diagnostics, sys.stderr)
         print(f"{source}: nothing at {role.info.slot} would change these errors; repair them first", file=sys.stderr)
         return 1
     print_folded(fit_lines(fits, source, role, host))

@@ -6,18 +6,18 @@ import argparse
 import sys
 
 from medvlp_core.cli.common import add_override_arguments, plan_or_complain, read_overrides
-from medvlp_core.errors import Report
+from medvlp_core.errors import Diagnostics
 
 USAGE = 2
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """The recipe or the run to go on with, where to write and where to compute."""
+    """The recipe or the run to resume, where to write and where to compute."""
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file, or a preset such as mpma:small")
     add_override_arguments(parser)
     parser.add_argument("--out", metavar="DIR", help="run folder, new or empty (default: runs/NAME-DATE-TIME)")
     parser.add_argument("--device", metavar="D", help="torch device, e.g. cpu or cuda:0 (default: the GPU if there is one)")
-    resume = "go on with a run that was stopped or killed; takes no RECIPE, and --set only for what changes nothing that is learned"
+    resume = "resume a run that was stopped or killed; takes no RECIPE, and --set only for what changes nothing that is learned"
     parser.add_argument("--resume", metavar="RUN", help=resume)
 
 
@@ -41,13 +41,13 @@ def run(arguments: argparse.Namespace) -> int:
 def _resume(arguments: argparse.Namespace) -> int:
     given = [shown for name, shown in (("recipe", "RECIPE"), ("out", "--out")) if getattr(arguments, name)]
     if given:
-        hint = "a run goes on in its folder, as it began; to begin a new one from its weights, use init_from"
+        hint = "a run is resumed in its folder, as it began; to begin a new one from its weights, use init_from"
         print(f"medvlp pretrain: --resume takes no {' and no '.join(given)}\n    hint: {hint}", file=sys.stderr)
         return USAGE
-    report = Report()
-    overrides = read_overrides(arguments, report)
-    report.raise_errors()
-    from medvlp_core.training.run import go_on
+    diagnostics = Diagnostics()
+    overrides = read_overrides(arguments, diagnostics)
+    diagnostics.raise_errors()
+    from medvlp_core.training.run import resume_run
 
-    result = go_on(arguments.resume, overrides, device=arguments.device)
+    result = resume_run(arguments.resume, overrides, device=arguments.device)
     return 1 if result is not None and result.problems else 0

@@ -37,21 +37,21 @@ def seed_of(purpose: str, *numbers: int) -> int:
 class DataOrder:
     """The pairs of every step of a run: ``count`` pairs, ``batch_size`` a step, in an order that ``seed`` draws anew each epoch.
 
-    An incomplete last batch of an epoch is left out, or kept as a smaller step (``keeps_last``) if it has at least ``least`` pairs,
-    one for each forward pass of each process.
+    An incomplete last batch of an epoch is dropped (``drop_last``), or is a smaller step if it has at least ``least`` pairs, one
+    for each micro-batch of each process.
     """
 
     count: int
     batch_size: int
     seed: int
-    keeps_last: bool = False
+    drop_last: bool = True
     least: int = 1
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps in which every pair is seen once; 0 if there are fewer pairs than one batch."""
         whole, rest = divmod(self.count, self.batch_size)
-        return whole + (self.keeps_last and rest >= self.least)
+        return whole + (not self.drop_last and rest >= self.least)
 
     def epoch(self, step: int) -> int:
         """The epoch of a step, both from 0."""
@@ -75,21 +75,21 @@ def _permutation(count: int, seed: int, epoch: int) -> list[int]:
 
 @attrs.frozen(kw_only=True)
 class Share:
-    """The part of every step that one process computes, in ``parts`` forward passes: process ``rank`` of ``world``."""
+    """The part of every step that one process computes, in ``micro_batches`` forward passes: process ``rank`` of ``world``."""
 
     rank: int = 0
     world: int = 1
-    parts: int = 1
+    micro_batches: int = 1
 
     def of(self, pairs: list[Draw]) -> list[list[Draw]]:
-        """One list for each forward pass; slices of all processes stand side by side, their sizes at most one apart.
+        """One list for each micro-batch; slices of all processes stand side by side, their sizes at most one apart.
 
         Example:
             >>> pairs = [Draw(index, 0) for index in range(5)]
-            >>> [[draw.row for draw in part] for part in Share(rank=1, world=2).of(pairs)]
+            >>> [[draw.row for draw in one] for one in Share(rank=1, world=2).of(pairs)]
             [[3, 4]]
         """
-        slices = self.world * self.parts
+        slices = self.world * self.micro_batches
         edges = [len(pairs) * number // slices + (len(pairs) * number % slices > 0) for number in range(slices + 1)]
-        mine = (part * self.world + self.rank for part in range(self.parts))
+        mine = (number * self.world + self.rank for number in range(self.micro_batches))
         return [pairs[edges[number] : edges[number + 1]] for number in mine]

@@ -159,17 +159,17 @@ class BatchLoader:
 class InputPipeline:
     """Everything between a data source and the model. Records without a text are left out: they are no pairs.
 
-    ``workers`` processes read and transform images; they change nothing in what comes.
+    ``num_workers`` processes read and transform images; they change nothing in what comes.
     """
 
     def __init__(
-        self, source: DataSource, tokenizer: Tokenizer, inputs: InputSpec, geometry: InputGeometry, *, workers: int = 0
+        self, source: DataSource, tokenizer: Tokenizer, inputs: InputSpec, geometry: InputGeometry, *, num_workers: int = 0
     ) -> None:
         self.source = source
         self.tokenizer = tokenizer
         self.inputs = inputs
         self.geometry = geometry
-        self.workers = workers
+        self.num_workers = num_workers
         self._records: dict[str, list[Record]] = {}
         self._datasets: dict[tuple[str, bool], ImageTextDataset] = {}
 
@@ -221,7 +221,7 @@ class InputPipeline:
                 BatchSource(dataset, Collate(self.tokenizer)),
                 batch_sampler=batches,
                 collate_fn=_as_it_is,
-                num_workers=self.workers,
+                num_workers=self.num_workers,
                 pin_memory=is_pinned,
                 worker_init_fn=_leave_signals_to_the_main_process,
                 # A loader draws a number when it starts. From torch's global state, that would shift the masks of the step it is,

@@ -23,7 +23,7 @@ MIN_RATIO, MAX_RATIO = 3 / 4, 4 / 3
 
 @attrs.frozen(kw_only=True)
 class InputGeometry:
-    """Sizes that the model asks for, in pixels; the target sizes are None if nothing restores images."""
+    """Sizes that the model asks for, in pixels; the target sizes are None if nothing reconstructs images."""
 
     channels: int
     height: int

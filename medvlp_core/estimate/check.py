@@ -44,7 +44,9 @@ class Measured:
 
 def check_lines(plan: ModelPlan) -> Iterator[str]:
     """Trace a step of at most :data:`CHECKED_PAIRS` pairs, run the same, and put both beside each other."""
-    spec = attrs.evolve(plan.train, precision="fp32", accumulate=1, batch_size=min(plan.train.batch_size, CHECKED_PAIRS))
+    spec = attrs.evolve(
+        plan.train, precision="fp32", gradient_accumulation_steps=1, batch_size=min(plan.train.batch_size, CHECKED_PAIRS)
+    )
     built = build_for_estimate(plan)
     parts = count_parts(built)
     measured = measure(built, spec)

@@ -26,7 +26,7 @@ class Memory:
 
     weights: float
     optimizer: float
-    average: float
+    ema: float
     batch: float
     gradients: float
     kept: float
@@ -36,7 +36,7 @@ class Memory:
     @property
     def total(self) -> float:
         """What the GPU must have."""
-        return self.weights + self.optimizer + self.average + self.batch + self.peak + self.reserved
+        return self.weights + self.optimizer + self.ema + self.batch + self.peak + self.reserved
 
 
 @attrs.frozen(kw_only=True)
@@ -62,14 +62,14 @@ class Seconds:
         return device + self.host if self.waits_for_host else max(device, self.host)
 
 
-def pairs_of_a_pass(spec: TrainSpec, gpus: int) -> int:
+def pairs_of_a_micro_batch(spec: TrainSpec, gpus: int) -> int:
     """The largest share of a step that a GPU computes at a time.
 
     Example:
-        >>> pairs_of_a_pass(TrainSpec(steps=1, batch_size=100, accumulate=2), gpus=8)
+        >>> pairs_of_a_micro_batch(TrainSpec(steps=1, batch_size=100, gradient_accumulation_steps=2), gpus=8)
         7
     """
-    return -(-spec.batch_size // (gpus * spec.accumulate))
+    return -(-spec.batch_size // (gpus * spec.gradient_accumulation_steps))
 
 
 def memory_of(parts: Parts, trace: StepTrace, spec: TrainSpec, gpus: int, card: Card) -> Memory:
@@ -91,11 +91,11 @@ def memory_of(parts: Parts, trace: StepTrace, spec: TrainSpec, gpus: int, card: 
         weights, gradients = everything, trained
         # In buckets of several processes, or from the pass before, gradients are there all the time. Else they come as the backward
         # pass makes them, while it frees what was kept.
-        peak = trace.peak_without_gradients + gradients if gpus > 1 or spec.accumulate > 1 else trace.peak
+        peak = trace.peak_without_gradients + gradients if gpus > 1 or spec.gradient_accumulation_steps > 1 else trace.peak
     return Memory(
         weights=weights,
         optimizer=2 * trained / share + 4 * parts.total("trained_tensors"),
-        average=trained / share if spec.ema_decay is not None else 0,
+        ema=trained / share if spec.ema_decay is not None else 0,
         batch=trace.batch_bytes,
         gradients=gradients,
         kept=sum(trace.kept.values()),
@@ -111,15 +111,15 @@ def seconds_of(parts: Parts, trace: StepTrace, spec: TrainSpec, gpus: int, card:
     trained, is_sharded = parts.total("trained_bytes"), spec.parallel == "fsdp" and gpus > 1
     share = gpus if is_sharded else 1
     # AdamW reads weight, gradient and two moments and writes three of them; clipping reads gradients twice and writes them.
-    touched = 7 + (3 if spec.clip_norm is not None else 1) + (3 if spec.ema_decay is not None else 0)
+    touched = 7 + (3 if spec.max_grad_norm is not None else 1) + (3 if spec.ema_decay is not None else 0)
     # Ring: an all-reduce sends (N - 1) / N of the gradients twice, once a step. FSDP in every pass gathers a layer for each of its
     # calls, forward and backward, what is in no layer once, and scatters the gradients.
-    shards = spec.accumulate * (trace.gathered + parts.rest.parameters + trained)
+    shards = spec.gradient_accumulation_steps * (trace.gathered + parts.rest.parameters + trained)
     sent = (gpus - 1) / gpus * (shards if is_sharded else 2 * trained)
     link = card.link if gpus <= GPUS_OF_A_MACHINE else min(card.link, NETWORK)
     return Seconds(
-        forward=forward * spec.accumulate,
-        backward=backward * spec.accumulate,
+        forward=forward * spec.gradient_accumulation_steps,
+        backward=backward * spec.gradient_accumulation_steps,
         exchange=sent / (link * card.link_share),
         exchanged_bytes=sent,
         optimizer=touched * trained / share / (card.bandwidth * card.memory_share),
@@ -131,7 +131,7 @@ def seconds_of(parts: Parts, trace: StepTrace, spec: TrainSpec, gpus: int, card:
 
 def count_issued(trace: StepTrace, spec: TrainSpec) -> int:
     """Operations that the host issues in a step; compiled, elementwise ones are part of others."""
-    return spec.accumulate * sum(not (spec.compile and op.is_pointwise) for op in trace.ops)
+    return spec.gradient_accumulation_steps * sum(not (spec.compile and op.is_pointwise) for op in trace.ops)
 
 
 def seconds_of_op(op: Op, card: Card, spec: TrainSpec) -> float:
@@ -147,7 +147,7 @@ def seconds_of_op(op: Op, card: Card, spec: TrainSpec) -> float:
 
 def seconds_of_component(trace: StepTrace, component: str, spec: TrainSpec, card: Card) -> float:
     """Both directions of a component, over all passes of a step."""
-    return spec.accumulate * sum(seconds_of_op(op, card, spec) for op in trace.ops if op.component == component)
+    return spec.gradient_accumulation_steps * sum(seconds_of_op(op, card, spec) for op in trace.ops if op.component == component)
 
 
 def count_steps(spec: TrainSpec, pairs: int | None, gpus: int = 1) -> int | None:
@@ -164,6 +164,6 @@ def count_steps(spec: TrainSpec, pairs: int | None, gpus: int = 1) -> int | None
         return spec.steps
     if pairs is None:
         return None
-    keeps, least = spec.last_batch == "keep", gpus * spec.accumulate
-    order = DataOrder(count=pairs, batch_size=spec.batch_size, seed=spec.seed, keeps_last=keeps, least=least)
+    least = gpus * spec.gradient_accumulation_steps
+    order = DataOrder(count=pairs, batch_size=spec.batch_size, seed=spec.seed, drop_last=spec.drop_last, least=least)
     return steps_of(spec, order)

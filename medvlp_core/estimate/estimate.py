@@ -10,7 +10,7 @@ import torch
 
 from medvlp_core.errors import DataError, Problem, SpecError
 from medvlp_core.estimate.cards import CARDS, GIB, Card
-from medvlp_core.estimate.cost import Memory, Seconds, count_steps, memory_of, pairs_of_a_pass, seconds_of
+from medvlp_core.estimate.cost import Memory, Seconds, count_steps, memory_of, pairs_of_a_micro_batch, seconds_of
 from medvlp_core.estimate.fake import fake_model
 from medvlp_core.estimate.step import Parts, build_for_estimate, count_parts, follow
 from medvlp_core.estimate.trace import StepTrace
@@ -46,15 +46,15 @@ def estimate(plan: ModelPlan, card: Card, gpus: int, pairs: int | None = None) -
     """Build the model, follow one step, and compute. ``pairs`` is the number of training pairs, if the data are not here.
 
     Raises:
-        SpecError: the batch has fewer pairs than passes (MV104).
+        SpecError: the batch has fewer pairs than micro-batches (MV104).
         MedvlpError: the step cannot be followed (MV603).
     """
     spec = plan.train
-    if spec.batch_size < gpus * spec.accumulate:
-        each = "1 pass" if spec.accumulate == 1 else f"{spec.accumulate} passes"
+    if spec.batch_size < gpus * spec.gradient_accumulation_steps:
+        each = "1 micro-batch" if spec.gradient_accumulation_steps == 1 else f"{spec.gradient_accumulation_steps} micro-batches"
         gpu = "1 GPU" if gpus == 1 else f"{gpus} GPUs"
         text = f"train.batch_size={spec.batch_size} pairs cannot be shared by {gpu} with {each} each"
-        hint = f"batch_size counts the pairs of all GPUs: {gpus * spec.accumulate} or more"
+        hint = f"batch_size counts the pairs of all GPUs: {gpus * spec.gradient_accumulation_steps} or more"
         raise SpecError(Problem(code="MV104", text=text, hint=hint))
     why_unknown = None
     if pairs is None and spec.epochs is not None:
@@ -62,7 +62,7 @@ def estimate(plan: ModelPlan, card: Card, gpus: int, pairs: int | None = None) -
     built = build_for_estimate(plan)
     parts = count_parts(built)
     model = fake_model(built)
-    trace = follow(model, spec, pairs_of_a_pass(spec, gpus), is_gpu=card.is_gpu, gpus=gpus)
+    trace = follow(model, spec, pairs_of_a_micro_batch(spec, gpus), is_gpu=card.is_gpu, gpus=gpus)
     memory = memory_of(parts, trace, spec, gpus, card)
     problem = None
     if memory.total > card.memory:
@@ -138,17 +138,29 @@ def too_large(model: ComposedModel, parts: Parts, trace: StepTrace, spec: TrainS
 
     total = needs(spec, trace)
     found: list[tuple[str, float]] = []
-    if not spec.recompute:
-        changed = attrs.evolve(spec, recompute=True)
-        found.append(("train.recompute=true", needs(changed, follow(model, changed, trace.pairs, is_gpu=card.is_gpu, gpus=gpus))))
+    if not spec.activation_checkpointing:
+        changed = attrs.evolve(spec, activation_checkpointing=True)
+        found.append(
+            (
+                "train.activation_checkpointing=true",
+                needs(changed, follow(model, changed, trace.pairs, is_gpu=card.is_gpu, gpus=gpus)),
+            )
+        )
     if gpus > 1 and spec.parallel == "ddp":
         found.append(("train.parallel=fsdp", needs(attrs.evolve(spec, parallel="fsdp"), trace)))
-    if (passes := _passes_that_fit(model, parts, trace, spec, gpus, card)) is not None:
-        changed = attrs.evolve(spec, accumulate=passes)
-        smaller = follow(model, changed, pairs_of_a_pass(changed, gpus), is_gpu=card.is_gpu, gpus=gpus)
-        if gpus * passes <= spec.batch_size:  # else a pass of some GPU would have no pair, which the training loop refuses
-            found.append((f"train.accumulate={passes}, with which contrasts see fewer pairs", needs(changed, smaller)))
-        batch_size = gpus * spec.accumulate * smaller.pairs
+    if (micro_batches := _micro_batches_that_fit(model, parts, trace, spec, gpus, card)) is not None:
+        changed = attrs.evolve(spec, gradient_accumulation_steps=micro_batches)
+        smaller = follow(model, changed, pairs_of_a_micro_batch(changed, gpus), is_gpu=card.is_gpu, gpus=gpus)
+        if (
+            gpus * micro_batches <= spec.batch_size
+        ):  # else a micro-batch of some GPU would have no pair, which the training loop refuses
+            found.append(
+                (
+                    f"train.gradient_accumulation_steps={micro_batches}, with which contrasts see fewer pairs",
+                    needs(changed, smaller),
+                )
+            )
+        batch_size = gpus * spec.gradient_accumulation_steps * smaller.pairs
         found.append((f"train.batch_size={batch_size}", needs(attrs.evolve(spec, batch_size=batch_size), smaller)))
     details = tuple(
         f"{setting}: {need / GIB:.1f} GiB, {'fits' if need <= card.memory else 'does not fit'}" for setting, need in found
@@ -163,12 +175,16 @@ def too_large(model: ComposedModel, parts: Parts, trace: StepTrace, spec: TrainS
     return Problem(code=TOO_LARGE, text=text, details=details, hint=hint)
 
 
-def _passes_that_fit(model: ComposedModel, parts: Parts, trace: StepTrace, spec: TrainSpec, gpus: int, card: Card) -> int | None:
-    """Passes a step with which a pass is small enough, by the line through two traces; None if not even a pair would be."""
+def _micro_batches_that_fit(
+    model: ComposedModel, parts: Parts, trace: StepTrace, spec: TrainSpec, gpus: int, card: Card
+) -> int | None:
+    """Micro-batches a step with which one is small enough, by the line through two traces; None if not even a pair would be."""
     if trace.pairs == 1:
         return None
     half = follow(model, spec, trace.pairs // 2, is_gpu=card.is_gpu, gpus=gpus)
-    first, second = (memory_of(parts, one, attrs.evolve(spec, accumulate=2), gpus, card).total for one in (trace, half))
+    first, second = (
+        memory_of(parts, one, attrs.evolve(spec, gradient_accumulation_steps=2), gpus, card).total for one in (trace, half)
+    )
     for_a_pair = (first - second) / (trace.pairs - half.pairs)
     # A little less than the line says: attention and contrasts do not grow quite evenly.
     pairs = int((0.98 * card.memory - (first - for_a_pair * trace.pairs)) / for_a_pair)

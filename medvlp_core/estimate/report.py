@@ -18,9 +18,9 @@ def lines(found: Estimate) -> Iterator[str]:
     spec = found.plan.train
     where = f"{found.gpus} x {found.card.name} ({found.card.about})"
     yield f"recipe {found.plan.name} on {where}, {spec.precision}: an estimate, nothing was trained"
-    passes = f", in {spec.accumulate} passes" if spec.accumulate > 1 else ""
-    most = "at most " if spec.batch_size % (found.gpus * spec.accumulate) else ""
-    yield f"a step of {spec.batch_size} pairs is computed {most}{found.trace.pairs} pairs at a time{passes}"
+    micro_batches = f", in {spec.gradient_accumulation_steps} micro-batches" if spec.gradient_accumulation_steps > 1 else ""
+    most = "at most " if spec.batch_size % (found.gpus * spec.gradient_accumulation_steps) else ""
+    yield f"a step of {spec.batch_size} pairs is computed {most}{found.trace.pairs} pairs at a time{micro_batches}"
     yield ""
     yield from component_lines(found)
     yield ""
@@ -72,7 +72,7 @@ def memory_lines(found: Estimate) -> Iterator[str]:
     named = {
         "weights": memory.weights,
         "optimiser": memory.optimizer,
-        "average of weights": memory.average,
+        "EMA of weights": memory.ema,
         "batch": memory.batch,
         "passes at their peak": memory.peak,
         "  of these gradients": memory.gradients,

@@ -142,7 +142,7 @@ class EvaluationRun:
     fresh_model: Callable[[], ComposedModel]
     history: tuple[dict[str, Any], ...] = ()
 
-    def giver(self, port: str) -> PlannedComponent:
+    def provider(self, port: str) -> PlannedComponent:
         """The component that gives ``port``, e.g. the report decoder for ``word_logits``.
 
         Raises:

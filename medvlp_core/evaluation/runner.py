@@ -49,13 +49,13 @@ def evaluate_all(
     problem; the others still run. The model's mode and torch's random state are put back.
     """
     cards = []
-    left_out = {one.path for one in unable}
+    skipped = {one.path for one in unable}
     run.folder.mkdir(parents=True, exist_ok=True)
     was_training = run.model.training
     run.model.eval()
     try:
         for slot, component in run.plan.evaluators.items():
-            if component.path in left_out:
+            if component.path in skipped:
                 continue
             started = time.perf_counter()
             evaluator: Evaluator = build_component(run.plan, component)

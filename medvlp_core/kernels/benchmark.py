@@ -95,15 +95,15 @@ class Contender:
     """An implementation that takes part.
 
     ``make`` turns inputs into a function without arguments that computes the output from ``inputs.tensors``; what it prepares
-    outside of that function is not timed. ``why_not`` gives reasons why it cannot be measured at a shape (none: it can). A wrong
-    contender that is ours stops the benchmark; another is marked. ``is_same_op`` is False for other mathematics, or a part of the
-    op: such a contender is shown for orientation and not compared.
+    outside of that function is not timed. ``unsupported_reasons`` gives reasons why it cannot be measured at a shape (none: it
+    can). A wrong contender that is ours stops the benchmark; another is marked. ``is_same_op`` is False for other mathematics, or
+    a part of the op: such a contender is shown for orientation and not compared.
     """
 
     name: str
     about: str
     make: Callable[[Inputs], Callable[[], Tensor]]
-    why_not: Callable[[torch.device, torch.dtype, Shape], tuple[str, ...]] = _nothing_against
+    unsupported_reasons: Callable[[torch.device, torch.dtype, Shape], tuple[str, ...]] = _nothing_against
     is_ours: bool = False
     is_same_op: bool = True
     has_backward: bool = True
@@ -204,7 +204,11 @@ def check(
     """
     found = []
     for shape in shapes:
-        able = [one for one in contenders or benchmark.contenders if one.is_same_op and not one.why_not(device, dtype, shape)]
+        able = [
+            one
+            for one in contenders or benchmark.contenders
+            if one.is_same_op and not one.unsupported_reasons(device, dtype, shape)
+        ]
         for case in benchmark.check_cases(shape, device, dtype):
             wanted = _results(benchmark.reference, case.inputs.to(torch.float64), has_backward=True)
             for one in able:

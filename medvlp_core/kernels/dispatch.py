@@ -26,7 +26,7 @@ from medvlp_core.spec.kernel import KernelOp
 VARIABLE = "MEDVLP_KERNELS"
 
 #: What can be wished for. ``reference`` is the definition, ``composite`` plain PyTorch as an expert would write it.
-WISHES = ("auto", "reference", "composite", "triton")
+BACKENDS = ("auto", "reference", "composite", "triton")
 
 log = logging.getLogger("medvlp.kernels")
 
@@ -54,8 +54,8 @@ class Call:
 class Path:
     """One implementation of an op: its name, and why it cannot serve a call (empty: it can)."""
 
-    name: str = attrs.field(validator=attrs.validators.in_(WISHES[1:]))
-    why_not: Callable[[Call], tuple[str, ...]]
+    name: str = attrs.field(validator=attrs.validators.in_(BACKENDS[1:]))
+    unsupported_reasons: Callable[[Call], tuple[str, ...]]
 
 
 @attrs.frozen(kw_only=True, eq=False)  # one object for each op: compared and hashed as such, which is quick
@@ -66,7 +66,7 @@ class Kernel:
     of the machine.
 
     Example:
-        >>> composite = Path(name="composite", why_not=lambda call: ())
+        >>> composite = Path(name="composite", unsupported_reasons=lambda call: ())
         >>> Kernel(name="acme.gate", paths=(composite,), order=lambda call: ("composite",)).select("auto", Call("cpu", "float32"))
         'composite'
     """
@@ -78,59 +78,61 @@ class Kernel:
 
     def reasons(self, call: Call) -> dict[str, tuple[str, ...]]:
         """For each path why it cannot serve the call; no reasons mean that it can."""
-        return {path.name: path.why_not(call) for path in self.paths}
+        return {path.name: path.unsupported_reasons(call) for path in self.paths}
 
-    def select(self, wish: str, call: Call) -> str:
+    def select(self, requested: str, call: Call) -> str:
         """The path that serves a call.
 
         Raises:
-            KernelError: ``wish`` names a path that cannot serve, or none that exists; or nothing is left for ``auto`` (MV401).
+            KernelError: ``requested`` names a path that cannot serve, or none that exists; or nothing is left for ``auto`` (MV401).
         """
-        return _select(self, wish, call)
+        return _select(self, requested, call)
 
-    def preview(self, wish: str, call: Call) -> str:
+    def preview(self, requested: str, call: Call) -> str:
         """:meth:`select` for showing: computed anew, and nothing is said in the log.
 
         Raises:
             KernelError: as for :meth:`select`.
         """
-        return _pick(self, wish, call, self.reasons(call))
+        return _pick(self, requested, call, self.reasons(call))
 
 
 def wanted(explicit: str = "auto") -> str:
     """The wish that counts: the caller's own, else that of the environment variable ``MEDVLP_KERNELS``, else ``auto``.
 
     Raises:
-        KernelError: it is none of :data:`WISHES` (MV401).
+        KernelError: it is none of :data:`BACKENDS` (MV401).
     """
-    wish = explicit if explicit != "auto" else os.environ.get(VARIABLE) or "auto"
-    if wish in WISHES:
-        return wish
-    source = f"{VARIABLE}={wish}" if wish != explicit else repr(wish)
-    raise KernelError(Problem(code="MV401", text=f"{source}: no such kernel path", hint=did_you_mean(wish, WISHES, what="paths")))
+    requested = explicit if explicit != "auto" else os.environ.get(VARIABLE) or "auto"
+    if requested in BACKENDS:
+        return requested
+    source = f"{VARIABLE}={requested}" if requested != explicit else repr(requested)
+    raise KernelError(
+        Problem(code="MV401", text=f"{source}: no such kernel path", hint=did_you_mean(requested, BACKENDS, what="paths"))
+    )
 
 
 @functools.lru_cache(maxsize=4096)  # a call costs microseconds, and so it should stay
-def _select(kernel: Kernel, wish: str, call: Call) -> str:
+def _select(kernel: Kernel, requested: str, call: Call) -> str:
     reasons = kernel.reasons(call)
-    chosen = _pick(kernel, wish, call, reasons)
-    order = kernel.order(call) if wish == "auto" else (chosen,)
+    chosen = _pick(kernel, requested, call, reasons)
+    order = kernel.order(call) if requested == "auto" else (chosen,)
     passed_over = {name: reasons[name] for name in order[: order.index(chosen)]}
     if passed_over:
         _say_once(kernel.name, call.device, chosen, tuple(passed_over.items()))
     return chosen
 
 
-def _pick(kernel: Kernel, wish: str, call: Call, reasons: dict[str, tuple[str, ...]]) -> str:
-    if wish != "auto":
-        if wish not in reasons:
-            text, hint = f"{kernel.name} has no path {wish!r}", f"paths: {', '.join(reasons)}"
+def _pick(kernel: Kernel, requested: str, call: Call, reasons: dict[str, tuple[str, ...]]) -> str:
+    if requested != "auto":
+        if requested not in reasons:
+            text, hint = f"{kernel.name} has no path {requested!r}", f"paths: {', '.join(reasons)}"
             raise KernelError(Problem(code="MV401", text=text, hint=hint))
-        if reasons[wish]:
-            text = f"{kernel.name}: the path {wish!r} was asked for and cannot serve this call"
+        if reasons[requested]:
+            text = f"{kernel.name}: the path {requested!r} was asked for and cannot serve this call"
             hint = f"paths that can: {_that_can(reasons)}; or leave the choice to 'auto'"
-            raise KernelError(Problem(code="MV401", text=text, details=reasons[wish], hint=hint))
-        return wish
+            raise KernelError(Problem(code="MV401", text=text, details=reasons[requested], hint=hint))
+        return requested
     order = kernel.order(call)
     chosen = next((name for name in order if not reasons[name]), None)
     if chosen is None:

@@ -97,19 +97,19 @@ def measure(
     directions: Sequence[str] = DIRECTIONS,
     rounds: int | None = None,
     contenders: Sequence[Contender] | None = None,
-    left_out: Mapping[tuple[str, str, str], str] | None = None,
+    skipped: Mapping[tuple[str, str, str], str] | None = None,
     clock: Clock | None = None,
     on_shape: Callable[[Shape], None] | None = None,
 ) -> list[Row]:
-    """Time all contenders at all shapes; ``left_out`` gives reasons against some, by op, shape and contender."""
+    """Time all contenders at all shapes; ``skipped`` gives reasons against some, by op, shape and contender."""
     able = contenders or benchmark.contenders
     rows: list[Row] = []
     for shape in shapes:
         if on_shape is not None:
             on_shape(shape)
-        reasons = {one.name: "; ".join(one.why_not(device, dtype, shape)) for one in able}
+        reasons = {one.name: "; ".join(one.unsupported_reasons(device, dtype, shape)) for one in able}
         reasons |= {
-            name: why for (op, letter, name), why in (left_out or {}).items() if (op, letter) == (benchmark.op, shape.letter)
+            name: why for (op, letter, name), why in (skipped or {}).items() if (op, letter) == (benchmark.op, shape.letter)
         }
         with on_device(device):
             copies = _copies(benchmark, shape, device, dtype)

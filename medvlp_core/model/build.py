@@ -12,7 +12,7 @@ from torch import nn
 from medvlp_core.data.pipeline import InputGeometry, InputPipeline
 from medvlp_core.data.records import DataSource
 from medvlp_core.data.tokenizer import Tokenizer
-from medvlp_core.errors import MedvlpError, PluginError, Problem, Report, SpecError, describe_error
+from medvlp_core.errors import Diagnostics, MedvlpError, PluginError, Problem, SpecError, describe_error
 from medvlp_core.model.composed import ComposedModel
 from medvlp_core.planning.connect import check_constraints
 from medvlp_core.planning.plan import ModelPlan
@@ -94,17 +94,17 @@ def adopt_dims(plan: ModelPlan, component: PlannedComponent, built: Any) -> None
     """
     if not hasattr(built, "dims"):
         return
-    report = Report()
+    diagnostics = Diagnostics()
     for name, number in built.dims().items():
         conflict = plan.wiring.table.bind(Symbol(component.path, name), number, component.path)
         if conflict:
             source = plan.wiring.components.get(str(conflict.first_source))
             text = f"{component.label}: {name} is {number} in the built object, and {conflict.first} in the plan"
             details = (f"{conflict.first} comes from {source.label} ({source.position()})",) if source else ()
-            report.add("MV206", text, at=component.position(), details=details)
+            diagnostics.add("MV206", text, at=component.position(), details=details)
     for other in plan.components.values():
-        check_constraints(plan.wiring, other, report)
-    report.raise_errors()
+        check_constraints(plan.wiring, other, diagnostics)
+    diagnostics.raise_errors()
 
 
 def build_source(plan: ModelPlan) -> DataSource:
@@ -171,7 +171,7 @@ def image_geometry(plan: ModelPlan) -> InputGeometry:
 
 def build_pipeline(plan: ModelPlan, source: DataSource, tokenizer: Tokenizer) -> InputPipeline:
     """The input pipeline, with image sizes solved from the model."""
-    return InputPipeline(source, tokenizer, plan.inputs, image_geometry(plan), workers=plan.train.workers)
+    return InputPipeline(source, tokenizer, plan.inputs, image_geometry(plan), num_workers=plan.train.num_workers)
 
 
 def build_run(plan: ModelPlan, *, seed: int, tokenizer_folder: Path | None = None) -> BuiltRun:

@@ -208,10 +208,10 @@ class ComposedModel(nn.Module):
 
     def attention_maps(self, batch: ImageTextBatch) -> Tensor | None:
         """Which patches each word looks at, on clean inputs: (B, L, N), from the fusion or the first alignment that can tell."""
-        found = self.attention_maps_and_giver(batch)
+        found = self.attention_maps_and_provider(batch)
         return None if found is None else found[0]
 
-    def attention_maps_and_giver(self, batch: ImageTextBatch) -> tuple[Tensor, str] | None:
+    def attention_maps_and_provider(self, batch: ImageTextBatch) -> tuple[Tensor, str] | None:
         """:meth:`attention_maps`, and the path of the part that gave them (``model.fusion``)."""
         parts: dict[str, nn.Module | None] = {"model.fusion": self.fusion}
         parts |= {f"model.alignments.{slot}": module for slot, module in self.alignments.items()}

@@ -18,12 +18,12 @@ from medvlp_core.nn.contrastive import (
 from medvlp_core.nn.functional import (
     at_least_float32,
     in_full_precision,
+    insert_mask_tokens,
     masked_mean,
     normalise_patches,
     patchify,
     random_patch_mask,
     random_word_mask,
-    restore_masked,
     sincos_positions_2d,
     sum_word_pieces,
     unit_index,
@@ -51,7 +51,7 @@ from medvlp_core.nn.layers import (
     projection_head,
     xavier_linear,
 )
-from medvlp_core.nn.reconstruction import PatchRestorer, hidden_patch_loss, scored_tokens, word_loss
+from medvlp_core.nn.reconstruction import PatchReconstructor, masked_patch_loss, scored_tokens, word_loss
 
 __all__ = [
     "Alignment",
@@ -71,7 +71,7 @@ __all__ = [
     "MaskPlan",
     "Masking",
     "MultiHeadAttention",
-    "PatchRestorer",
+    "PatchReconstructor",
     "ReportsStatistics",
     "SelfAttentionBlock",
     "StepOutput",
@@ -83,16 +83,16 @@ __all__ = [
     "gloria_attention",
     "gloria_loss",
     "gloria_similarity",
-    "hidden_patch_loss",
     "in_full_precision",
     "in_passing",
+    "insert_mask_tokens",
     "masked_mean",
+    "masked_patch_loss",
     "normalise_patches",
     "patchify",
     "projection_head",
     "random_patch_mask",
     "random_word_mask",
-    "restore_masked",
     "scored_tokens",
     "scored_words",
     "sincos_positions_2d",

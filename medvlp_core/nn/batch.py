@@ -30,7 +30,7 @@ class ImageTextBatch(NamedTuple):
 
     Shape:
         image: (B, C, H, W) float, normalised.
-        image_target: (B, C, Ht, Wt) float, the same crop in the resolution that a decoder restores, or None.
+        image_target: (B, C, Ht, Wt) float, the same crop in the resolution that a decoder reconstructs, or None.
         token_ids, text_is_valid, word_ids: as in :class:`TokenBatch`.
         record_index: (B,) int64, row of the record in its split.
     """

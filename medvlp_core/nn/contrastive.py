@@ -25,7 +25,7 @@ from medvlp_core.runtime.distributed import (
     first_row,
     gather_rows,
     largest_over_ranks,
-    row_counts,
+    local_batch_sizes,
     sum_over_ranks,
     world_size,
 )
@@ -46,7 +46,7 @@ def symmetric_info_nce(image: Tensor, text: Tensor, scale: Tensor | float, is_ig
     Reference:
         Radford et al., Learning Transferable Visual Models From Natural Language Supervision, ICML 2021.
     """
-    counts = row_counts(image)
+    counts = local_batch_sizes(image)
     return contrast_of_pairs(scale * (image @ gather_rows(text, counts).t()), is_ignored, counts=counts)
 
 
@@ -56,8 +56,8 @@ def contrast_of_pairs(
     """``1/2 [CE(s) + CE(s^T)]`` with the targets on the diagonal, mean over the counted pairs; 0 if none counts.
 
     Pairs that do not count are neither anchors nor negatives, whatever their logits. Ignored combinations are no negatives.
-    ``counts``, from :func:`~medvlp_core.runtime.distributed.row_counts`, says that the logits are those of own images and all
-    texts.
+    ``counts``, from :func:`~medvlp_core.runtime.distributed.local_batch_sizes`, says that the logits are those of own images and
+    all texts.
 
     Shape:
         logits (B, T), is_ignored (B, T) bool, is_counted (B,) bool; T is B without ``counts``; result a scalar.
@@ -86,13 +86,13 @@ def _contrast_over_ranks(logits: Tensor, is_ignored: Tensor | None, is_counted: 
     place = own + first_row(counts)
     if is_counted is None:
         is_counted = torch.ones_like(own, dtype=torch.bool)
-    is_left_out = ~(is_counted.unsqueeze(1) & gather_rows(is_counted, counts))
+    is_excluded = ~(is_counted.unsqueeze(1) & gather_rows(is_counted, counts))
     if is_ignored is not None:
         is_ignored = is_ignored.clone()
         is_ignored[own, place] = False
-        is_left_out = is_left_out | is_ignored
+        is_excluded = is_excluded | is_ignored
     # The lowest number and not -inf: a row of nothing else has a finite normaliser and no gradient.
-    logits = logits.masked_fill(is_left_out, torch.finfo(logits.dtype).min)
+    logits = logits.masked_fill(is_excluded, torch.finfo(logits.dtype).min)
     by_image = logits.logsumexp(dim=1)
     highest = largest_over_ranks(logits.amax(dim=0))
     by_text = highest + add_over_ranks((logits - highest).exp().sum(dim=0)).log()
@@ -120,7 +120,7 @@ def equal_texts(token_ids: Tensor, text_is_valid: Tensor) -> Tensor:
         token_ids (B, L) int, text_is_valid (B, L) bool, result (B, T) bool, an own text equals itself.
     """
     ids = token_ids.masked_fill(~text_is_valid, -1)
-    counts = row_counts(ids)
+    counts = local_batch_sizes(ids)
     ids = _as_long_as_any(ids, counts, -1)
     parts = gather_rows(ids, counts).split(counts)
     return torch.cat([(ids.unsqueeze(1) == part.unsqueeze(0)).all(dim=-1) for part in parts], dim=1)
@@ -187,11 +187,11 @@ def _find_own(
     """Each unit finds its own attended counterpart among those of its pair, and the reverse: (B,), 0 without a unit."""
     counterparts = F.normalize(_attention(units, others, is_other, temperature) @ others, dim=-1)
     scores = units @ counterparts.transpose(1, 2) / temperature
-    is_left_out = ~(is_unit.unsqueeze(2) & is_unit.unsqueeze(1))
+    is_excluded = ~(is_unit.unsqueeze(2) & is_unit.unsqueeze(1))
     if is_same is not None:
         is_own = torch.eye(units.shape[1], dtype=torch.bool, device=units.device)
-        is_left_out = is_left_out | (is_same & ~is_own)
-    scores = scores.masked_fill(is_left_out, torch.finfo(scores.dtype).min)
+        is_excluded = is_excluded | (is_same & ~is_own)
+    scores = scores.masked_fill(is_excluded, torch.finfo(scores.dtype).min)
     found = scores.log_softmax(dim=2).diagonal(dim1=1, dim2=2) + scores.log_softmax(dim=1).diagonal(dim1=1, dim2=2)
     return -0.5 * found.masked_fill(~is_unit, 0.0).sum(dim=1) / is_unit.sum(dim=1).clamp(min=1)
 
@@ -257,7 +257,7 @@ def gloria_loss(
     Reference:
         Huang et al., GLoRIA, ICCV 2021. Deviation: the factor 1/2.
     """
-    counts = row_counts(patches)
+    counts = local_batch_sizes(patches)
     scales = {"attention_scale": attention_scale, "word_scale": word_scale}
     if len(counts) == 1:
         similarity = gloria_similarity(patches, words, is_word, **scales)

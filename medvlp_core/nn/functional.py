@@ -94,7 +94,7 @@ def normalise_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
     return (patches - mean) / (patches.var(dim=-1, keepdim=True, correction=int(unbiased)) + eps).sqrt()
 
 
-def restore_masked(visible: Tensor, image_is_masked: Tensor, mask_token: Tensor) -> Tensor:
+def insert_mask_tokens(visible: Tensor, image_is_masked: Tensor, mask_token: Tensor) -> Tensor:
     """Put visible tokens back to their places in the grid and the mask token everywhere else.
 
     Where an encoder replaced hidden patches instead of dropping them, all N tokens are there: they stay, and the mask token is

@@ -156,7 +156,7 @@ class Alignment(nn.Module, ABC):
 
 
 class Decoder(nn.Module, ABC):
-    """Restores what was hidden and measures how well."""
+    """Reconstructs what was hidden and measures how well."""
 
     @abstractmethod
     def __init__(self, spec: Any, dims: Dims) -> None:

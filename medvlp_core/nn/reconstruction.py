@@ -1,4 +1,7 @@
-"""What decoders of several bundles share: the stack that restores hidden patches, and the losses of hidden patches and words."""
+"""What decoders of several bundles share.
+
+The stack that reconstructs hidden patches, and the losses of hidden patches and words.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +12,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp_core.nn.batch import DecoderOutput
-from medvlp_core.nn.functional import at_least_float32, normalise_patches, patchify, restore_masked, sincos_positions_2d
+from medvlp_core.nn.functional import at_least_float32, insert_mask_tokens, normalise_patches, patchify, sincos_positions_2d
 from medvlp_core.nn.interfaces import Decoder
 from medvlp_core.nn.layers import SelfAttentionBlock
 from medvlp_core.spec.contract import Dims
 
 
-class PatchRestorer(Decoder):
+class PatchReconstructor(Decoder):
     """Linear to the decoder's width, mask tokens at hidden places, fixed positions, transformer blocks, LN, linear to pixels.
 
-    The target is cut into the encoder's grid, and :func:`hidden_patch_loss` compares. Prefix tokens go through the blocks without
+    The target is cut into the encoder's grid, and :func:`masked_patch_loss` compares. Prefix tokens go through the blocks without
     a position and are dropped at the end. Where the encoder replaced hidden patches instead of dropping them, its tokens are kept
     and the mask token is added to the hidden ones: the decoder knows which they are. Abstract: ``forward`` names the target's
-    port and calls :meth:`restore`.
+    port and calls :meth:`reconstruct`.
 
     Args:
         hidden: width of the feed-forward layers.
         target_size: height and width of the target, pixels.
-        normalises: restore each patch normalised by its own pixels.
+        normalises: reconstruct each patch normalised by its own pixels.
 
     Reference:
         He et al., Masked Autoencoders Are Scalable Vision Learners, CVPR 2022.
@@ -57,14 +60,14 @@ class PatchRestorer(Decoder):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.to_pixels = nn.Linear(width, pixels)
 
-    def restore(self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, target: Tensor) -> DecoderOutput:
+    def reconstruct(self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, target: Tensor) -> DecoderOutput:
         """Restore every patch; score the hidden ones, 0 if none is.
 
         Shape:
             image_tokens (B, S, Di), S = N or the number of visible patches; image_prefix (B, P, Di); image_is_masked (B, N)
             bool; target (B, C, H, W); prediction (B, N, (H / GH) * (W / GW) * C).
         """
-        tokens = restore_masked(self.embed(image_tokens), image_is_masked, self.mask_token)
+        tokens = insert_mask_tokens(self.embed(image_tokens), image_is_masked, self.mask_token)
         prefix = self.embed(image_prefix)
         joint = torch.cat([prefix, tokens + self.positions], dim=1)
         for block in self.blocks:
@@ -73,10 +76,10 @@ class PatchRestorer(Decoder):
         patches = patchify(at_least_float32(target), *self.grid)
         if self.normalises:
             patches = normalise_patches(patches)
-        return DecoderOutput({"reconstruction": hidden_patch_loss(prediction, patches, image_is_masked)}, prediction)
+        return DecoderOutput({"reconstruction": masked_patch_loss(prediction, patches, image_is_masked)}, prediction)
 
 
-def hidden_patch_loss(prediction: Tensor, target: Tensor, image_is_masked: Tensor) -> Tensor:
+def masked_patch_loss(prediction: Tensor, target: Tensor, image_is_masked: Tensor) -> Tensor:
     """``sum over hidden n of mean_q (prediction_nq - target_nq)^2, divided by the number of hidden patches``; 0 if none is.
 
     Shape:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import attrs
 
-from medvlp_core.errors import Position, Problem, Report
+from medvlp_core.errors import Diagnostics, Position, Problem
 from medvlp_core.planning.compose import compose
 from medvlp_core.recipe.load import Node, Override, load_recipe
 from medvlp_core.spec.component import ComponentSpec, params_of
@@ -42,14 +42,15 @@ class Fit:
         return not self.errors
 
 
-def compatible(source: str | Path, role: Role, host: Host, report: Report) -> list[Fit]:
+def compatible(source: str | Path, role: Role, host: Host, diagnostics: Diagnostics) -> list[Fit]:
     """Try every installed component of a role in its slot: instead of what is there, or added where a model has several.
 
-    Errors of the recipe that have nothing to do with the slot go to ``report``; then nothing can be said, and the list is empty.
+    Errors of the recipe that have nothing to do with the slot go to ``diagnostics``; then nothing can be said, and the list is
+    empty.
 
     Example:
         >>> from medvlp_core.plugins.host import load_plugins
-        >>> found = compatible("mpma:small", Role.FUSION, load_plugins(), Report())
+        >>> found = compatible("mpma:small", Role.FUSION, load_plugins(), Diagnostics())
         >>> "standard.no_fusion" in [fit.name for fit in found if fit.is_good]
         True
     """
@@ -65,8 +66,8 @@ def compatible(source: str | Path, role: Role, host: Host, report: Report) -> li
         others = [tuple(_plan(source, host, _use(base, NOBODY))[1].errors)]
     for problem in plain.errors:
         if all(_place(problem) in map(_place, errors) for errors in others):
-            report.problems.append(problem)
-    return [] if report.has_errors else fits
+            diagnostics.problems.append(problem)
+    return [] if diagnostics.has_errors else fits
 
 
 def _is_broken(fit: Fit) -> bool:
@@ -76,25 +77,25 @@ def _is_broken(fit: Fit) -> bool:
 
 
 def _try(
-    source: str | Path, path: str, name: str, kind: type[ComponentSpec], host: Host, plain: Report, present: str | None
+    source: str | Path, path: str, name: str, kind: type[ComponentSpec], host: Host, plain: Diagnostics, present: str | None
 ) -> Fit:
-    report = _plan(source, host, _use(path, name))[1]
+    diagnostics = _plan(source, host, _use(path, name))[1]
     needs = [] if present == path else [param.name for param in params_of(kind) if param.is_required]
     return Fit(
         name=name,
         path=path,
         present=present,
         needs=tuple(needs),
-        errors=tuple(report.errors),
-        warnings=tuple(problem for problem in report.warnings if problem not in plain.warnings),
+        errors=tuple(diagnostics.errors),
+        warnings=tuple(problem for problem in diagnostics.warnings if problem not in plain.warnings),
     )
 
 
-def _plan(source: str | Path, host: Host, *overrides: Override) -> tuple[Node, Report]:
-    report = Report()
-    recipe = load_recipe(source, presets=host.presets, overrides=overrides, report=report, install_hint=host.install_hint)
-    compose(recipe, host, report)
-    return recipe, report
+def _plan(source: str | Path, host: Host, *overrides: Override) -> tuple[Node, Diagnostics]:
+    diagnostics = Diagnostics()
+    recipe = load_recipe(source, presets=host.presets, overrides=overrides, diagnostics=diagnostics, install_hint=host.install_hint)
+    compose(recipe, host, diagnostics)
+    return recipe, diagnostics
 
 
 def _use(path: str, name: str) -> Override:

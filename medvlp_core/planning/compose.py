@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 from packaging.requirements import InvalidRequirement, Requirement
 
-from medvlp_core.errors import Report, describe_error, did_you_mean
+from medvlp_core.errors import Diagnostics, describe_error, did_you_mean
 from medvlp_core.planning.connect import connect
 from medvlp_core.planning.parameters import B, describe, read_block
 from medvlp_core.planning.plan import FORMAT_VERSION, ModelPlan, SkippedEvaluator
@@ -34,10 +34,10 @@ def plan_recipe(source: str | Path, overrides: Sequence[Override] = (), *, host:
         >>> plan_recipe("mpma:small").one(Role.FUSION).name  # doctest: +SKIP
         'mpma.memory_fusion'
     """
-    report = Report()
-    recipe = load_recipe(source, presets=host.presets, overrides=overrides, report=report, install_hint=host.install_hint)
-    plan = compose(recipe, host, report, name=recipe_name(source))
-    report.raise_errors()
+    diagnostics = Diagnostics()
+    recipe = load_recipe(source, presets=host.presets, overrides=overrides, diagnostics=diagnostics, install_hint=host.install_hint)
+    plan = compose(recipe, host, diagnostics, name=recipe_name(source))
+    diagnostics.raise_errors()
     assert plan is not None
     return plan
 
@@ -47,37 +47,39 @@ def recipe_name(source: str | Path) -> str:
     return Path(source).stem if Path(source).suffix else str(source).replace(":", "-")
 
 
-def compose(recipe: Node, host: Host, report: Report, *, name: str = "recipe") -> ModelPlan | None:
-    """Check a recipe completely; the plan, or None if ``report`` has errors."""
+def compose(recipe: Node, host: Host, diagnostics: Diagnostics, *, name: str = "recipe") -> ModelPlan | None:
+    """Check a recipe completely; the plan, or None if ``diagnostics`` has errors."""
     if not isinstance(recipe.value, dict):
-        if not report.has_errors:
-            report.add("MV002", f"a recipe is a mapping, found {describe(recipe)}", at=recipe.position)
+        if not diagnostics.has_errors:
+            diagnostics.add("MV002", f"a recipe is a mapping, found {describe(recipe)}", at=recipe.position)
         return None
-    _check_blocks(recipe, host, report)
-    components, broken = _read_components(recipe, host, report)
-    inputs = _core_block(recipe, "inputs", InputSpec, report)
-    init_from = _core_block(recipe, "init_from", InitSpec, report)
-    train = _core_block(recipe, "train", TrainSpec, report)
+    _check_blocks(recipe, host, diagnostics)
+    components, broken = _read_components(recipe, host, diagnostics)
+    inputs = _core_block(recipe, "inputs", InputSpec, diagnostics)
+    init_from = _core_block(recipe, "init_from", InitSpec, diagnostics)
+    train = _core_block(recipe, "train", TrainSpec, diagnostics)
     heads = [one for one in components.values() if one.role in HEADS]
-    wiring = connect(components, broken, heads, report)
+    wiring = connect(components, broken, heads, diagnostics)
     if not heads and not broken & set(HEADS):
         hint = "add a block under model.alignments or model.decoders"
-        report.add("MV105", "nothing to train: the model has no alignment and no decoder", at=recipe.position, hint=hint)
-    losses = _read_losses(recipe, heads, broken, report)
-    skipped = () if report.has_errors else _skip_evaluators(components, wiring, report)
+        diagnostics.add("MV105", "nothing to train: the model has no alignment and no decoder", at=recipe.position, hint=hint)
+    losses = _read_losses(recipe, heads, broken, diagnostics)
+    skipped = () if diagnostics.has_errors else _skip_evaluators(components, wiring, diagnostics)
     if losses and not any(losses.values()):
-        report.add("MV104", "every loss has the weight 0: nothing would be learned", at=(recipe.get("losses") or recipe).position)
+        diagnostics.add(
+            "MV104", "every loss has the weight 0: nothing would be learned", at=(recipe.get("losses") or recipe).position
+        )
     if Role.DATA not in {one.role for one in components.values()} | broken:
         text = "the recipe has no `data` block: it can be checked and explained, and not trained"
-        report.add("MV105", text, at=recipe.position, hint="add `data: {use: standard.manifest, path: ...}`", is_warning=True)
-    steps = _route(wiring, heads, report)
-    _warn_unused(wiring, components, steps, heads, report)
-    if report.has_errors or inputs is None or init_from is None or train is None:
+        diagnostics.add("MV105", text, at=recipe.position, hint="add `data: {use: standard.manifest, path: ...}`", is_warning=True)
+    steps = _route(wiring, heads, diagnostics)
+    _warn_unused(wiring, components, steps, heads, diagnostics)
+    if diagnostics.has_errors or inputs is None or init_from is None or train is None:
         return None
     if init_from.path is not None and not Path(init_from.path).exists():
         # A trained model goes on working without the weights that it began with, so this is no error yet.
         text = f"init_from: there is no {init_from.path}, so that training could not begin"
-        report.add("MV509", text, at=(recipe.get("init_from.path") or recipe).position, is_warning=True)
+        diagnostics.add("MV509", text, at=(recipe.get("init_from.path") or recipe).position, is_warning=True)
     plan = ModelPlan(
         name=name,
         components=components,
@@ -87,38 +89,40 @@ def compose(recipe: Node, host: Host, report: Report, *, name: str = "recipe") -
         losses=losses,
         steps=steps,
         skipped=skipped,
-        warnings=report.warnings,
+        warnings=diagnostics.warnings,
         wiring=wiring,
         recipe=recipe,
         host=host,
     )
-    report.problems += host.call("medvlp_check_plan", plan=plan, report=report)
-    return None if report.has_errors else attrs.evolve(plan, warnings=report.warnings)
+    diagnostics.problems += host.call("medvlp_check_plan", plan=plan, diagnostics=diagnostics)
+    return None if diagnostics.has_errors else attrs.evolve(plan, warnings=diagnostics.warnings)
 
 
 # --------------------------------------------------------------------------------------------------------- names and blocks
 
 
-def _check_blocks(recipe: Node, host: Host, report: Report) -> None:
+def _check_blocks(recipe: Node, host: Host, diagnostics: Diagnostics) -> None:
     assert isinstance(recipe.value, dict)
     for key, node in recipe.value.items():
         if key not in BLOCKS:
             hint = did_you_mean(key, BLOCKS, what="blocks")
-            report.add("MV102", f"a recipe has no block {key!r}", at=node.key_position or node.position, hint=hint)
+            diagnostics.add("MV102", f"a recipe has no block {key!r}", at=node.key_position or node.position, hint=hint)
     version = recipe.get("medvlp")
     if version is None:
-        report.add("MV008", "the format version is missing", at=recipe.position, hint=f"add `medvlp: {FORMAT_VERSION}` at the top")
+        diagnostics.add(
+            "MV008", "the format version is missing", at=recipe.position, hint=f"add `medvlp: {FORMAT_VERSION}` at the top"
+        )
     elif isinstance(version.value, bool) or version.value != FORMAT_VERSION:
         text = f"format version {FORMAT_VERSION} is supported, found {describe(version)}"
-        report.add("MV008", text, at=version.position)
+        diagnostics.add("MV008", text, at=version.position)
     if (requires := recipe.get("requires")) is not None:
-        _check_requires(requires, host, report)
+        _check_requires(requires, host, diagnostics)
 
 
-def _check_requires(node: Node, host: Host, report: Report) -> None:
+def _check_requires(node: Node, host: Host, diagnostics: Diagnostics) -> None:
     if not isinstance(node.value, list):
         hint = "write `requires: [mpma]` or `requires: ['mpma>=0.1']`"
-        report.add("MV103", f"requires must be a list of bundles, found {describe(node)}", at=node.position, hint=hint)
+        diagnostics.add("MV103", f"requires must be a list of bundles, found {describe(node)}", at=node.position, hint=hint)
         return
     versions = {plugin.namespace: plugin.version for plugin in host.plugins}
     for child in node.value:
@@ -126,27 +130,27 @@ def _check_requires(node: Node, host: Host, report: Report) -> None:
             wanted = Requirement(child.value if isinstance(child.value, str) else "")
         except InvalidRequirement:
             text = f"requires: {describe(child)} is not a bundle name with an optional version"
-            report.add("MV103", text, at=child.position, hint="write 'mpma' or 'mpma>=0.1,<1'")
+            diagnostics.add("MV103", text, at=child.position, hint="write 'mpma' or 'mpma>=0.1,<1'")
             continue
         if wanted.name not in versions:
             text = f"this recipe requires the bundle {wanted.name!r}, and it is not loaded"
-            report.add("MV108", text, at=child.position, hint=host.install_hint(wanted.name))
+            diagnostics.add("MV108", text, at=child.position, hint=host.install_hint(wanted.name))
         elif versions[wanted.name] and not wanted.specifier.contains(versions[wanted.name], prereleases=True):
             text = f"this recipe requires {wanted}, and version {versions[wanted.name]} is installed"
-            report.add("MV108", text, at=child.position, hint=host.install_hint(wanted.name))
+            diagnostics.add("MV108", text, at=child.position, hint=host.install_hint(wanted.name))
 
 
-def _core_block(recipe: Node, path: str, kind: type[B], report: Report) -> B | None:
+def _core_block(recipe: Node, path: str, kind: type[B], diagnostics: Diagnostics) -> B | None:
     node = recipe.get(path)
     if node is None or node.value is None:
         node = Node(value={}, position=recipe.position, key_position=None)
-    return read_block(kind, node, path=path, report=report)
+    return read_block(kind, node, path=path, diagnostics=diagnostics)
 
 
 # --------------------------------------------------------------------------------------------------------------- components
 
 
-def _slots(recipe: Node, report: Report) -> list[tuple[str, Role, Node]]:
+def _slots(recipe: Node, diagnostics: Diagnostics) -> list[tuple[str, Role, Node]]:
     """Every slot that the recipe fills, in the order in which components are built."""
     found: list[tuple[str, Role, Node]] = []
     for role, info in ROLES.items():
@@ -160,36 +164,36 @@ def _slots(recipe: Node, report: Report) -> list[tuple[str, Role, Node]]:
             for key, child in node.value.items():
                 if not SLOT_NAME.match(key):
                     hint = "lower-case letters, digits and _, beginning with a letter"
-                    report.add("MV102", f"{base}: {key!r} is no name for a slot", at=child.key_position, hint=hint)
+                    diagnostics.add("MV102", f"{base}: {key!r} is no name for a slot", at=child.key_position, hint=hint)
                 elif child.value is not None:
                     found.append((f"{base}.{key}", role, child))
         else:
             text = f"{base} must map names to components, found {describe(node)}"
-            report.add("MV103", text, at=node.position, hint=f"write `{base.rpartition('.')[2]}: {{name: {{use: ...}}}}`")
+            diagnostics.add("MV103", text, at=node.position, hint=f"write `{base.rpartition('.')[2]}: {{name: {{use: ...}}}}`")
     return found
 
 
-def _read_components(recipe: Node, host: Host, report: Report) -> tuple[dict[str, PlannedComponent], frozenset[Role]]:
+def _read_components(recipe: Node, host: Host, diagnostics: Diagnostics) -> tuple[dict[str, PlannedComponent], frozenset[Role]]:
     """All components that could be read, and the roles of those that could not."""
     model = recipe.get("model")
     known = set(MODULE_NAMES.values())
     for key, node in model.value.items() if model is not None and isinstance(model.value, dict) else ():
         if key not in known:
             hint = did_you_mean(key, known, what="parts of a model")
-            report.add("MV102", f"a model has no part {key!r}", at=node.key_position or node.position, hint=hint)
+            diagnostics.add("MV102", f"a model has no part {key!r}", at=node.key_position or node.position, hint=hint)
     if model is None:
-        report.add("MV105", "the block `model` is missing", at=recipe.position)
+        diagnostics.add("MV105", "the block `model` is missing", at=recipe.position)
     elif not isinstance(model.value, dict) and model.value is not None:
-        report.add("MV103", f"model must be a mapping of parts, found {describe(model)}", at=model.position)
+        diagnostics.add("MV103", f"model must be a mapping of parts, found {describe(model)}", at=model.position)
     components: dict[str, PlannedComponent] = {}
     broken: set[Role] = set()
     names: dict[str, str] = {}
-    for path, role, node in _slots(recipe, report):
-        component = _read_component(path, role, node, host, report)
+    for path, role, node in _slots(recipe, diagnostics):
+        component = _read_component(path, role, node, host, diagnostics)
         slot = path.rpartition(".")[2]
         if role in HEADS and slot in names:
             text = f"{path} and {names[slot]} have the same name, so their losses cannot be told apart"
-            report.add("MV209", text, at=node.key_position or node.position, hint="rename one of them")
+            diagnostics.add("MV209", text, at=node.key_position or node.position, hint="rename one of them")
         if role in HEADS:
             names[slot] = path
         if component is None:
@@ -199,31 +203,31 @@ def _read_components(recipe: Node, host: Host, report: Report) -> tuple[dict[str
     return components, frozenset(broken)
 
 
-def _read_component(path: str, role: Role, node: Node, host: Host, report: Report) -> PlannedComponent | None:
+def _read_component(path: str, role: Role, node: Node, host: Host, diagnostics: Diagnostics) -> PlannedComponent | None:
     use = node.get("use")
     if use is None or not isinstance(use.value, str):
         found = describe(node) if use is None else f"use: {describe(use)}"
         hint = f"write `use: NAME`; {role} components: {', '.join(host.components.offered(role))}"
-        report.add("MV105", f"{path} names no component, found {found}", at=(use or node).position, hint=hint)
+        diagnostics.add("MV105", f"{path} names no component, found {found}", at=(use or node).position, hint=hint)
         return None
     if use.value not in host.components:
-        report.problems.append(host.unknown_component(use.value, role, at=use.position))
+        diagnostics.problems.append(host.unknown_component(use.value, role, at=use.position))
         return None
     kind = host.components[use.value]
     if kind.declaration.role is not role:
         text = f"{path} takes a component of role {role}, and {use.value} is of role {kind.declaration.role}"
-        report.add("MV106", text, at=use.position, hint=f"{role} components: {', '.join(host.components.offered(role))}")
+        diagnostics.add("MV106", text, at=use.position, hint=f"{role} components: {', '.join(host.components.offered(role))}")
         return None
     if kind.declaration.deprecated:
         text = f"{path} ({use.value}): this component is deprecated"
-        report.add("MV109", text, at=use.position, hint=kind.declaration.deprecated, is_warning=True)
+        diagnostics.add("MV109", text, at=use.position, hint=kind.declaration.deprecated, is_warning=True)
     try:
-        spec = read_block(kind, node, path=path, report=report, who=use.value)
+        spec = read_block(kind, node, path=path, diagnostics=diagnostics, who=use.value)
         contract = contract_of(spec) if spec is not None else None
     except Exception as error:  # of the plugin's own code: problems(), contract()
         text = f"{path} ({use.value}): its spec failed: {describe_error(error)}"
         details = (f"{kind.__module__}.{kind.__qualname__} from {host.components.distribution(use.value) or 'no distribution'}",)
-        report.add("MV306", text, at=use.position, details=details, hint="its author must repair it")
+        diagnostics.add("MV306", text, at=use.position, details=details, hint="its author must repair it")
         return None
     if spec is None or contract is None:
         return None
@@ -233,36 +237,42 @@ def _read_component(path: str, role: Role, node: Node, host: Host, report: Repor
 # -------------------------------------------------------------------------------------------------- losses, evaluators, route
 
 
-def _read_losses(recipe: Node, heads: Sequence[PlannedComponent], broken: frozenset[Role], report: Report) -> dict[str, float]:
+def _read_losses(
+    recipe: Node, heads: Sequence[PlannedComponent], broken: frozenset[Role], diagnostics: Diagnostics
+) -> dict[str, float]:
     """The weight of every emitted term: 1 unless ``losses:`` says otherwise."""
     weights = {f"{head.slot}.{term}": 1.0 for head in heads for term in head.contract.losses}
     node = recipe.get("losses")
     if node is None or node.value is None:
         return weights
     if not isinstance(node.value, dict):
-        report.add("MV103", f"losses must be a mapping, found {describe(node)}", at=node.position)
+        diagnostics.add("MV103", f"losses must be a mapping, found {describe(node)}", at=node.position)
         return weights
     for slot, block in node.value.items():
         terms = {} if block.value is None else block.value
         if not isinstance(terms, dict):
             text = f"losses.{slot} must map terms to weights, found {describe(block)}"
-            report.add("MV103", text, at=block.position, hint=f"write `losses: {{{slot}: {{TERM: 1.0}}}}`")
+            diagnostics.add("MV103", text, at=block.position, hint=f"write `losses: {{{slot}: {{TERM: 1.0}}}}`")
             continue
         for term, child in terms.items():
             name = f"{slot}.{term}"
             is_number = isinstance(child.value, (int, float)) and not isinstance(child.value, bool)
             if name not in weights and not broken & set(HEADS):
                 hint = did_you_mean(name, weights, what="terms")
-                report.add("MV107", f"no component emits the loss {name!r}", at=child.key_position or child.position, hint=hint)
+                diagnostics.add(
+                    "MV107", f"no component emits the loss {name!r}", at=child.key_position or child.position, hint=hint
+                )
             elif not is_number or not float(child.value) >= 0:  # type: ignore[arg-type]
                 text = f"losses.{name} must be a number of at least 0, found {describe(child)}"
-                report.add("MV104" if is_number else "MV103", text, at=child.position)
+                diagnostics.add("MV104" if is_number else "MV103", text, at=child.position)
             elif name in weights:
                 weights[name] = float(child.value)  # type: ignore[arg-type]
     return weights
 
 
-def _skip_evaluators(components: Mapping[str, PlannedComponent], wiring: Wiring, report: Report) -> tuple[SkippedEvaluator, ...]:
+def _skip_evaluators(
+    components: Mapping[str, PlannedComponent], wiring: Wiring, diagnostics: Diagnostics
+) -> tuple[SkippedEvaluator, ...]:
     """Evaluators whose ports this model does not give: an ablation without alignment has no retrieval, and says so."""
     skipped = []
     for component in components.values():
@@ -277,17 +287,17 @@ def _skip_evaluators(components: Mapping[str, PlannedComponent], wiring: Wiring,
             reason = f"needs {', '.join(missing)}, which this model does not give"
             skipped.append(SkippedEvaluator(component.path, component.name, reason))
             text = f"{component.label} is skipped: {reason}"
-            report.add("MV207", text, at=component.position(), is_warning=True)
+            diagnostics.add("MV207", text, at=component.position(), is_warning=True)
     return tuple(skipped)
 
 
-def _route(wiring: Wiring, heads: Sequence[PlannedComponent], report: Report) -> tuple:
+def _route(wiring: Wiring, heads: Sequence[PlannedComponent], diagnostics: Diagnostics) -> tuple:
     """The steps of a training pass."""
     wanted: list[PortKey] = [key for head in heads for _, key in wiring.takes(head.path)]
     try:
         return wiring.route(wanted)
     except RecursionError as circle:
-        report.add("MV201", f"components wait for each other: {circle}", at=heads[0].position())
+        diagnostics.add("MV201", f"components wait for each other: {circle}", at=heads[0].position())
         return ()
 
 
@@ -296,14 +306,14 @@ def _warn_unused(
     components: Mapping[str, PlannedComponent],
     steps: tuple,
     heads: Sequence[PlannedComponent],
-    report: Report,
+    diagnostics: Diagnostics,
 ) -> None:
     """Parts that no loss leads to: they would be built and never trained."""
-    if report.has_errors:
+    if diagnostics.has_errors:
         return
     used = {step.path for step in steps}
     parts = (Role.MASKING, Role.IMAGE_ENCODER, Role.TEXT_ENCODER, Role.FUSION)
     for component in components.values():
         if component.role in parts and component.path not in used:
             text = f"{component.label} is not used: no loss needs what it gives"
-            report.add("MV208", text, at=component.position(), hint="remove it, or add a head that needs it", is_warning=True)
+            diagnostics.add("MV208", text, at=component.position(), hint="remove it, or add a head that needs it", is_warning=True)

@@ -6,18 +6,21 @@ from collections.abc import Iterable, Mapping
 
 import attrs
 
-from medvlp_core.errors import Report, did_you_mean
+from medvlp_core.errors import Diagnostics, did_you_mean
 from medvlp_core.planning.wiring import INPUT_PORTS, INPUTS, TEXT_ENCODER, VIEWS, PlannedComponent, PortKey, Provider, Stage, Wiring
 from medvlp_core.spec.contract import PORTS, AtLeast, Constraint, Dim, Divides, Equal, Symbol, TensorSpec, View
 from medvlp_core.spec.roles import ROLES, Role
 
 
 def connect(
-    components: Mapping[str, PlannedComponent], broken_roles: frozenset[Role], heads: Iterable[PlannedComponent], report: Report
+    components: Mapping[str, PlannedComponent],
+    broken_roles: frozenset[Role],
+    heads: Iterable[PlannedComponent],
+    diagnostics: Diagnostics,
 ) -> Wiring:
-    """Tie all ports, unify all dimensions, check all constraints; every problem goes to ``report``."""
+    """Tie all ports, unify all dimensions, check all constraints; every problem goes to ``diagnostics``."""
     wiring = Wiring(components, broken_roles=broken_roles)
-    _register_providers(wiring, report)
+    _register_providers(wiring, diagnostics)
     used_views = _used_views(wiring, heads)
     absent: dict[Role, list[tuple[PlannedComponent, list[str]]]] = {}
     for component in components.values():
@@ -25,22 +28,22 @@ def connect(
             continue
         is_viewed = component.role.info.runs_in_views
         views: list[View | None] = [*sorted(used_views.get(component.path, {"clean"}))] if is_viewed else [None]
-        missing = [need for view in views for need in _tie(wiring, component, view, report)]
-        for role, ports in _report_missing(wiring, component, list(dict.fromkeys(missing)), report).items():
+        missing = [need for view in views for need in _tie(wiring, component, view, diagnostics)]
+        for role, ports in _report_missing(wiring, component, list(dict.fromkeys(missing)), diagnostics).items():
             absent.setdefault(role, []).append((component, ports))
-    _report_absent(absent, report)
+    _report_absent(absent, diagnostics)
     for component in components.values():
-        check_constraints(wiring, component, report)
+        check_constraints(wiring, component, diagnostics)
     return wiring
 
 
-def _register_providers(wiring: Wiring, report: Report) -> None:
+def _register_providers(wiring: Wiring, diagnostics: Diagnostics) -> None:
     has_masking = any(one.role is Role.MASKING for one in wiring.components.values()) or Role.MASKING in wiring.broken_roles
     for port, spec in INPUT_PORTS.items():
         wiring.providers[port, None] = Provider(INPUTS, spec, "batch")
     for component in wiring.components.values():
         for spec in component.contract.gives.values():
-            _register(wiring, component, spec, VIEWS if has_masking else VIEWS[:1], report)
+            _register(wiring, component, spec, VIEWS if has_masking else VIEWS[:1], diagnostics)
     text, early = wiring.components.get(TEXT_ENCODER), [key for key in wiring.providers if key[0] == "fused_text_embeddings"]
     if text is not None:
         tokens = next((spec for spec in text.contract.gives.values() if spec.port == "text_tokens"), None)
@@ -50,7 +53,9 @@ def _register_providers(wiring: Wiring, report: Report) -> None:
             wiring.providers["fused_text_tokens", view] = Provider(TEXT_ENCODER, spec, "encode_fused")
 
 
-def _register(wiring: Wiring, component: PlannedComponent, spec: TensorSpec, views: tuple[View, ...], report: Report) -> None:
+def _register(
+    wiring: Wiring, component: PlannedComponent, spec: TensorSpec, views: tuple[View, ...], diagnostics: Diagnostics
+) -> None:
     assert spec.port is not None
     stages: dict[Role, Stage] = {
         Role.TOKENIZER: "batch",
@@ -70,7 +75,7 @@ def _register(wiring: Wiring, component: PlannedComponent, spec: TensorSpec, vie
         elif stage != "head" and known.path != component.path:
             other = wiring.components[known.path].label if known.path in wiring.components else known.path
             text = f"{component.label}: port {spec.port} is already given by {other}"
-            report.add("MV209", text, at=component.position(), hint="remove one of the two, or give the port another name")
+            diagnostics.add("MV209", text, at=component.position(), hint="remove one of the two, or give the port another name")
 
 
 def _used_views(wiring: Wiring, heads: Iterable[PlannedComponent]) -> dict[str, set[View]]:
@@ -87,7 +92,7 @@ def _used_views(wiring: Wiring, heads: Iterable[PlannedComponent]) -> dict[str, 
     return used
 
 
-def _tie(wiring: Wiring, component: PlannedComponent, view: View | None, report: Report) -> list[tuple[str, View]]:
+def _tie(wiring: Wiring, component: PlannedComponent, view: View | None, diagnostics: Diagnostics) -> list[tuple[str, View]]:
     """Find the provider of each need in one pass and unify the dimensions; returns the ports that nobody gives."""
     missing: list[tuple[str, View]] = []
     for argument, need in component.contract.needs.items():
@@ -99,11 +104,11 @@ def _tie(wiring: Wiring, component: PlannedComponent, view: View | None, report:
                 missing.append((port, wanted))
             continue
         provider = wiring.providers[key]
-        giver = wiring.components[provider.path].label if provider.path in wiring.components else provider.path
+        label = wiring.components[provider.path].label if provider.path in wiring.components else provider.path
         clash = _clash(need, provider.spec)
         if clash:
-            text = f"{component.label}: {port} is {need} here, and {provider.spec} from {giver}: {clash}"
-            report.add("MV204" if "dimensions" not in clash else "MV202", text, at=component.position())
+            text = f"{component.label}: {port} is {need} here, and {provider.spec} from {label}: {clash}"
+            diagnostics.add("MV204" if "dimensions" not in clash else "MV202", text, at=component.position())
             continue
         left = [(component.path, dim) for dim in need.dims]
         right = [(provider.path, dim) for dim in provider.spec.dims]
@@ -114,12 +119,12 @@ def _tie(wiring: Wiring, component: PlannedComponent, view: View | None, report:
             numbers = sorted({conflict.first, conflict.second})
             text = (
                 f"{component.label}: {port} is ({_row(wiring, component.path, need.dims)}) here, "
-                f"and ({_row(wiring, provider.path, provider.spec.dims)}) from {giver}"
+                f"and ({_row(wiring, provider.path, provider.spec.dims)}) from {label}"
             )
             facts = ((conflict.first, conflict.first_source), (conflict.second, conflict.second_source))
             details = [_origin(wiring, number, str(source)) for number, source in facts]
             hint = f"make both {numbers[0]} or both {numbers[1]}"
-            report.add("MV202", text, at=component.position(), details=details, hint=hint)
+            diagnostics.add("MV202", text, at=component.position(), details=details, hint=hint)
     return missing
 
 
@@ -157,7 +162,7 @@ def _giving_role(port: str, view: View) -> Role | None:
 
 
 def _report_missing(
-    wiring: Wiring, component: PlannedComponent, missing: list[tuple[str, View]], report: Report
+    wiring: Wiring, component: PlannedComponent, missing: list[tuple[str, View]], diagnostics: Diagnostics
 ) -> dict[Role, list[str]]:
     """Report ports that are there only in the other view or not at all; returns those whose whole role is absent, by role."""
     present = {one.role for one in wiring.components.values()}
@@ -175,23 +180,25 @@ def _report_missing(
             other = "masked" if view == "clean" else "clean"
             text = f"{component.label} needs {port} in the {view} view, and the model gives it only in the {other} view"
             hint = f"another {role} may give both views" if role else None
-            report.add("MV205", text, at=component.position(), hint=hint)
+            diagnostics.add("MV205", text, at=component.position(), hint=hint)
         else:
             hint = f"not every {role} gives it; `medvlp show NAME` tells" if role else None
             hint = hint or did_you_mean(port, {name for name, _ in wiring.providers} | set(PORTS), what="ports")
-            report.add("MV201", f"{component.label} needs {port}, and no component gives it", at=component.position(), hint=hint)
+            diagnostics.add(
+                "MV201", f"{component.label} needs {port}, and no component gives it", at=component.position(), hint=hint
+            )
     return absent
 
 
-def _report_absent(absent: dict[Role, list[tuple[PlannedComponent, list[str]]]], report: Report) -> None:
+def _report_absent(absent: dict[Role, list[tuple[PlannedComponent, list[str]]]], diagnostics: Diagnostics) -> None:
     """One message for each role that the recipe leaves empty although components need it."""
     for role, needs in absent.items():
         details = [f"{component.label} needs {', '.join(dict.fromkeys(ports))}" for component, ports in needs]
         text = f"the recipe has no {role}, and {len(needs)} component{'s need' if len(needs) > 1 else ' needs'} it"
-        report.add("MV201", text, at=needs[0][0].position(), details=details, hint=f"put one at {role.info.slot}")
+        diagnostics.add("MV201", text, at=needs[0][0].position(), details=details, hint=f"put one at {role.info.slot}")
 
 
-def check_constraints(wiring: Wiring, component: PlannedComponent, report: Report) -> None:
+def check_constraints(wiring: Wiring, component: PlannedComponent, diagnostics: Diagnostics) -> None:
     """Check the constraints of one component as far as its dimensions are known (MV203)."""
     for constraint in component.contract.require:
         fault = _constraint_fault(wiring, component, constraint)
@@ -202,11 +209,11 @@ def check_constraints(wiring: Wiring, component: PlannedComponent, report: Repor
         for name in symbols:
             symbol = Symbol(component.path, name)
             source, number = wiring.table.source(symbol), wiring.table.value(symbol)
-            giver = wiring.components.get(source or "")
-            if giver is not None and giver.path != component.path:
-                details.append(f"{name}={number} comes from {giver.name} ({giver.position()})")
+            provider = wiring.components.get(source or "")
+            if provider is not None and provider.path != component.path:
+                details.append(f"{name}={number} comes from {provider.name} ({provider.position()})")
         at = component.position(constraint.field)
-        report.add("MV203", f"{component.label}: {text}", at=at, details=details, hint=hint)
+        diagnostics.add("MV203", f"{component.label}: {text}", at=at, details=details, hint=hint)
 
 
 def _constraint_fault(

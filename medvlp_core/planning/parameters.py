@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
-from medvlp_core.errors import Report, did_you_mean, nearest
+from medvlp_core.errors import Diagnostics, did_you_mean, nearest
 from medvlp_core.recipe.load import Node
 from medvlp_core.spec.component import Param, SpecBlock, params_of, type_name
 
@@ -22,15 +22,72 @@ class _WrongType(Exception):
         self.node, self.expected = node, expected
 
 
-def read_block(kind: type[B], node: Node, *, path: str, report: Report, who: str | None = None) -> B | None:
+#: What people type by habit, from other libraries, and the names that parameters have here.
+HABITS: dict[str, tuple[str, ...]] = {
+    "accum": ("gradient_accumulation_steps",),
+    "accumulate": ("gradient_accumulation_steps",),
+    "accumulate_grad_batches": ("gradient_accumulation_steps",),
+    "amp": ("precision",),
+    "bs": ("batch_size",),
+    "checkpointing": ("activation_checkpointing",),
+    "clip_grad_norm": ("max_grad_norm",),
+    "clip_norm": ("max_grad_norm",),
+    "d_model": ("width",),
+    "dim_feedforward": ("hidden",),
+    "embed_dim": ("width", "dim"),
+    "epoch": ("epochs",),
+    "fp16": ("precision",),
+    "bf16": ("precision",),
+    "grad_accum": ("gradient_accumulation_steps",),
+    "grad_checkpointing": ("activation_checkpointing",),
+    "grad_clip": ("max_grad_norm",),
+    "gradient_checkpointing": ("activation_checkpointing",),
+    "gradient_clip_val": ("max_grad_norm",),
+    "hidden_size": ("width",),
+    "img_size": ("image_size",),
+    "last_batch": ("drop_last",),
+    "lr": ("learning_rate",),
+    "lr_scheduler": ("schedule",),
+    "mask_ratio": ("image_ratio", "ratio"),
+    "max_epochs": ("epochs",),
+    "max_steps": ("steps",),
+    "n_heads": ("heads",),
+    "nhead": ("heads",),
+    "num_epochs": ("epochs",),
+    "num_heads": ("heads",),
+    "num_layers": ("layers", "depth"),
+    "num_steps": ("steps",),
+    "per_device_train_batch_size": ("batch_size",),
+    "random_seed": ("seed",),
+    "recompute": ("activation_checkpointing",),
+    "scheduler": ("schedule",),
+    "warmup": ("warmup_fraction",),
+    "warmup_ratio": ("warmup_fraction",),
+    "wd": ("weight_decay",),
+    "workers": ("num_workers",),
+}
+
+
+def habit_hint(key: str, offered: Iterable[str]) -> str | None:
+    """The name that ``key`` has here, if it is a habit of other libraries.
+
+    Example:
+        >>> habit_hint("lr", ["learning_rate", "steps"])
+        "it is called 'learning_rate' here"
+    """
+    names = [name for name in HABITS.get(key.lower(), ()) if name in set(offered)]
+    return f"it is called {names[0]!r} here" if names else None
+
+
+def read_block(kind: type[B], node: Node, *, path: str, diagnostics: Diagnostics, who: str | None = None) -> B | None:
     """Make a ``kind`` from the mapping ``node``; the key ``use`` is not a parameter of a component.
 
-    Adds MV102 (unknown name), MV103 (type), MV104 (range, dependence between fields), MV105 (missing) to ``report`` and returns
-    None if there was any. ``who`` is the component's name for the messages.
+    Adds MV102 (unknown name), MV103 (type), MV104 (range, dependence between fields), MV105 (missing) to ``diagnostics`` and
+    returns None if there was any. ``who`` is the component's name for the messages.
     """
     label = f"{path} ({who})" if who else path
     if not isinstance(node.value, dict):
-        report.add("MV103", f"{label}: expected a mapping, found {describe(node)}", at=node.position)
+        diagnostics.add("MV103", f"{label}: expected a mapping, found {describe(node)}", at=node.position)
         return None
     params = {param.name: param for param in params_of(kind)}
     given = {key: child for key, child in node.value.items() if key != "use" or who is None}
@@ -38,16 +95,16 @@ def read_block(kind: type[B], node: Node, *, path: str, report: Report, who: str
     for key, child in given.items():
         if key not in params:
             offered = [name for name, param in params.items() if not param.rules.deprecated]
-            hint = did_you_mean(key, offered, what="parameters")
-            report.add("MV102", f"{label} has no parameter {key!r}", at=child.key_position or child.position, hint=hint)
+            hint = habit_hint(key, offered) or did_you_mean(key, offered, what="parameters")
+            diagnostics.add("MV102", f"{label} has no parameter {key!r}", at=child.key_position or child.position, hint=hint)
             is_good = False
     values: dict[str, Any] = {}
     for name, param in params.items():
         if name in given:
-            is_good &= _read_param(param, given[name], values, label, report)
+            is_good &= _read_param(param, given[name], values, label, diagnostics)
         elif param.is_required:
             text = f"{label} needs {name} ({param.type_name}): {param.rules.help}"
-            report.add("MV105", text, at=node.key_position or node.position, hint=f"add `{name}: ...`")
+            diagnostics.add("MV105", text, at=node.key_position or node.position, hint=f"add `{name}: ...`")
             is_good = False
     if not is_good:
         return None
@@ -55,28 +112,28 @@ def read_block(kind: type[B], node: Node, *, path: str, report: Report, who: str
         rules = params[name].rules
         if rules.deprecated and values[name] != params[name].default:
             text = f"{label}: the parameter {name} is deprecated"
-            report.add("MV109", text, at=child.key_position or child.position, hint=rules.deprecated, is_warning=True)
+            diagnostics.add("MV109", text, at=child.key_position or child.position, hint=rules.deprecated, is_warning=True)
     block = kind(**values)
     for field, text, advice in block.problems():
         at = given[field].position if field in given else node.position
-        report.add("MV104", f"{label}: {text}", at=at, hint=advice)
+        diagnostics.add("MV104", f"{label}: {text}", at=at, hint=advice)
         is_good = False
     return block if is_good else None
 
 
-def _read_param(param: Param, node: Node, values: dict[str, Any], label: str, report: Report) -> bool:
+def _read_param(param: Param, node: Node, values: dict[str, Any], label: str, diagnostics: Diagnostics) -> bool:
     try:
         value = convert(param.type, node)
     except _WrongType as wrong:
         text = f"{label}: {param.name} must be {param.type_name}, found {describe(wrong.node)}"
-        report.add("MV103", text, at=wrong.node.position, hint=_type_hint(wrong))
+        diagnostics.add("MV103", text, at=wrong.node.position, hint=_type_hint(wrong))
         return False
     is_good = True
     for name, item, found in _items(param.name, value, node):
         if violation := param.rules.violation(item):
             near = nearest(item, map(str, param.rules.one_of)) if param.rules.one_of and isinstance(item, str) else None
             hint = f"did you mean '{near}'?" if near else None
-            report.add("MV104", f"{label}: {name}={found.value!r} {violation}", at=found.position, hint=hint)
+            diagnostics.add("MV104", f"{label}: {name}={found.value!r} {violation}", at=found.position, hint=hint)
             is_good = False
     values[param.name] = value
     return is_good

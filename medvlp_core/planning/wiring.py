@@ -139,18 +139,18 @@ class Wiring:
             RecursionError: components wait for each other (checked in :func:`connect`, so not for a checked plan).
         """
         steps: dict[Step, None] = {}
-        waiting: list[Step] = []
+        pending: list[Step] = []
 
         def visit(key: PortKey) -> None:
             step = self.step_for(key) if key in self.providers else None
             if step is None or step in steps:
                 return
-            if step in waiting:
-                raise RecursionError(" -> ".join(str(one) for one in [*waiting, step]))
-            waiting.append(step)
+            if step in pending:
+                raise RecursionError(" -> ".join(str(one) for one in [*pending, step]))
+            pending.append(step)
             for _, source in step.takes:
                 visit(source)
-            waiting.pop()
+            pending.pop()
             steps[step] = None
 
         for key in wanted:

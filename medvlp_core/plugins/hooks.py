@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:
-    from medvlp_core.errors import Report
+    from medvlp_core.errors import Diagnostics
     from medvlp_core.planning.plan import ModelPlan
     from medvlp_core.plugins.registry import PluginComponents, PluginKernels
 
@@ -62,8 +62,8 @@ def medvlp_register_kernels(registry: PluginKernels) -> None:
 
 
 @hookspec
-def medvlp_check_plan(plan: ModelPlan, report: Report) -> None:
-    """Look at a checked plan and add problems of your own to ``report``. Runs without torch."""
+def medvlp_check_plan(plan: ModelPlan, diagnostics: Diagnostics) -> None:
+    """Look at a checked plan and add problems of your own to ``diagnostics``. Runs without torch."""
 
 
 @hookspec

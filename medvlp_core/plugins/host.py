@@ -37,7 +37,7 @@ def install_hint(namespace: str) -> str | None:
     """How to get a bundle that is known but not loaded; None for an unknown namespace."""
     allowed = os.environ.get(ALLOW_VARIABLE)
     if allowed is not None and namespace in KNOWN_BUNDLES and namespace not in allowed.split(","):
-        return f"{ALLOW_VARIABLE}={allowed} leaves the plugin {namespace!r} out"
+        return f"{ALLOW_VARIABLE}={allowed} excludes the plugin {namespace!r}"
     return f"pip install {KNOWN_BUNDLES[namespace]}" if namespace in KNOWN_BUNDLES else None
 
 
@@ -120,9 +120,9 @@ class PluginHost:
         """What to do so that a namespace is loaded in the version that is wanted; None if nothing is known about it."""
         for plugin in self.broken:
             if plugin.namespace == namespace:
-                return f"it is left out: {plugin.reason}"
+                return f"it is skipped: {plugin.reason}"
         if self.allowed is not None and namespace not in self.allowed:
-            return f"{ALLOW_VARIABLE}={','.join(self.allowed)} leaves the plugin {namespace!r} out"
+            return f"{ALLOW_VARIABLE}={','.join(self.allowed)} excludes the plugin {namespace!r}"
         for loaded in self.plugins:
             if loaded.namespace == namespace and loaded.distribution:
                 return f"pip install --upgrade {loaded.distribution}"
@@ -138,7 +138,7 @@ class PluginHost:
         if (retired := self.components.retired.get(name)) is not None:
             text, hint = f"the {what} {name!r} was retired in {retired.since}", retired.text
         elif broken is not None:
-            text, details = f"{text}: its plugin is left out", (broken.problem.text, *broken.problem.details)
+            text, details = f"{text}: its plugin is skipped", (broken.problem.text, *broken.problem.details)
             hint = broken.problem.hint or f"repair or reinstall {broken.distribution or 'it'}; `medvlp list` shows what works"
         elif namespace not in {plugin.namespace for plugin in self.plugins}:
             hint = self.install_hint(namespace) or hint
@@ -178,7 +178,7 @@ class PluginHost:
                 refuse(f"its module is already loaded as the plugin {other!r}", hint="one entry point for each module")
         except (Exception, SystemExit) as error:
             raised = error.__cause__ if isinstance(error, PluginError) else error
-            self._leave_out(candidate, candidate.complaint(error), traceback_of(raised) if raised else "")
+            self._skip(candidate, candidate.complaint(error), traceback_of(raised) if raised else "")
             return
         module = candidate.load()
         name, version = candidate.distribution
@@ -201,7 +201,7 @@ class PluginHost:
         )
         self.plugins = (*self.plugins, plugin)
 
-    def _leave_out(self, candidate: Candidate, problem: Problem, trace: str = "") -> None:
+    def _skip(self, candidate: Candidate, problem: Problem, trace: str = "") -> None:
         broken = BrokenPlugin(namespace=candidate.namespace, distribution=candidate.label, problem=problem, traceback=trace)
         self.broken = (*self.broken, broken)
 
@@ -218,7 +218,7 @@ def load_plugins(allow: Sequence[str] | None = None) -> PluginHost:
     for namespace in sorted(set(allow or ()) - {candidate.namespace for candidate in candidates}):
         missing = Candidate(namespace=namespace)
         problem = Problem(code="MV301", text=f"{missing.who}: it is not installed", hint=install_hint(namespace))
-        host._leave_out(missing, problem)
+        host._skip(missing, problem)
     return host
 
 

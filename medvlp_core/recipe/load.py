@@ -13,7 +13,7 @@ from typing import Literal
 
 import attrs
 
-from medvlp_core.errors import Position, Report, did_you_mean, nearest
+from medvlp_core.errors import Diagnostics, Position, did_you_mean, nearest
 from medvlp_core.recipe.references import escape_references, missing_hint, resolve_references
 from medvlp_core.recipe.tree import Node, Scalar, dump_yaml, parse_yaml
 
@@ -47,7 +47,7 @@ def load_recipe(
     presets: Mapping[str, Path],
     overrides: Sequence[Override] = (),
     environment: Mapping[str, str] | None = None,
-    report: Report,
+    diagnostics: Diagnostics,
     install_hint: Callable[[str], str | None] | None = None,
 ) -> Node:
     """Read a recipe from a file, or from a preset such as ``mpma:small``.
@@ -57,12 +57,12 @@ def load_recipe(
     If a file cannot be read, or something that it extends cannot, the node's value is None: what its blocks would be is unknown,
     so complaints about missing ones would only hide the reason.
     """
-    root = _Loader(presets, report, install_hint).load(str(source))
+    root = _Loader(presets, diagnostics, install_hint).load(str(source))
     if root is None:
         return Node(None, Position(str(source)))
     for override in overrides:
-        root = _apply(override, root, report)
-    return resolve_references(root, environment=os.environ if environment is None else environment, report=report)
+        root = _apply(override, root, diagnostics)
+    return resolve_references(root, environment=os.environ if environment is None else environment, diagnostics=diagnostics)
 
 
 # ------------------------------------------------------------------------------------------------------------------ extends
@@ -71,7 +71,7 @@ def load_recipe(
 @attrs.define
 class _Loader:
     presets: Mapping[str, Path]
-    report: Report
+    diagnostics: Diagnostics
     install_hint: Callable[[str], str | None] | None
     chain: list[str] = attrs.field(factory=list)
 
@@ -80,20 +80,20 @@ class _Loader:
         if source in self.presets:
             return self.file(self.presets[source], source)
         if _is_preset_name(source) and not Path(source).exists():
-            self.report.add("MV005", f"there is no preset {source!r}", hint=self.preset_hint(source))
+            self.diagnostics.add("MV005", f"there is no preset {source!r}", hint=self.preset_hint(source))
             return None
         return self.file(Path(source), source)
 
     def file(self, path: Path, shown: str) -> Node | None:
         """One file with everything that it extends; ``shown`` is its name in messages."""
         text = self.read(path, shown)
-        node = parse_yaml(text, file=shown, report=self.report) if text is not None else None
+        node = parse_yaml(text, file=shown, diagnostics=self.diagnostics) if text is not None else None
         if node is None:
             return None
         if not isinstance(node.value, dict):
             hint = "start with `medvlp: 1` and go on with `model:`"
             kind = "a list" if isinstance(node.value, list) else f"the value {node.value!r}"
-            self.report.add("MV002", f"a recipe is a mapping of blocks, found {kind}", at=node.position, hint=hint)
+            self.diagnostics.add("MV002", f"a recipe is a mapping of blocks, found {kind}", at=node.position, hint=hint)
             return None
         own = attrs.evolve(node, value={key: child for key, child in node.value.items() if key != "extends"})
         extends = node.value.get("extends")
@@ -116,7 +116,7 @@ class _Loader:
         for target in found:
             if not isinstance(target.value, str):
                 hint = "write `extends: mpma:base`, or a list of such names"
-                self.report.add("MV005", "`extends` takes names of presets or files", at=target.position, hint=hint)
+                self.diagnostics.add("MV005", "`extends` takes names of presets or files", at=target.position, hint=hint)
         return found
 
     def base(self, target: Node, path: Path, shown: str) -> Node | None:
@@ -127,7 +127,7 @@ class _Loader:
         if name in self.presets:
             found, name_shown = self.presets[name], name
         elif _is_preset_name(name):
-            self.report.add("MV005", f"there is no preset {name!r}", at=target.position, hint=self.preset_hint(name))
+            self.diagnostics.add("MV005", f"there is no preset {name!r}", at=target.position, hint=self.preset_hint(name))
             return None
         else:
             found = path.parent / name
@@ -135,11 +135,11 @@ class _Loader:
             name_shown = os.path.normpath(folder / name)
         if str(found.resolve()) in [*self.chain, str(path.resolve())]:
             text = "a recipe cannot extend itself" if name_shown == shown else f"{name!r} extends {shown!r}, which extends it"
-            self.report.add("MV005", f"`extends` goes in a circle: {text}", at=target.position, hint="leave one of them out")
+            self.diagnostics.add("MV005", f"`extends` goes in a circle: {text}", at=target.position, hint="leave one of them out")
             return None
         if not found.is_file():
             text = f"`extends` names {name!r}, and there is no file {name_shown}"
-            self.report.add(
+            self.diagnostics.add(
                 "MV005", text, at=target.position, hint=self.file_hint(found, "a path in `extends` is relative to its file")
             )
             return None
@@ -150,18 +150,20 @@ class _Loader:
         try:
             return path.read_bytes().decode("utf-8-sig")
         except FileNotFoundError:
-            self.report.add("MV001", "there is no such file", at=at, hint=self.file_hint(path, "give a recipe's file, or a preset"))
+            self.diagnostics.add(
+                "MV001", "there is no such file", at=at, hint=self.file_hint(path, "give a recipe's file, or a preset")
+            )
         except IsADirectoryError:
-            self.report.add(
+            self.diagnostics.add(
                 "MV001",
                 "this is a folder, not a file",
                 at=at,
                 hint=self.file_hint(path / "recipe.yaml", "give a recipe's file, or a preset"),
             )
         except UnicodeDecodeError as error:
-            self.report.add("MV001", f"the file is not UTF-8 text (byte {error.start})", at=at, hint="save it as UTF-8")
+            self.diagnostics.add("MV001", f"the file is not UTF-8 text (byte {error.start})", at=at, hint="save it as UTF-8")
         except (OSError, ValueError) as error:
-            self.report.add("MV001", f"the file cannot be read: {getattr(error, 'strerror', None) or error}", at=at)
+            self.diagnostics.add("MV001", f"the file cannot be read: {getattr(error, 'strerror', None) or error}", at=at)
         return None
 
     def preset_hint(self, name: str) -> str:
@@ -219,11 +221,11 @@ def is_path(text: str) -> bool:
     return all(part and not part.isspace() for part in text.split("."))
 
 
-def parse_override(kind: Literal["set", "use", "unset"], text: str, report: Report) -> Override | None:
+def parse_override(kind: Literal["set", "use", "unset"], text: str, diagnostics: Diagnostics) -> Override | None:
     """Read the argument of ``--set``, ``--use`` or ``--unset``; None (and MV007) if it has not the right form.
 
     Example:
-        >>> parse_override("set", "train.steps=10", Report())
+        >>> parse_override("set", "train.steps=10", Diagnostics())
         Override(kind='set', path='train.steps', value='10', text='--set train.steps=10')
     """
     typed = f"--{kind} {text}"
@@ -238,21 +240,21 @@ def parse_override(kind: Literal["set", "use", "unset"], text: str, report: Repo
                 "unset": "--unset model.alignments.gla",
             }[kind]
         )
-        report.add("MV007", "this override has not the right form", at=Position(typed), hint=hint)
+        diagnostics.add("MV007", "this override has not the right form", at=Position(typed), hint=hint)
         return None
     return Override(kind, path, value if has_value else None, typed)
 
 
-def _apply(override: Override, root: Node, report: Report) -> Node:
+def _apply(override: Override, root: Node, diagnostics: Diagnostics) -> Node:
     at = Position(override.text)
     parts = override.path.split(".")
     if override.kind == "unset":
         if root.get(override.path) is None:
             text = f"there is no {override.path} to remove"
-            report.add("MV007", text, at=at, hint=missing_hint(root, override.path))
+            diagnostics.add("MV007", text, at=at, hint=missing_hint(root, override.path))
             return root
-        return _replace(root, parts, None, at, report)
-    value = _override_value(override, at, report)
+        return _replace(root, parts, None, at, diagnostics)
+    value = _override_value(override, at, diagnostics)
     if value is None:
         return root
     if override.kind == "set" and parts[-1] == "use" and len(parts) > 1:
@@ -264,17 +266,17 @@ def _apply(override: Override, root: Node, report: Report) -> Node:
             return root
     target = root.get(".".join(parts))
     removes = value.value is None and target is not None and target.is_mapping
-    return _replace(root, parts, None if removes else value, at, report)
+    return _replace(root, parts, None if removes else value, at, diagnostics)
 
 
-def _override_value(override: Override, at: Position, report: Report) -> Node | None:
+def _override_value(override: Override, at: Position, diagnostics: Diagnostics) -> Node | None:
     text = override.value or ""
     if override.kind == "use":
         return Node({"use": Node(text, at, at)}, at, at)
-    inner = Report()
-    node = parse_yaml(text, file=override.text, report=inner)
+    inner = Diagnostics()
+    node = parse_yaml(text, file=override.text, diagnostics=inner)
     for problem in inner:
-        report.add("MV007", f"the value {text!r}: {problem.text}", at=at, hint=problem.hint)
+        diagnostics.add("MV007", f"the value {text!r}: {problem.text}", at=at, hint=problem.hint)
     return _moved(node, at) if node is not None and not inner.has_errors else None
 
 
@@ -288,19 +290,19 @@ def _moved(node: Node, at: Position) -> Node:
     return Node(value, at, at)
 
 
-def _replace(node: Node, parts: Sequence[str], value: Node | None, at: Position, report: Report, above: str = "") -> Node:
+def _replace(node: Node, parts: Sequence[str], value: Node | None, at: Position, diagnostics: Diagnostics, above: str = "") -> Node:
     """``node`` with another value (None = none) at the path ``parts``; mappings on the way are made."""
     here = f"{above}.{parts[0]}" if above else parts[0]
     if not isinstance(node.value, dict):
         kind = "a list" if isinstance(node.value, list) else f"the value {node.value!r}"
-        report.add("MV007", f"{above} is {kind}, so it has no {parts[0]!r}", at=at, hint=f"set {above} as a whole")
+        diagnostics.add("MV007", f"{above} is {kind}, so it has no {parts[0]!r}", at=at, hint=f"set {above} as a whole")
         return node
     children = dict(node.value)
     if len(parts) > 1:
         child = children.get(parts[0])
         if child is None or child.value is None:
             child = Node({}, at, at)
-        children[parts[0]] = _replace(child, parts[1:], value, at, report, here)
+        children[parts[0]] = _replace(child, parts[1:], value, at, diagnostics, here)
     elif value is None:
         children.pop(parts[0], None)
     else:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from medvlp_core.errors import Position, Report, did_you_mean
+from medvlp_core.errors import Diagnostics, Position, did_you_mean
 from medvlp_core.recipe.tree import Node, Scalar, scalar
 
 _TOKEN = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
@@ -21,9 +21,9 @@ class _Unresolved(Exception):
     """A reference that cannot be resolved; the reason is in the report."""
 
 
-def resolve_references(root: Node, *, environment: Mapping[str, str], report: Report) -> Node:
+def resolve_references(root: Node, *, environment: Mapping[str, str], diagnostics: Diagnostics) -> Node:
     """Replace every reference in the tree. One that cannot be resolved is MV006, and its key is left out."""
-    resolver = _Resolver(root, environment, report)
+    resolver = _Resolver(root, environment, diagnostics)
     try:
         return resolver.node(root, "")
     except _Unresolved:
@@ -44,7 +44,7 @@ def escape_references(text: str) -> str:
 class _Resolver:
     root: Node
     environment: Mapping[str, str]
-    report: Report
+    diagnostics: Diagnostics
     done: dict[str, Node | None] = attrs.field(factory=dict)
     open: list[str] = attrs.field(factory=list)
 
@@ -94,7 +94,7 @@ class _Resolver:
             return "${"
         if match.group(1) is None:
             hint = "write `${path.in.recipe}`, or `$${` for a plain `${`"
-            self.report.add("MV006", f"a reference is not closed in {match.string!r}", at=at, hint=hint)
+            self.diagnostics.add("MV006", f"a reference is not closed in {match.string!r}", at=at, hint=hint)
             raise _Unresolved
         reference = match.group(1)
         if reference.startswith("env:"):
@@ -103,7 +103,7 @@ class _Resolver:
         if isinstance(value, (dict, list)):
             kind = "mapping" if isinstance(value, dict) else "list"
             text = f"${{{reference}}} is a {kind} and cannot stand inside a text"
-            self.report.add("MV006", text, at=at, hint="a reference to a block must be the whole value")
+            self.diagnostics.add("MV006", text, at=at, hint="a reference to a block must be the whole value")
             raise _Unresolved
         if value is None or isinstance(value, bool):
             return "null" if value is None else str(value).lower()
@@ -117,7 +117,7 @@ class _Resolver:
             child = node.child(part)
             if child is None:
                 hint = missing_hint(self.root, reference.strip())
-                self.report.add("MV006", f"${{{reference}}} does not exist", at=at, hint=hint)
+                self.diagnostics.add("MV006", f"${{{reference}}} does not exist", at=at, hint=hint)
                 raise _Unresolved
             path = _join(path, part)
             is_last = path == reference.strip()
@@ -128,7 +128,7 @@ class _Resolver:
     def _enter(self, node: Node, path: str, reference: str, at: Position) -> Node:
         if path in self.open:
             circle = " -> ".join([*self.open[self.open.index(path) :], path])
-            self.report.add("MV006", f"${{{reference}}} refers to itself: {circle}", at=at, hint="write the value once")
+            self.diagnostics.add("MV006", f"${{{reference}}} refers to itself: {circle}", at=at, hint="write the value once")
             raise _Unresolved
         return self.node(node, path)
 
@@ -139,7 +139,7 @@ class _Resolver:
         if has_default:
             return default
         hint = f"set {name}, or write ${{env:{name}:-default}}"
-        self.report.add("MV006", f"the environment variable {name!r} is not set", at=at, hint=hint)
+        self.diagnostics.add("MV006", f"the environment variable {name!r} is not set", at=at, hint=hint)
         raise _Unresolved
 
 
@@ -148,7 +148,7 @@ def missing_hint(root: Node, path: str) -> str:
 
     Example:
         >>> from medvlp_core.recipe.tree import parse_yaml
-        >>> missing_hint(parse_yaml("a: {bee: 1, see: 2}", file="", report=Report()), "a.be")
+        >>> missing_hint(parse_yaml("a: {bee: 1, see: 2}", file="", diagnostics=Diagnostics()), "a.be")
         "did you mean 'bee'? other keys of a: see"
     """
     node, known = root, ""

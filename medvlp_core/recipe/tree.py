@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import attrs
 import yaml
 
-from medvlp_core.errors import Position, Report
+from medvlp_core.errors import Diagnostics, Position
 
 Scalar: TypeAlias = str | int | float | bool | None
 
@@ -46,7 +46,7 @@ class Node:
     """A value of a recipe and where it stands.
 
     Example:
-        >>> node = parse_yaml("model: {fusion: {heads: 12}}", file="a.yaml", report=Report())
+        >>> node = parse_yaml("model: {fusion: {heads: 12}}", file="a.yaml", diagnostics=Diagnostics())
         >>> node.get("model.fusion.heads").value, str(node.get("model.fusion").key_position)
         (12, 'a.yaml:1:9')
     """
@@ -105,20 +105,20 @@ def scalar(text: str) -> Scalar:
 # ------------------------------------------------------------------------------------------------------------------ reading
 
 
-def parse_yaml(text: str, *, file: str, report: Report) -> Node | None:
+def parse_yaml(text: str, *, file: str, diagnostics: Diagnostics) -> Node | None:
     """Read one YAML document; None if the text is not valid YAML or empty.
 
-    Adds MV001 (empty), MV002 (syntax), MV003 (duplicate key) and MV004 (tags, ``<<``, several documents) to ``report``.
+    Adds MV001 (empty), MV002 (syntax), MV003 (duplicate key) and MV004 (tags, ``<<``, several documents) to ``diagnostics``.
     """
     try:
-        builder = _Builder(file, report, yaml.parse(text, Loader=yaml.SafeLoader))
+        builder = _Builder(file, diagnostics, yaml.parse(text, Loader=yaml.SafeLoader))
         return builder.document()
     except yaml.MarkedYAMLError as error:
-        _add_syntax_error(error, file, report)
+        _add_syntax_error(error, file, diagnostics)
     except yaml.reader.ReaderError as error:
         before = text[: error.position]
         at = Position(file, before.count("\n") + 1, len(before) - (before.rfind("\n") + 1) + 1)
-        report.add("MV002", f"the character {_code_point(error.character)} is not allowed in YAML", at=at, hint="remove it")
+        diagnostics.add("MV002", f"the character {_code_point(error.character)} is not allowed in YAML", at=at, hint="remove it")
     except _Refused:
         pass
     return None
@@ -131,8 +131,8 @@ class _Refused(Exception):
 class _Builder:
     """Turns parser events into nodes."""
 
-    def __init__(self, file: str, report: Report, events: Iterator[yaml.Event]) -> None:
-        self.file, self.report, self.events = file, report, events
+    def __init__(self, file: str, diagnostics: Diagnostics, events: Iterator[yaml.Event]) -> None:
+        self.file, self.diagnostics, self.events = file, diagnostics, events
         self.anchors: dict[str, Node] = {}
         self.count = 0
 
@@ -140,19 +140,19 @@ class _Builder:
         next(self.events)  # StreamStart
         event = next(self.events)
         if isinstance(event, yaml.StreamEndEvent):
-            self.report.add("MV001", "the file is empty", at=Position(self.file))
+            self.diagnostics.add("MV001", "the file is empty", at=Position(self.file))
             return None
         first = next(self.events)
         is_empty = isinstance(first, yaml.ScalarEvent) and first.value == "" and first.style is None and first.tag is None
         root = self.node(first, None, 0)
         if is_empty:
-            self.report.add("MV001", "the file is empty", at=Position(self.file))
+            self.diagnostics.add("MV001", "the file is empty", at=Position(self.file))
             return None
         next(self.events)  # DocumentEnd
         after = next(self.events)
         if isinstance(after, yaml.DocumentStartEvent):
             hint = "put each document into a file of its own; `extends` joins them"
-            self.report.add("MV004", "a second document starts here", at=self.at(after), hint=hint)
+            self.diagnostics.add("MV004", "a second document starts here", at=self.at(after), hint=hint)
         return root
 
     def at(self, event: yaml.Event) -> Position:
@@ -163,7 +163,7 @@ class _Builder:
         self.count += 1
         if self.count > MAX_NODES or depth > MAX_DEPTH:
             limit = f"more than {MAX_NODES} values" if self.count > MAX_NODES else f"more than {MAX_DEPTH} levels"
-            self.report.add("MV004", f"the document has {limit}", at=self.at(event))
+            self.diagnostics.add("MV004", f"the document has {limit}", at=self.at(event))
             raise _Refused
         if isinstance(event, yaml.AliasEvent):
             return self.alias(event, key_position)
@@ -197,18 +197,18 @@ class _Builder:
         while not isinstance(key := next(self.events), yaml.MappingEndEvent):
             position = self.at(key)
             if not isinstance(key, yaml.ScalarEvent):
-                self.report.add("MV002", "a key must be a word, not a list, mapping or alias", at=position)
+                self.diagnostics.add("MV002", "a key must be a word, not a list, mapping or alias", at=position)
                 raise _Refused
             if key.tag not in (None, "!"):
                 self.refuse_tag(key)
             child = self.node(next(self.events), position, depth + 1)
             if key.value == "<<" and key.style is None:
                 hint = "use `extends` to build on another recipe, or an alias for a whole block"
-                self.report.add("MV004", "merge keys (`<<`) are not accepted", at=position, hint=hint)
+                self.diagnostics.add("MV004", "merge keys (`<<`) are not accepted", at=position, hint=hint)
             elif key.value in found:
                 first = found[key.value].key_position
                 details = (f"it stands first at {first}",)
-                self.report.add(
+                self.diagnostics.add(
                     "MV003", f"the key {key.value!r} stands twice", at=position, details=details, hint="keep one of them"
                 )
             else:
@@ -235,7 +235,7 @@ class _Builder:
     def refuse_tag(self, event: Any) -> None:
         tag = str(event.tag).replace("tag:yaml.org,2002:", "!!")
         hint = "remove the tag; a recipe is made of texts, numbers, lists and mappings"
-        self.report.add("MV004", f"the tag {tag} is not accepted here", at=self.at(event), hint=hint)
+        self.diagnostics.add("MV004", f"the tag {tag} is not accepted here", at=self.at(event), hint=hint)
 
 
 def _code_point(character: int | str) -> str:
@@ -249,7 +249,7 @@ def _size(node: Node) -> int:
     return 1
 
 
-def _add_syntax_error(error: yaml.MarkedYAMLError, file: str, report: Report) -> None:
+def _add_syntax_error(error: yaml.MarkedYAMLError, file: str, diagnostics: Diagnostics) -> None:
     mark = error.problem_mark or error.context_mark
     at = Position(file, mark.line + 1, mark.column + 1) if mark else Position(file)
     text = str(error.problem or error.context)
@@ -259,7 +259,7 @@ def _add_syntax_error(error: yaml.MarkedYAMLError, file: str, report: Report) ->
     hint = next((hint for part, hint in _SYNTAX_HINTS.items() if part in text), None)
     if mark and "${" in (mark.get_snippet() or ""):
         hint = 'a reference inside braces needs quotes: {seed: "${train.seed}"}'
-    report.add("MV002", f"not valid YAML: {text}", at=at, details=details, hint=hint)
+    diagnostics.add("MV002", f"not valid YAML: {text}", at=at, details=details, hint=hint)
 
 
 # ------------------------------------------------------------------------------------------------------------------ writing

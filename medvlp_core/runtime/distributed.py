@@ -16,14 +16,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 #: Rank 0 may draw pictures and write checkpoints while the others wait.
-PATIENCE = timedelta(hours=2)
+TIMEOUT = timedelta(hours=2)
 
-_is_alone = False
+_is_local_only = False
 
 
 def world_size() -> int:
     """How many processes train together."""
-    return dist.get_world_size() if dist.is_initialized() and not _is_alone else 1
+    return dist.get_world_size() if dist.is_initialized() and not _is_local_only else 1
 
 
 def rank() -> int:
@@ -49,7 +49,7 @@ def process_group(device: torch.device) -> Iterator[None]:
         return
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
     try:
         yield
     finally:
@@ -57,18 +57,18 @@ def process_group(device: torch.device) -> Iterator[None]:
 
 
 @contextmanager
-def alone() -> Iterator[None]:
+def local_only() -> Iterator[None]:
     """Inside, this process computes as if it were the only one: nothing is gathered."""
-    global _is_alone
-    before, _is_alone = _is_alone, True
+    global _is_local_only
+    before, _is_local_only = _is_local_only, True
     try:
         yield
     finally:
-        _is_alone = before
+        _is_local_only = before
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def sync_errors() -> Iterator[None]:
     """All processes get to the end of the block, or none goes on. Once something can fail inside, nothing may be exchanged.
 
     Without this, a process that fails leaves the others in their next exchange until the launcher kills them.
@@ -83,14 +83,14 @@ def together() -> Iterator[None]:
     except Exception as error:
         failure = error
     if world_size() > 1:
-        said = from_all(str(failure) if failure is not None else None)
+        said = all_gather_object(str(failure) if failure is not None else None)
         if any(text is not None for text in said) and (failure is None or str(failure) in said[: rank()]):
             raise SystemExit(1) from failure
     if failure is not None:
         raise failure
 
 
-def from_main(value: Any) -> Any:
+def broadcast_object(value: Any) -> Any:
     """The value that the main process has, in every process."""
     if world_size() == 1:
         return value
@@ -99,7 +99,7 @@ def from_main(value: Any) -> Any:
     return box[0]
 
 
-def from_all(value: Any) -> list[Any]:
+def all_gather_object(value: Any) -> list[Any]:
     """The values of all processes, by rank, in every process."""
     if world_size() == 1:
         return [value]
@@ -117,7 +117,7 @@ def sum_over_ranks(values: Tensor) -> Tensor:
     return values
 
 
-def row_counts(rows: Tensor) -> list[int]:
+def local_batch_sizes(rows: Tensor) -> list[int]:
     """How many rows each process has, by rank; every process must ask. One entry means that nothing is gathered."""
     if world_size() == 1:
         return [len(rows)]
@@ -138,7 +138,7 @@ def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
     rows.
 
     Shape:
-        rows (B, ...), B may differ between processes, all else not; counts from :func:`row_counts`; result (sum of B, ...).
+        rows (B, ...), B may differ between processes, all else not; counts from :func:`local_batch_sizes`; result (sum of B, ...).
     """
     if len(counts) == 1:
         return rows

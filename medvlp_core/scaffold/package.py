@@ -19,7 +19,7 @@ from string import Template
 
 import attrs
 
-from medvlp_core.errors import PluginError, Problem, Report, did_you_mean
+from medvlp_core.errors import Diagnostics, PluginError, Problem, did_you_mean
 from medvlp_core.plugins.candidate import RESERVED
 from medvlp_core.plugins.host import KNOWN_BUNDLES, PluginHost
 from medvlp_core.spec.component import INTERFACE_VERSION
@@ -73,14 +73,14 @@ def describe(name: str, role: str, component: str | None, host: PluginHost) -> N
     Raises:
         PluginError: every reason why no package can be called so (MV305).
     """
-    report = Report()
+    diagnostics = Diagnostics()
     if role not in [one.value for one in Role]:
-        report.add(CODE, f"there is no role {role!r}", hint=did_you_mean(role, [one.value for one in Role], what="roles"))
+        diagnostics.add(CODE, f"there is no role {role!r}", hint=did_you_mean(role, [one.value for one in Role], what="roles"))
     for text, hint in name_faults(name, host):
-        report.add(CODE, text, hint=hint)
+        diagnostics.add(CODE, text, hint=hint)
     if component is not None and (fault := spelling_fault(component, "a component")) is not None:
-        report.add(CODE, fault[0], hint=fault[1])
-    report.raise_errors(PluginError)
+        diagnostics.add(CODE, fault[0], hint=fault[1])
+    diagnostics.raise_errors(PluginError)
     package = NewPackage(name=name, role=Role(role), component=component or Role(role).info.template)
     if keyword.iskeyword(package.class_name):
         text = f"--component {component} makes a class {package.class_name}, and that is a keyword of Python"

@@ -70,11 +70,11 @@ class TrainSpec(SpecBlock):
 
     steps: int | None = param(None, help="optimiser steps", at_least=1, at_most=9_999_999)
     epochs: float | None = param(None, help="passes over the training split", above=0)
-    batch_size: int = param(32, help="pairs of one optimiser step, over all processes and passes", at_least=1)
-    accumulate: int = param(1, help="forward passes of each process in one step; contrasts see the pairs of one pass", at_least=1)
-    last_batch: str = param(
-        "drop", help="an incomplete last batch of an epoch: drop it, or keep it as a step", one_of=("drop", "keep")
+    batch_size: int = param(32, help="pairs of one optimiser step, over all processes and micro-batches", at_least=1)
+    gradient_accumulation_steps: int = param(
+        1, help="micro-batches of each process in one step; contrasts see the pairs of one micro-batch", at_least=1
     )
+    drop_last: bool = param(True, help="drop an incomplete last batch of an epoch; false = it is a smaller step")
     learning_rate: float = param(1.5e-4, help="peak learning rate", above=0)
     warmup_fraction: float = param(0.1, help="share of the steps with linear warm-up", at_least=0, below=1)
     schedule: str = param("cosine", help="after the warm-up: half a cosine to 0, or constant", one_of=("cosine", "constant"))
@@ -83,13 +83,13 @@ class TrainSpec(SpecBlock):
         1.0, help="learning rate of an encoder's layer as a share of the next one's; 1 = all the same", above=0, at_most=1
     )
     betas: tuple[float, ...] = param((0.9, 0.95), help="AdamW betas", at_least=0, below=1)
-    clip_norm: float | None = param(1.0, help="largest gradient norm; null = no clipping", above=0)
+    max_grad_norm: float | None = param(1.0, help="largest gradient norm; null = no clipping", above=0)
     ema_decay: float | None = param(
         None, help="decay a step of a moving average of the weights, which is evaluated and exported; null = none", above=0, below=1
     )
     precision: str = param("fp32", help="fp32, or autocast in bf16 or fp16", one_of=("fp32", "bf16", "fp16"))
     compile: bool = param(False, help="compile every block of the model with torch.compile")
-    recompute: bool = param(
+    activation_checkpointing: bool = param(
         False, help="keep no activations inside blocks and compute them again in backward: less memory, more time"
     )
     parallel: str = param(
@@ -98,10 +98,10 @@ class TrainSpec(SpecBlock):
         one_of=("ddp", "fsdp"),
     )
     max_bad_steps: int = param(
-        10, help="steps with a loss or gradient that is not finite, left out before the run stops", at_least=0
+        10, help="steps with a loss or gradient that is not finite, skipped before the run stops", at_least=0
     )
     seed: int = param(0, help="seed of weights, data order, crops and masks", at_least=0)
-    workers: int = param(0, help="data loader processes for each training process", at_least=0)
+    num_workers: int = param(0, help="data loader processes for each training process", at_least=0)
     log_every_steps: int = param(10, help="steps between two lines of metrics.jsonl", at_least=1)
     trackers: tuple[str, ...] = param((), help="where the lines of metrics.jsonl are shown too", one_of=tuple(TRACKERS))
     checkpoint_every_steps: int | None = param(None, help="steps between checkpoints; null = only at the end", at_least=1)
@@ -115,5 +115,9 @@ class TrainSpec(SpecBlock):
             yield "steps", f"give one of steps and epochs, found {given}", hint
         if len(self.betas) != 2:
             yield "betas", f"expected two numbers, found {len(self.betas)}", None
-        if self.batch_size < self.accumulate:
-            yield "accumulate", f"{self.accumulate} passes cannot share batch_size={self.batch_size} pairs", "lower accumulate"
+        if self.batch_size < self.gradient_accumulation_steps:
+            yield (
+                "gradient_accumulation_steps",
+                f"{self.gradient_accumulation_steps} micro-batches cannot share batch_size={self.batch_size} pairs",
+                "lower gradient_accumulation_steps",
+            )

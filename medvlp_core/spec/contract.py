@@ -29,7 +29,7 @@ Layout = Literal["dropped", "replaced"]
 #: The ports that the core and the bundles here use. Others are legal; these have a fixed meaning (docs/ports.md).
 PORTS: dict[str, str] = {
     "image": "input images, normalised, (B, C, H, W)",
-    "image_target": "images that a decoder restores, maybe of higher resolution, (B, C, Ht, Wt)",
+    "image_target": "images that a decoder reconstructs, maybe of higher resolution, (B, C, Ht, Wt)",
     "image_grid": "rows and columns of the patch grid (shape port)",
     "image_is_masked": "True where a patch is hidden from the encoder, (B, N), raster order",
     "image_tokens": "patch tokens without prefix tokens, (B, N, Di); the visible ones if layout is `dropped`",
@@ -46,7 +46,7 @@ PORTS: dict[str, str] = {
     "fused_image_tokens": "patch tokens that have seen the text, (B, N, Df)",
     "image_embedding": "L2-normalised image vector in the shared space of an alignment, (B, E)",
     "text_embedding": "L2-normalised text vector in the shared space of an alignment, (B, E)",
-    "patch_prediction": "restored pixels of every patch, (B, N, Q)",
+    "patch_prediction": "reconstructed pixels of every patch, (B, N, Q)",
     "word_logits": "vocabulary logits at scored text positions, (R, V)",
 }
 

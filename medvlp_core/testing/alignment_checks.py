@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from medvlp_core.spec.roles import Role
 from medvlp_core.testing.behaviour_checks import goal
 from medvlp_core.testing.checks import NotApplicable, check, expect
-from medvlp_core.testing.scene import Scene, all_close
 from medvlp_core.testing.subject import Example, Subject
+from medvlp_core.testing.synthetic_batch import SyntheticBatch, all_close
 
 STEPS = 60
 #: By how much the cosine of pairs must be above that of strangers after them.
@@ -21,7 +21,7 @@ def gives_vectors_of_length_one(subject: Subject) -> None:
     """``embed_image`` and ``embed_text`` give L2-normalised vectors of one width, different for different inputs."""
     for example, module, one in subject.calls():
         with torch.no_grad():
-            found = example.embed(module, example.embedding_inputs(one.scene))
+            found = example.embed(module, example.embedding_inputs(one.synthetic_batch))
         for port, tensor in found.items():
             lengths = tensor.norm(dim=-1)
             is_unit = torch.allclose(lengths, torch.ones_like(lengths), atol=1e-4)
@@ -34,7 +34,7 @@ def gives_vectors_of_length_one(subject: Subject) -> None:
 def does_not_depend_on_the_order_of_pairs(subject: Subject) -> None:
     """The pairs of a batch in another order give the same losses."""
     for example, module, one in subject.calls():
-        order = torch.arange(one.scene.batch - 1, -1, -1)
+        order = torch.arange(one.synthetic_batch.batch - 1, -1, -1)
         turned = {name: value[order] for name, value in one.arguments.items()}
         with torch.no_grad():
             first, second = example.call(module, one.arguments).losses, example.call(module, turned).losses
@@ -44,7 +44,7 @@ def does_not_depend_on_the_order_of_pairs(subject: Subject) -> None:
 
 
 @check("alignment", roles=(Role.ALIGNMENT,))
-def tells_pairs_from_strangers(subject: Subject) -> None:
+def tells_pairs_from_others(subject: Subject) -> None:
     """Trained on a few pairs, vectors of a pair are more alike than those of strangers, and exchanged texts raise the loss."""
     for example in subject.examples:
         module = example.build()
@@ -60,20 +60,20 @@ def tells_pairs_from_strangers(subject: Subject) -> None:
             optimizer.step()
         module.eval()
         with torch.no_grad():
-            pairs, strangers = (goal(example.call(module, some).tensors()) for some in (given, _exchanged(example, given)))
-            alike = _similarities(example, module, one.scene, given)
-        text = f"{example}: after {STEPS} steps on four pairs the loss is {pairs:.4g}, and {strangers:.4g} with texts exchanged"
-        expect(bool(strangers > pairs + 1e-3), f"{text}; expected a clearly higher one")
+            pairs, others = (goal(example.call(module, some).tensors()) for some in (given, _exchanged(example, given)))
+            alike = _similarities(example, module, one.synthetic_batch, given)
+        text = f"{example}: after {STEPS} steps on four pairs the loss is {pairs:.4g}, and {others:.4g} with texts exchanged"
+        expect(bool(others > pairs + 1e-3), f"{text}; expected a clearly higher one")
         if alike is not None:
             same, other = alike.diagonal().mean(), alike[~torch.eye(len(alike), dtype=torch.bool)].mean()
             text = f"{example}: after {STEPS} steps on four pairs their vectors have the cosine {same:.2f}, strangers {other:.2f}"
             expect(bool(same > other + MARGIN), f"{text}; expected a clearly higher one for pairs: is a sign wrong?")
 
 
-def _similarities(example: Example, module: nn.Module, scene: Scene, given: dict[str, Tensor]) -> Tensor | None:
+def _similarities(example: Example, module: nn.Module, synthetic_batch: SyntheticBatch, given: dict[str, Tensor]) -> Tensor | None:
     """Cosines of every image with every text, of the tokens that it was trained on; None if it was not trained on tokens."""
     try:
-        inputs = example.embedding_inputs(scene)
+        inputs = example.embedding_inputs(synthetic_batch)
     except NotApplicable:
         return None
     own = {example.contract.needs[name].port: value for name, value in given.items()}

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from medvlp_core.spec.roles import Role
 from medvlp_core.testing.checks import MODULE_ROLES, CheckFailed, NotApplicable, check, expect
-from medvlp_core.testing.other_device import Elsewhere, OtherDevice, elsewhere, send_elsewhere
-from medvlp_core.testing.scene import all_close, other_values, rows
+from medvlp_core.testing.other_device import MixedDevices, OtherDeviceTensor, elsewhere, to_other_device
 from medvlp_core.testing.subject import Example, Pass, Subject
+from medvlp_core.testing.synthetic_batch import all_close, other_values, rows
 
 #: Roles whose outputs are features, a vector or token each, and not draws.
 DETERMINISTIC = tuple(role for role in MODULE_ROLES if role is not Role.MASKING)
@@ -78,7 +78,7 @@ def is_deterministic_in_eval(subject: Subject) -> None:
 
 
 @check("behaviour", roles=MODULE_ROLES)
-def leaves_its_inputs_alone(subject: Subject) -> None:
+def does_not_change_its_inputs(subject: Subject) -> None:
     """A call, in training mode and with backward, changes none of the tensors that it gets."""
     for example in subject.examples:
         module = example.build()
@@ -104,16 +104,16 @@ def text_arguments(example: Example, one: Pass) -> Iterator[tuple[str, str, Tens
 def stays_on_its_device(subject: Subject) -> None:
     """A call makes its tensors where weights and inputs are, so that it runs on a GPU too."""
     for example, module, one in subject.calls():
-        send_elsewhere(module)
-        arguments: dict[str, Tensor] = {name: Elsewhere(tensor) for name, tensor in one.arguments.items()}
+        to_other_device(module)
+        arguments: dict[str, Tensor] = {name: OtherDeviceTensor(tensor) for name, tensor in one.arguments.items()}
         advice = "make tensors with device=, and keep those of the module as buffers"
         try:
             with torch.no_grad(), elsewhere():
                 tensors = example.call(module, arguments).tensors()
-        except OtherDevice as error:
+        except MixedDevices as error:
             raise CheckFailed(f"{example}: {error}; {advice}") from error
         for name, tensor in tensors.items():
-            expect(isinstance(tensor, Elsewhere), f"{example}: {name} is on the CPU, and the inputs are not; {advice}")
+            expect(isinstance(tensor, OtherDeviceTensor), f"{example}: {name} is on the CPU, and the inputs are not; {advice}")
 
 
 @check("behaviour", roles=DETERMINISTIC)
@@ -123,11 +123,11 @@ def ignores_padding(subject: Subject) -> None:
         raise NotApplicable("it takes no text")
     generator = torch.Generator().manual_seed(3)
     for example, module, one in subject.calls():
-        valid = one.scene.fixed["text_is_valid", None]
+        valid = one.synthetic_batch.fixed["text_is_valid", None]
         arguments = dict(one.arguments)
         for name, _, tensor in text_arguments(example, one):
             keep = valid if tensor.ndim == 2 else valid[:, :, None]
-            arguments[name] = torch.where(keep, tensor, other_values(tensor, generator, vocabulary=one.scene.vocabulary))
+            arguments[name] = torch.where(keep, tensor, other_values(tensor, generator, vocabulary=one.synthetic_batch.vocabulary))
         first, second = everything(example, module, one.arguments), everything(example, module, arguments)
         for port, tensor in first.items():
             other = second[port]
@@ -142,23 +142,25 @@ def ignores_padding(subject: Subject) -> None:
 def is_the_same_alone_and_in_a_batch(subject: Subject) -> None:
     """A pair alone, its text without padding, gives the features that it has in a batch."""
     for example, module, one in subject.calls():
-        scene = one.scene
+        synthetic_batch = one.synthetic_batch
         with torch.no_grad():
             if subject.role is Role.ALIGNMENT:
                 _compare_embeddings(example, module, one)
                 continue
             whole = example.call(module, one.arguments).ports
-            for row in range(scene.batch):
-                length = scene.lengths[row]
-                alone = {name: _cut(example, name, value, length) for name, value in rows(one.arguments, row).items()}
-                for port, tensor in example.call(module, alone).ports.items():
+            for row in range(synthetic_batch.batch):
+                length = synthetic_batch.lengths[row]
+                local_only = {name: _cut(example, name, value, length) for name, value in rows(one.arguments, row).items()}
+                for port, tensor in example.call(module, local_only).ports.items():
                     spec = example.declared(port)
                     if spec is None or spec.dims[0] != "B":
                         continue  # its rows are scored positions, not pairs
                     expected = whole[port][row : row + 1]
                     expected = expected[:, :length] if example.is_text(port) else expected
                     is_equal = all_close(tensor, expected)
-                    expect(is_equal, f"{example}: pair {row + 1} of {scene.batch} has another {port} alone than in the batch")
+                    expect(
+                        is_equal, f"{example}: pair {row + 1} of {synthetic_batch.batch} has another {port} alone than in the batch"
+                    )
 
 
 def _cut(example: Example, name: str, value: Tensor, length: int) -> Tensor:
@@ -166,14 +168,14 @@ def _cut(example: Example, name: str, value: Tensor, length: int) -> Tensor:
 
 
 def _compare_embeddings(example: Example, module: Any, one: Pass) -> None:
-    inputs = example.embedding_inputs(one.scene)
+    inputs = example.embedding_inputs(one.synthetic_batch)
     whole = example.embed(module, inputs)
-    for row, length in enumerate(one.scene.lengths):
-        alone = {name: value[row : row + 1] for name, value in inputs.items()}
-        alone |= {name: alone[name][:, :length] for name in ("text_tokens", "text_is_valid", "word_ids")}
-        for port, tensor in example.embed(module, alone).items():
+    for row, length in enumerate(one.synthetic_batch.lengths):
+        local_only = {name: value[row : row + 1] for name, value in inputs.items()}
+        local_only |= {name: local_only[name][:, :length] for name in ("text_tokens", "text_is_valid", "word_ids")}
+        for port, tensor in example.embed(module, local_only).items():
             is_equal = all_close(tensor, whole[port][row : row + 1])
-            expect(is_equal, f"{example}: pair {row + 1} of {one.scene.batch} has another {port} alone than in the batch")
+            expect(is_equal, f"{example}: pair {row + 1} of {one.synthetic_batch.batch} has another {port} alone than in the batch")
 
 
 @check("behaviour", roles=DETERMINISTIC)

@@ -11,8 +11,8 @@ from torch import Tensor
 from medvlp_core.spec.contract import TensorSpec
 from medvlp_core.spec.roles import Role
 from medvlp_core.testing.checks import MODULE_ROLES, CheckFailed, NotApplicable, check, expect
-from medvlp_core.testing.scene import TEXT_PORTS, Scene, is_along
 from medvlp_core.testing.subject import Example, Outputs, Pass, Subject
+from medvlp_core.testing.synthetic_batch import TEXT_PORTS, SyntheticBatch, is_along
 
 KINDS = {
     "float": torch.Tensor.is_floating_point,
@@ -27,7 +27,7 @@ def given_tensors(example: Example, module: Any, one: Pass) -> tuple[Outputs, di
         outputs = example.call(module, one.arguments)
         tensors = dict(outputs.ports)
         if example.role is Role.ALIGNMENT:
-            tensors |= example.embed(module, example.embedding_inputs(one.scene))
+            tensors |= example.embed(module, example.embedding_inputs(one.synthetic_batch))
     return outputs, tensors
 
 
@@ -41,7 +41,7 @@ def compared(subject: Subject) -> Iterator[tuple[Example, Pass, str, TensorSpec,
     """Every port that is declared and given, with both, and what is known of the sizes."""
     for example, module, one in subject.calls():
         _, tensors = given_tensors(example, module, one)
-        sizes = {**_reported(module), **example.sizes, "B": one.scene.batch}
+        sizes = {**_reported(module), **example.sizes, "B": one.synthetic_batch.batch}
         for port, spec in declared(example, one).items():
             if port in tensors:
                 yield example, one, port, spec, tensors[port], sizes
@@ -67,7 +67,7 @@ def gives_the_declared_ports(subject: Subject) -> None:
 def gives_the_declared_shapes(subject: Subject) -> None:
     """Every output has the declared dimensions, for two batch sizes and odd text lengths."""
     for example, one, port, spec, tensor, sizes in compared(subject):
-        wanted = [_wanted(spec, axis, one.scene, sizes, one) for axis in range(len(spec.dims))]
+        wanted = [_wanted(spec, axis, one.synthetic_batch, sizes, one) for axis in range(len(spec.dims))]
         is_equal = tensor.ndim == len(wanted) and all(b in (None, a) for a, b in zip(tensor.shape, wanted, strict=True))
         shown = ", ".join(
             f"{dim}={size}" if size is not None and dim != size else str(dim) for dim, size in zip(spec.dims, wanted, strict=True)
@@ -75,18 +75,22 @@ def gives_the_declared_shapes(subject: Subject) -> None:
         expect(is_equal, f"{example}: {port} is {tuple(tensor.shape)} ({one.view} view), and the contract says ({shown})")
 
 
-def _wanted(spec: TensorSpec, axis: int, scene: Scene, sizes: dict[str, int], one: Pass) -> int | None:
+def _wanted(spec: TensorSpec, axis: int, synthetic_batch: SyntheticBatch, sizes: dict[str, int], one: Pass) -> int | None:
     """The number that an axis must have; None where any will do."""
     dim = spec.dims[axis]
-    if axis == 1 and is_along(spec, TEXT_PORTS, scene.contract):
-        return max(scene.lengths)
+    if axis == 1 and is_along(spec, TEXT_PORTS, synthetic_batch.contract):
+        return max(synthetic_batch.lengths)
     if axis == 1 and spec.port == "image_tokens":
-        return scene.patches - scene.hidden if one.view == "masked" and spec.layout == "dropped" else scene.patches
+        return (
+            synthetic_batch.patches - synthetic_batch.hidden
+            if one.view == "masked" and spec.layout == "dropped"
+            else synthetic_batch.patches
+        )
     if axis == 1 and spec.port == "image_is_masked":
-        return scene.patches
-    if axis == 1 and is_along(spec, {"fused_image_tokens", "image_tokens"}, scene.contract):
-        need = next((n for n in scene.contract.needs.values() if n.port == "image_tokens"), None)
-        return scene.token_count(need, one.view) if need else None
+        return synthetic_batch.patches
+    if axis == 1 and is_along(spec, {"fused_image_tokens", "image_tokens"}, synthetic_batch.contract):
+        need = next((n for n in synthetic_batch.contract.needs.values() if n.port == "image_tokens"), None)
+        return synthetic_batch.token_count(need, one.view) if need else None
     return dim if isinstance(dim, int) else sizes.get(dim)
 
 
@@ -160,10 +164,10 @@ def gives_true_attention_maps(subject: Subject) -> None:
         if maps is None:
             continue
         tokens = next((name for name, need in example.contract.needs.items() if need.port == "image_tokens"), None)
-        count = one.arguments[tokens].shape[1] if tokens else one.scene.patches
-        wanted = (one.scene.batch, max(one.scene.lengths), count)
+        count = one.arguments[tokens].shape[1] if tokens else one.synthetic_batch.patches
+        wanted = (one.synthetic_batch.batch, max(one.synthetic_batch.lengths), count)
         expect(tuple(maps.shape) == wanted, f"{example}: attention_maps() gives {tuple(maps.shape)}, expected {wanted} (B, L, N)")
-        valid = maps[one.scene.fixed["text_is_valid", None]]
+        valid = maps[one.synthetic_batch.fixed["text_is_valid", None]]
         sums = valid.sum(dim=-1)
         is_true = bool((valid >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-3)
         found = f"sum to {sums.min():.3g} to {sums.max():.3g}, lowest weight {valid.min():.3g}"

@@ -10,7 +10,7 @@ from medvlp_core.data.records import DataSource, Record
 from medvlp_core.errors import DataError
 from medvlp_core.spec.roles import Role
 from medvlp_core.testing.checks import check, expect
-from medvlp_core.testing.elsewhere import ask_elsewhere
+from medvlp_core.testing.other_process import ask_other_process
 from medvlp_core.testing.subject import Example, Subject
 
 #: Images that are opened of each split.
@@ -120,7 +120,7 @@ def has_a_stable_fingerprint(subject: Subject) -> None:
         first, second = source.fingerprint(), example.build().fingerprint()
         expect(isinstance(first, str) and bool(first), f"{example}: the fingerprint is {first!r}, expected a hash as a string")
         expect(first == second, f"{example}: two instances have the fingerprints {first} and {second}")
-        elsewhere = ask_elsewhere("fingerprint", example)
+        elsewhere = ask_other_process("fingerprint", example)
         expect(first == elsewhere, f"{example}: another process has the fingerprint {elsewhere}, expected {first}")
         rows = [(split, record.id, record.text) for split, record in all_records(source)]
         expect(found.setdefault(first, rows) == rows, f"{example}: another example has other records and the same fingerprint")

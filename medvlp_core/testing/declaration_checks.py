@@ -9,7 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
-from medvlp_core.errors import MedvlpError, Report
+from medvlp_core.errors import Diagnostics, MedvlpError
 from medvlp_core.model.build import interface_of
 from medvlp_core.planning.parameters import read_block
 from medvlp_core.planning.plan import plain
@@ -29,8 +29,8 @@ def has_two_examples(subject: Subject) -> None:
     """``examples()`` gives at least two different small instances of the spec itself."""
     specs = [example.spec for example in subject.examples]
     expect(len(specs) >= 2, f"examples() gives {len(specs)}, expected at least two: the kit tries what one alone cannot show")
-    strangers = [type(spec).__name__ for spec in specs if type(spec) is not subject.kind]
-    expect(not strangers, f"examples() gives {', '.join(strangers)}, expected instances of {subject.kind.__name__}")
+    others = [type(spec).__name__ for spec in specs if type(spec) is not subject.kind]
+    expect(not others, f"examples() gives {', '.join(others)}, expected instances of {subject.kind.__name__}")
     expect(
         not params_of(subject.kind) or any(spec != specs[0] for spec in specs),
         "all examples are equal, expected different parameters",
@@ -81,10 +81,10 @@ def gives_what_its_role_gives(subject: Subject) -> None:
 def survives_a_recipe(subject: Subject) -> None:
     """The examples, written as YAML and read again, are equal."""
     for example in subject.examples:
-        report = Report()
-        node = parse_yaml(dump_yaml(plain(example.spec)), file="example.yaml", report=report)
-        again = read_block(subject.kind, node, path=subject.name, report=report) if node is not None else None
-        expect(not report.has_errors, f"{example}: {next(iter(report.errors), '')}")
+        diagnostics = Diagnostics()
+        node = parse_yaml(dump_yaml(plain(example.spec)), file="example.yaml", diagnostics=diagnostics)
+        again = read_block(subject.kind, node, path=subject.name, diagnostics=diagnostics) if node is not None else None
+        expect(not diagnostics.has_errors, f"{example}: {next(iter(diagnostics.errors), '')}")
         expect(again == example.spec, f"{example}: {example.spec}, written as YAML and read again, is {again}")
 
 

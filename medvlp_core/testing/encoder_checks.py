@@ -9,8 +9,8 @@ from medvlp_core.spec.contract import View
 from medvlp_core.spec.roles import Role
 from medvlp_core.testing.behaviour_checks import everything
 from medvlp_core.testing.checks import NotApplicable, check, expect
-from medvlp_core.testing.scene import all_close, number_of, other_values
 from medvlp_core.testing.subject import Example, Subject
+from medvlp_core.testing.synthetic_batch import all_close, number_of, other_values
 
 #: Of the patches, so many must change their own token most when their pixels change.
 OWN_SHARE = 0.75
@@ -34,7 +34,7 @@ def patch_pixels(example: Example, patch: int, image: Tensor) -> tuple[slice, sl
 
 
 @check("masking", roles=(Role.IMAGE_ENCODER,))
-def does_not_see_hidden_patches(subject: Subject) -> None:
+def does_not_see_masked_patches(subject: Subject) -> None:
     """Pixels of hidden patches change nothing in the masked view."""
     generator = torch.Generator().manual_seed(3)
     masked = [example for example in subject.examples if "image_is_masked" in example.contract.needs]
@@ -87,7 +87,7 @@ def _drops(example: Example, view: View) -> bool:
 
 @check("behaviour", roles=(Role.DECODER,))
 def does_not_see_the_answer(subject: Subject) -> None:
-    """What a decoder has to restore changes its loss and not its prediction; one that writes texts sees only earlier words."""
+    """What a decoder has to reconstruct changes its loss and not its prediction; one that writes texts sees only earlier words."""
     generator = torch.Generator().manual_seed(3)
     for example, module, one in subject.calls():
         needs = example.contract.needs
@@ -95,10 +95,13 @@ def does_not_see_the_answer(subject: Subject) -> None:
         ids = [name for name in one.arguments if needs[name].port == "token_ids" and needs[name].view in (None, "clean")]
         is_writer = bool(ids) and not any(need.port == "text_is_masked" for need in needs.values())
         if not answers and not ids:
-            raise NotApplicable("it takes neither images nor token ids to restore")
-        other = {name: other_values(one.arguments[name], generator, vocabulary=one.scene.vocabulary) for name in (*answers, *ids)}
+            raise NotApplicable("it takes neither images nor token ids to reconstruct")
+        other = {
+            name: other_values(one.arguments[name], generator, vocabulary=one.synthetic_batch.vocabulary)
+            for name in (*answers, *ids)
+        }
         if is_writer:  # it may read the words before each that it writes: only the last of a text is an answer and no input
-            last = torch.tensor(one.scene.lengths)[:, None] - 1 == torch.arange(max(one.scene.lengths))
+            last = torch.tensor(one.synthetic_batch.lengths)[:, None] - 1 == torch.arange(max(one.synthetic_batch.lengths))
             other |= {name: torch.where(last, other[name], one.arguments[name]) for name in ids}
         first, second = (everything(example, module, given) for given in (one.arguments, {**one.arguments, **other}))
         told = ", ".join(other)
@@ -108,6 +111,6 @@ def does_not_see_the_answer(subject: Subject) -> None:
             if not port.startswith("loss."):
                 rows = torch.isclose(tensor, second[port], rtol=1e-4, atol=1e-5).reshape(-1, tensor.shape[-1]).all(dim=1)
                 # What it would write after the last word, if it has a row for that, may depend on it.
-                full = (sum(one.scene.lengths), one.scene.batch * max(one.scene.lengths))
-                is_same = int((~rows).sum()) <= (one.scene.batch if is_writer and len(rows) in full else 0)
-                expect(is_same, f"{example}: {port} depends on {told}, which it has to restore")
+                full = (sum(one.synthetic_batch.lengths), one.synthetic_batch.batch * max(one.synthetic_batch.lengths))
+                is_same = int((~rows).sum()) <= (one.synthetic_batch.batch if is_writer and len(rows) in full else 0)
+                expect(is_same, f"{example}: {port} depends on {told}, which it has to reconstruct")

@@ -158,8 +158,8 @@ def _expect_sound(example: Example, row: Row, note: str | None) -> None:
     numbers = {"value": row.value, **row.baselines}
     unknown = [name for name, number in numbers.items() if not math.isfinite(number)]
     expect(not unknown or note is not None, f"{who}: {', '.join(unknown)} is not finite, and no note says why")
-    strangers = sorted(set(row.gain_intervals) - set(row.baselines))
-    expect(not strangers, f"{who} has intervals of the gain over {', '.join(strangers)}, which is no baseline of it")
+    others = sorted(set(row.gain_intervals) - set(row.baselines))
+    expect(not others, f"{who} has intervals of the gain over {', '.join(others)}, which is no baseline of it")
     for name, interval in {"interval": row.interval, **row.gain_intervals}.items():
         is_sound = interval is None or interval[0] <= interval[1]
         expect(is_sound, f"{who}: the interval {name!r} is {interval}, expected the lower end first and finite numbers, or None")

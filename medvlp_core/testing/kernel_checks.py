@@ -10,7 +10,7 @@ import torch
 from medvlp_core.errors import KernelError
 from medvlp_core.kernels.benchmark import Contender, KernelBenchmark, load_benchmark
 from medvlp_core.kernels.benchmark import check as compare
-from medvlp_core.kernels.dispatch import WISHES, Call, Kernel, load_kernel
+from medvlp_core.kernels.dispatch import BACKENDS, Call, Kernel, load_kernel
 from medvlp_core.plugins.host import PluginHost
 from medvlp_core.spec.kernel import KernelOp
 from medvlp_core.testing.checks import NotApplicable, check, expect
@@ -97,17 +97,17 @@ def says_why_a_path_cannot_serve(subject: KernelSubject) -> None:
     for call in calls(kernel):
         reasons = kernel.reasons(call)
         where = f"{call.dtype} on {call.device}"
-        for wish in WISHES[1:]:
-            can_serve = wish in reasons and not reasons[wish]
+        for requested in BACKENDS[1:]:
+            can_serve = requested in reasons and not reasons[requested]
             try:
-                chosen = kernel.preview(wish, call)
+                chosen = kernel.preview(requested, call)
             except KernelError as error:
-                expect(not can_serve, f"the path {wish!r} serves {where}, and asking for it raised {error}")
+                expect(not can_serve, f"the path {requested!r} serves {where}, and asking for it raised {error}")
             else:
-                expect(can_serve and chosen == wish, f"asking for {wish!r} with {where} gave {chosen!r} and no error")
-            said = reasons.get(wish, ())
+                expect(can_serve and chosen == requested, f"asking for {requested!r} with {where} gave {chosen!r} and no error")
+            said = reasons.get(requested, ())
             is_text = isinstance(said, (tuple, list)) and all(isinstance(one, str) and one for one in said)
-            expect(is_text, f"the reasons of {wish!r} with {where} are {said!r}, expected a tuple of texts")
+            expect(is_text, f"the reasons of {requested!r} with {where} are {said!r}, expected a tuple of texts")
         auto = kernel.preview("auto", call)
         expect(not reasons[auto], f"'auto' chose {auto!r} for {where}, which cannot serve: {'; '.join(reasons[auto])}")
 

@@ -13,7 +13,7 @@ from medvlp_core.testing.subject import Example, Subject
 #: How far training on two batches must lower the loss, as a share, in so many steps; whether it has is asked every ``STRIDE``.
 STEPS, STRIDE, FALL = 40, 8, 0.02
 
-#: Float inputs that are no features of an encoder but what a decoder restores.
+#: Float inputs that are no features of an encoder but what a decoder reconstructs.
 TARGETS = ("image", "image_target")
 
 
@@ -51,8 +51,11 @@ def passes_gradients_on(subject: Subject) -> None:
         module = example.build()
         train_steps(example, module, steps=2)  # for a gate that starts at zero
         cut: dict[str, int] = {}
-        scenes = [*example.passes(), *(example.make_pass("clean", (example.longest, 5, 4, 7), seed=seed) for seed in range(2, 5))]
-        for one in scenes:
+        synthetic_batches = [
+            *example.passes(),
+            *(example.make_pass("clean", (example.longest, 5, 4, 7), seed=seed) for seed in range(2, 5)),
+        ]
+        for one in synthetic_batches:
             arguments = {name: _with_gradient(example, name, value) for name, value in one.arguments.items()}
             features = {name: value for name, value in arguments.items() if value.requires_grad}
             loss = goal(example.call(module, arguments).tensors())
@@ -63,7 +66,7 @@ def passes_gradients_on(subject: Subject) -> None:
             wild = [name for name, value in features.items() if value.grad is not None and not torch.isfinite(value.grad).all()]
             expect(not wild, f"{example}: the gradient of {', '.join(wild)} is not finite")
         # In a single batch a margin may be kept by chance, and then nothing is left to learn.
-        never = [name for name, times in cut.items() if times == len(scenes)]
+        never = [name for name, times in cut.items() if times == len(synthetic_batches)]
         expect(not never, f"{example}: no gradient reaches {', '.join(never)}; is there a detach() or a no_grad()?")
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from medvlp_core.spec.roles import Role
 from medvlp_core.testing.checks import NotApplicable, check, expect
-from medvlp_core.testing.scene import FIRST_WORD
 from medvlp_core.testing.subject import Example, Pass, Subject
+from medvlp_core.testing.synthetic_batch import FIRST_WORD
 
 DRAWS = 8
 #: Of texts and images in sixteen pairs, a share hidden on average may be off by so much.
@@ -32,21 +32,21 @@ def draws(subject: Subject, *, lengths: tuple[int, ...] | None = None) -> Iterat
 def hides_no_special_tokens(subject: Subject) -> None:
     """Only words are hidden: never [CLS], another special token or padding."""
     for example, one, plan in draws(subject):
-        is_word = one.scene.fixed["word_ids", None] >= 0
+        is_word = one.synthetic_batch.fixed["word_ids", None] >= 0
         wrong = plan["text_is_masked"] & ~is_word
         places = [f"({row}, {column})" for row, column in wrong.nonzero().tolist()[:3]]
         expect(not wrong.any(), f"{example}: text_is_masked is True at special tokens or padding, at {', '.join(places)}")
 
 
 @check("masking", roles=(Role.MASKING,))
-def replaces_hidden_tokens_alone(subject: Subject) -> None:
+def replaces_masked_tokens_only(subject: Subject) -> None:
     """The ids of the masked view differ from the given ones at hidden tokens only, and stay inside the vocabulary."""
     kept: dict[str, list[Tensor]] = {}
     for example, one, plan in draws(subject):
-        ids, hidden = one.scene.fixed["token_ids", "clean"], plan["text_is_masked"]
+        ids, hidden = one.synthetic_batch.fixed["token_ids", "clean"], plan["text_is_masked"]
         wrong = (plan["token_ids"] != ids) & ~hidden
         expect(not wrong.any(), f"{example}: {int(wrong.sum())} token ids changed where text_is_masked is False")
-        low, high, size = int(plan["token_ids"].min()), int(plan["token_ids"].max()), one.scene.vocabulary
+        low, high, size = int(plan["token_ids"].min()), int(plan["token_ids"].max()), one.synthetic_batch.vocabulary
         expect(low >= 0 and high < size, f"{example}: it gives token ids from {low} to {high}, and the vocabulary has {size}")
         kept.setdefault(str(example), []).append((plan["token_ids"] == ids)[hidden])
     for label, parts in kept.items():
@@ -60,7 +60,7 @@ def hides_as_many_patches_in_every_image(subject: Subject) -> None:
     for example, one, plan in draws(subject):
         counts = plan["image_is_masked"].sum(dim=1).tolist()
         expect(len(set(counts)) == 1, f"{example}: the images have {counts} hidden patches, expected one number")
-        expect(counts[0] < one.scene.patches, f"{example}: all {one.scene.patches} patches are hidden")
+        expect(counts[0] < one.synthetic_batch.patches, f"{example}: all {one.synthetic_batch.patches} patches are hidden")
 
 
 @check("masking", roles=(Role.MASKING,))
@@ -93,7 +93,7 @@ def hides_the_declared_share(subject: Subject) -> None:
         raise NotApplicable("it has no number named image_ratio or text_ratio")
     shares: dict[tuple[str, str], list[float]] = {}
     for example, one, plan in draws(subject, lengths=(9,) * 16):
-        words = one.scene.fixed["word_ids", None] >= 0
+        words = one.synthetic_batch.fixed["word_ids", None] >= 0
         found = {"image_ratio": plan["image_is_masked"].float(), "text_ratio": plan["text_is_masked"][words].float()}
         for name, hidden in found.items():
             shares.setdefault((str(example), name), []).append(float(hidden.mean()))
@@ -113,7 +113,7 @@ def depends_on_no_padding(subject: Subject) -> None:
     for example, name in reading:
         module = example.build()
         one = example.make_pass("clean", (9, 5, 2))
-        valid = one.scene.fixed["text_is_valid", None]
+        valid = one.synthetic_batch.fixed["text_is_valid", None]
         ids = torch.where(valid, one.arguments[name], FIRST_WORD + 1)
         found = []
         for arguments in (one.arguments, {**one.arguments, name: ids}):

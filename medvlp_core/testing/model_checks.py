@@ -26,7 +26,7 @@ from medvlp_core.testing.whole_model import (
     STEPS,
     TESTED,
     Trained,
-    host_with_partners,
+    host_with_stubs,
     plan_model,
     scratch_folder,
     train_model,
@@ -40,7 +40,7 @@ from medvlp_core.training.run import evaluation_run
 @check("learning")
 def trains_in_a_model(subject: Subject) -> None:
     """With the kit's partners in the other roles it is planned, built and trained for two steps; an evaluator gives its card."""
-    host = host_with_partners(subject)
+    host = host_with_stubs(subject)
     for example in subject.examples:
         with scratch_folder() as folder:
             plan = plan_model(example, host, folder)
@@ -105,7 +105,7 @@ def _outputs(trained: Trained, model: ComposedModel, tokenizer: Tokenizer) -> di
 @check("contract")
 def plans_again_from_resolved(subject: Subject) -> None:
     """The recipe that a run saves, with every default written out, is planned again and gives an equal plan."""
-    host = host_with_partners(subject)
+    host = host_with_stubs(subject)
     for example in subject.examples:
         with scratch_folder() as folder:
             try:

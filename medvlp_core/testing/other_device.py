@@ -22,19 +22,19 @@ DEVICE = torch.device("meta")
 MAY_MIX = ("copy_", "_to_copy", "index", "index_put", "index_put_", "_index_put_impl_")
 
 
-class OtherDevice(RuntimeError):
+class MixedDevices(RuntimeError):
     """An operation gets tensors of both devices."""
 
 
-class Elsewhere(Tensor):
+class OtherDeviceTensor(Tensor):
     """A tensor of the second device."""
 
     numbers: Tensor
 
     @staticmethod
-    def __new__(cls, numbers: Tensor) -> Elsewhere:
+    def __new__(cls, numbers: Tensor) -> OtherDeviceTensor:
         """Of the same sizes and strides."""
-        made: Elsewhere = Tensor._make_wrapper_subclass(
+        made: OtherDeviceTensor = Tensor._make_wrapper_subclass(
             cls,
             numbers.shape,
             strides=numbers.stride(),
@@ -58,7 +58,7 @@ class Elsewhere(Tensor):
         return compute(function, args, kwargs or {})
 
 
-class ElsewhereMode(TorchDispatchMode):
+class OtherDeviceMode(TorchDispatchMode):
     """Makes what is asked for on the second device there."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -69,7 +69,7 @@ class ElsewhereMode(TorchDispatchMode):
 @contextmanager
 def elsewhere() -> Iterator[None]:
     """Calls with tensors of the second device go inside. There is no autocast, for torch has none for ``meta``."""
-    with ElsewhereMode(), patch.object(torch, "autocast", lambda *args, **kwargs: nullcontext()):
+    with OtherDeviceMode(), patch.object(torch, "autocast", lambda *args, **kwargs: nullcontext()):
         yield
 
 
@@ -77,30 +77,36 @@ def compute(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """Do on the CPU what is asked for, and give the result the device that it would have.
 
     Raises:
-        OtherDevice: tensors of both devices go in; a scalar of the CPU may.
+        MixedDevices: tensors of both devices go in; a scalar of the CPU may.
     """
     tensors = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor)]
-    is_there = any(isinstance(one, Elsewhere) for one in tensors)
+    is_there = any(isinstance(one, OtherDeviceTensor) for one in tensors)
     name = function.overloadpacket.__name__
-    if is_there and name not in MAY_MIX and any(one.ndim and not isinstance(one, Elsewhere) for one in tensors):
-        raise OtherDevice(f"{name} gets a tensor on the CPU while weights and inputs are elsewhere")
+    if is_there and name not in MAY_MIX and any(one.ndim and not isinstance(one, OtherDeviceTensor) for one in tensors):
+        raise MixedDevices(f"{name} gets a tensor on the CPU while weights and inputs are elsewhere")
     if name == "copy_":
-        is_there = isinstance(args[0], Elsewhere)
+        is_there = isinstance(args[0], OtherDeviceTensor)
     if kwargs.get("device") is not None:
         is_there = torch.device(kwargs["device"]) == DEVICE
         kwargs = {**kwargs, "device": "cpu"}
     # An operation in place gives the tensor that it got.
-    same = {id(one.numbers): one for one in tensors if isinstance(one, Elsewhere)}
-    args, kwargs = tree_map_only(Elsewhere, lambda one: one.numbers, (args, kwargs))
+    same = {id(one.numbers): one for one in tensors if isinstance(one, OtherDeviceTensor)}
+    args, kwargs = tree_map_only(OtherDeviceTensor, lambda one: one.numbers, (args, kwargs))
     found = function(*args, **kwargs)
-    return tree_map_only(Tensor, lambda one: same[id(one)] if id(one) in same else Elsewhere(one), found) if is_there else found
+    return (
+        tree_map_only(Tensor, lambda one: same[id(one)] if id(one) in same else OtherDeviceTensor(one), found)
+        if is_there
+        else found
+    )
 
 
-def send_elsewhere(module: nn.Module) -> None:
+def to_other_device(module: nn.Module) -> None:
     """Move parameters and buffers, which is all that ``module.to(device)`` moves."""
     with torch.no_grad():
         for part in module.modules():
             for name, parameter in part._parameters.items():
-                part._parameters[name] = None if parameter is None else nn.Parameter(Elsewhere(parameter), requires_grad=False)
+                part._parameters[name] = (
+                    None if parameter is None else nn.Parameter(OtherDeviceTensor(parameter), requires_grad=False)
+                )
             for name, buffer in part._buffers.items():
-                part._buffers[name] = None if buffer is None else Elsewhere(buffer)
+                part._buffers[name] = None if buffer is None else OtherDeviceTensor(buffer)

@@ -18,7 +18,7 @@ from medvlp_core.spec.component import ComponentSpec
 from medvlp_core.spec.contract import Contract, Layout, TensorSpec, View
 from medvlp_core.spec.roles import Role
 from medvlp_core.testing.checks import CheckFailed, NotApplicable
-from medvlp_core.testing.scene import TEXT_PORTS, Scene, grid_patches, is_along, number_of, solve_sizes
+from medvlp_core.testing.synthetic_batch import TEXT_PORTS, SyntheticBatch, grid_patches, is_along, number_of, solve_sizes
 
 #: Tokens of the longest text where the contract does not say.
 _LONGEST = 9
@@ -29,7 +29,7 @@ class Pass:
     """One call: the view it runs in, its scene and the keyword arguments of ``forward``."""
 
     view: View
-    scene: Scene
+    synthetic_batch: SyntheticBatch
     arguments: dict[str, Tensor]
 
 
@@ -105,21 +105,23 @@ class Example:
 
     def make_pass(self, view: View, lengths: Sequence[int], layout: Layout = "dropped", seed: int = 0) -> Pass:
         """A call with texts of these lengths (where the component takes none so long, shorter), and inputs drawn from ``seed``."""
-        scene = Scene(self.contract, self.sizes, tuple(min(one, self.longest) for one in lengths), self._layout(layout), seed)
-        return Pass(view=view, scene=scene, arguments=self._arguments(scene, view))
+        synthetic_batch = SyntheticBatch(
+            self.contract, self.sizes, tuple(min(one, self.longest) for one in lengths), self._layout(layout), seed
+        )
+        return Pass(view=view, synthetic_batch=synthetic_batch, arguments=self._arguments(synthetic_batch, view))
 
-    def _layout(self, wish: Layout) -> Layout:
+    def _layout(self, requested: Layout) -> Layout:
         """What the component itself asks for or gives counts more."""
         specs = (*self.contract.needs.values(), *self.contract.gives.values())
-        return next((spec.layout for spec in specs if spec.layout and spec.port == "image_tokens"), wish)
+        return next((spec.layout for spec in specs if spec.layout and spec.port == "image_tokens"), requested)
 
-    def _arguments(self, scene: Scene, view: View) -> dict[str, Tensor]:
+    def _arguments(self, synthetic_batch: SyntheticBatch, view: View) -> dict[str, Tensor]:
         found = {}
         for argument, need in self.contract.needs.items():
             if need.dtype == "shape":
                 continue
             wanted: View = need.view or (view if self.role.info.runs_in_views else "clean")
-            tensor = scene.tensor(need, wanted)
+            tensor = synthetic_batch.tensor(need, wanted)
             if tensor is not None:
                 found[argument] = tensor
             elif not need.is_optional:
@@ -152,7 +154,7 @@ class Example:
         ports = {port: value for port, value in raw._asdict().items() if value is not None}
         return Outputs(ports=ports, losses={}, raw=raw)
 
-    def embedding_inputs(self, scene: Scene) -> dict[str, Tensor]:
+    def embedding_inputs(self, synthetic_batch: SyntheticBatch) -> dict[str, Tensor]:
         """What an alignment makes vectors of: tokens of whole images and texts, whatever view its losses want.
 
         Raises:
@@ -163,8 +165,8 @@ class Example:
             raise NotApplicable("it does not take image tokens and text tokens")
         image, text = (attrs.evolve(needs[port], view="clean") for port in ("image_tokens", "text_tokens"))
         prefix = attrs.evolve(image, port="image_prefix", dims=("B", self.sizes.get("P", 1), image.dims[2]))
-        found = {spec.port or "": scene.tensor(spec, "clean") for spec in (image, prefix, text)}
-        found |= {name: scene.fixed[name, None] for name in ("text_is_valid", "word_ids")}
+        found = {spec.port or "": synthetic_batch.tensor(spec, "clean") for spec in (image, prefix, text)}
+        found |= {name: synthetic_batch.fixed[name, None] for name in ("text_is_valid", "word_ids")}
         return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def embed(self, module: nn.Module, given: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -16,7 +16,7 @@ from medvlp_core.errors import DataError
 from medvlp_core.nn.batch import TokenBatch
 from medvlp_core.spec.roles import Role
 from medvlp_core.testing.checks import check, expect
-from medvlp_core.testing.elsewhere import ask_elsewhere
+from medvlp_core.testing.other_process import ask_other_process
 from medvlp_core.testing.subject import Example, Subject
 
 #: Texts to learn from; every word of :data:`PLAIN` is among them.
@@ -149,9 +149,9 @@ def encodes_alone_as_in_a_batch(subject: Subject) -> None:
     """A text gives the same tokens alone as in a batch with longer ones."""
     for example, tokenizer in tokenizers(subject):
         texts = [*TEXTS, *ODD, LONG]
-        for text, together in zip(texts, rows_of(tokenizer.encode(texts)), strict=True):
-            alone = next(rows_of(tokenizer.encode([text])))
-            is_same = all(torch.equal(one, other) for one, other in zip(alone, together, strict=True))
+        for text, sync_errors in zip(texts, rows_of(tokenizer.encode(texts)), strict=True):
+            local_only = next(rows_of(tokenizer.encode([text])))
+            is_same = all(torch.equal(one, other) for one, other in zip(local_only, sync_errors, strict=True))
             expect(is_same, f"{example}: {text[:40]!r} has other tokens alone than in a batch")
 
 
@@ -185,7 +185,7 @@ def learns_the_same_again(subject: Subject) -> None:
         ids, other = tokenizer.encode(TEXTS).token_ids, example.build()
         other.fit(iter(TEXTS))
         expect(torch.equal(ids, other.encode(TEXTS).token_ids), f"{example}: trained twice on the same texts, it gives other ids")
-        elsewhere = ask_elsewhere("ids_after_fit", example, TEXTS)
+        elsewhere = ask_other_process("ids_after_fit", example, TEXTS)
         expect(elsewhere == ids.tolist(), f"{example}: trained on the same texts in another process, it gives other ids")
 
 

@@ -21,9 +21,9 @@ from medvlp_core.recipe.load import dump_yaml
 from medvlp_core.spec.contract import PORTS
 from medvlp_core.spec.roles import Role
 from medvlp_core.testing.checks import CheckFailed, NotApplicable
-from medvlp_core.testing.partners import plugin as partners
-from medvlp_core.testing.scene import number_of
+from medvlp_core.testing.stub_components import plugin as stub_components
 from medvlp_core.testing.subject import Example, Subject
+from medvlp_core.testing.synthetic_batch import number_of
 from medvlp_core.training.events import Event, StepDone
 from medvlp_core.training.folder import METRICS
 from medvlp_core.training.loop import train
@@ -49,11 +49,11 @@ class Trained:
     folder: Path
 
 
-def host_with_partners(subject: Subject) -> PluginHost:
+def host_with_stubs(subject: Subject) -> PluginHost:
     """A host of the tested bundle and the kit's own."""
     namespace = subject.name.partition(".")[0]
     tested = {one.namespace: one for one in subject.host.plugins if one.namespace == namespace}
-    modules = {"kit": partners, namespace: subject.host.manager.get_plugin(namespace)}
+    modules = {"kit": stub_components, namespace: subject.host.manager.get_plugin(namespace)}
     host = PluginHost.from_modules(modules, brought_by=tested)
     if host.broken:
         raise CheckFailed(f"the bundle {namespace!r} cannot be loaded beside the kit's: {host.broken[0].reason}")
@@ -73,7 +73,7 @@ def trained_models(subject: Subject) -> Iterator[Trained]:
     Raises:
         NotApplicable: there is no such model, or it does not train.
     """
-    host = host_with_partners(subject)
+    host = host_with_stubs(subject)
     for example in subject.examples:
         with scratch_folder() as folder:
             try:
@@ -117,7 +117,7 @@ def train_model(example: Example, plan: ModelPlan, folder: Path) -> Trained:
 def plan_model(example: Example, host: PluginHost, folder: Path) -> ModelPlan:
     """Plan a model around an example: with as many of the partners' losses as it can have.
 
-    An image encoder without a masked view has no patches to restore, a fusion of images alone no words: then those decoders are
+    An image encoder without a masked view has no patches to reconstruct, a fusion of images alone no words: then those decoders are
     left out.
 
     Raises:
@@ -132,9 +132,9 @@ def plan_model(example: Example, host: PluginHost, folder: Path) -> ModelPlan:
     heads = [(kind, slot) for kind, slot in heads if slot in document["model"][kind]]
     least: SpecError | None = None
     is_unused = False
-    for left_out in itertools.chain.from_iterable(itertools.combinations(heads, count) for count in range(len(heads) + 1)):
+    for skipped in itertools.chain.from_iterable(itertools.combinations(heads, count) for count in range(len(heads) + 1)):
         model = {**document["model"]}
-        for kind, slot in left_out:
+        for kind, slot in skipped:
             model[kind] = {name: block for name, block in model[kind].items() if name != slot}
         path = folder / "recipe.yaml"
         path.write_text(dump_yaml({**document, "model": model}), encoding="utf-8")

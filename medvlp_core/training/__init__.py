@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medvlp_core.training.events import CheckpointSaved, Evaluated, Event, Observer, RunFinished, StepDone, StepLeftOut, Stopped
+from medvlp_core.training.events import CheckpointSaved, Evaluated, Event, Observer, RunFinished, StepDone, StepSkipped, Stopped
 
 __all__ = [
     "CheckpointSaved",
@@ -11,6 +11,6 @@ __all__ = [
     "Observer",
     "RunFinished",
     "StepDone",
-    "StepLeftOut",
+    "StepSkipped",
     "Stopped",
 ]

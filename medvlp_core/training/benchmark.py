@@ -53,7 +53,7 @@ class Lap:
     steps: int
     seconds: float
     cpu_seconds: float
-    waiting: float
+    data_seconds: float
 
 
 @attrs.frozen(kw_only=True)
@@ -88,7 +88,7 @@ class MaskedPass:
     """The image encoder over the images of a step, forward and backward: with the mask that hides a share, and without it."""
 
     hidden: float
-    drops_hidden: bool
+    drops_masked: bool
     seconds: float
     seconds_unmasked: float
 
@@ -143,27 +143,27 @@ class Laps:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._marks: list[tuple[float, float]] = []
-        self._waiting: list[float] = []
+        self._data_seconds: list[float] = []
 
-    def end_step(self, waiting: float) -> None:
+    def end_step(self, data_seconds: float) -> None:
         """A step is done, which waited for data for some seconds."""
         if self._device.type == "cuda" and not self._marks:
             torch.cuda.synchronize(self._device)
         self._marks.append((time.perf_counter(), time.process_time()))
-        self._waiting.append(waiting)
+        self._data_seconds.append(data_seconds)
 
     def __call__(self, event: Event) -> None:
         """See :class:`medvlp_core.training.events.Observer`."""
         if isinstance(event, StepDone):
-            self.end_step(event.waiting)
+            self.end_step(event.data_seconds)
 
     def lap(self) -> Lap:
         """All steps but the first."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         (start, cpu_start), (end, cpu_end) = self._marks[0], (time.perf_counter(), time.process_time())
-        waiting = sum(self._waiting[1:])
-        return Lap(steps=len(self._marks) - 1, seconds=end - start, cpu_seconds=cpu_end - cpu_start, waiting=waiting)
+        data_seconds = sum(self._data_seconds[1:])
+        return Lap(steps=len(self._marks) - 1, seconds=end - start, cpu_seconds=cpu_end - cpu_start, data_seconds=data_seconds)
 
 
 def take_turns(rounds: int, ours: Callable[[], Lap], rival: Callable[[], Lap]) -> tuple[tuple[Lap, ...], tuple[Lap, ...]]:
@@ -235,7 +235,7 @@ class TrainBenchmark:
         events: list[Any] = []
         self.ours([events.append], CHECKED_STEPS)
         self.state.model.load_state_dict(before)
-        rival = self.rival.run(CHECKED_STEPS, is_seeded=True, on_step=lambda waiting: None)
+        rival = self.rival.run(CHECKED_STEPS, is_seeded=True, on_step=lambda data_seconds: None)
         self.state.model.load_state_dict(before)
         ours = [[event.total, *event.losses.values()] for event in events if isinstance(event, StepDone)]
         details, worst = [], 0.0
@@ -313,9 +313,11 @@ def masked_pass(model: ComposedModel, batch: ImageTextBatch, spec: TrainSpec) ->
         readers = [[time_pass(*view) for view in views] for _ in range(MASKED_PASSES)]
     clock.finish()
     encoder.zero_grad(set_to_none=True)
-    masked, whole = (spec.accumulate * statistics.median(read() for read in column) for column in zip(*readers, strict=True))
+    masked, whole = (
+        spec.gradient_accumulation_steps * statistics.median(read() for read in column) for column in zip(*readers, strict=True)
+    )
     hidden, drops = plan.image_is_masked.float().mean().item(), views[0][1].shape != views[1][1].shape
-    return MaskedPass(hidden=hidden, drops_hidden=drops, seconds=masked, seconds_unmasked=whole)
+    return MaskedPass(hidden=hidden, drops_masked=drops, seconds=masked, seconds_unmasked=whole)
 
 
 def data_sheet_flops(device_name: str, precision: str) -> float | None:
@@ -339,7 +341,7 @@ def run_benchmark(built: BuiltRun, device: torch.device, *, steps: int, rounds: 
         timings = []
         for is_compiled in [False, True] if device.type == "cuda" else [built.plan.train.compile]:
             if is_compiled:
-                prepare(built.model, attrs.evolve(benchmark.spec, recompute=False, compile=True))  # no way back
+                prepare(built.model, attrs.evolve(benchmark.spec, activation_checkpointing=False, compile=True))  # no way back
             timings.append(benchmark.measure(rounds, is_compiled=is_compiled))
     return Result(
         timings=tuple(timings),

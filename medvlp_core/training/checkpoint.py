@@ -27,11 +27,11 @@ from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.plugins.host import load_plugins
 from medvlp_core.runtime.distributed import is_main
 from medvlp_core.spec.pretrained import skip_pretrained_init
-from medvlp_core.training.folder import CHECKPOINTS, RECIPE, how_to_go_on
+from medvlp_core.training.folder import CHECKPOINTS, RECIPE, resume_command
 from medvlp_core.training.state import TrainState, in_main, like
 
 FORMAT = 3
-WEIGHTS, AVERAGE, OPTIMIZER = "model.safetensors", "average.safetensors", "optimizer.safetensors"
+WEIGHTS, EMA_WEIGHTS, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
 FACTS, PROGRESS, TOKENIZER = "checkpoint.json", "progress.json", "tokenizer"
 
 
@@ -52,8 +52,8 @@ def save_checkpoint(
         DataError: it cannot be written, for instance because the disk is full (MV507). What was there before is still there.
     """
     tensors = {WEIGHTS: in_main(weights_of(state.model)), OPTIMIZER: in_main(state.optimizer_tensors())}
-    if state.average is not None:
-        tensors[AVERAGE] = in_main(state.average.weights)
+    if state.ema is not None:
+        tensors[EMA_WEIGHTS] = in_main(state.ema.weights)
     if not is_main():
         return
     partial = folder.with_name(f".{folder.name}.partial")  # hidden, so that nobody takes it for a checkpoint
@@ -79,7 +79,7 @@ def save_checkpoint(
     except (OSError, safetensors.SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         reason = getattr(error, "strerror", None) or str(error)
-        hint = f"make room or make it writable, then go on with: {how_to_go_on(folder.parent.parent)}"
+        hint = f"make room or make it writable, then resume with: {resume_command(folder.parent.parent)}"
         raise DataError(Problem(code="MV507", text=f"{folder}: the checkpoint cannot be written ({reason})", hint=hint)) from error
 
 
@@ -192,10 +192,10 @@ def load_state(state: TrainState, folder: Path) -> None:
     """Optimiser, average and counters from a checkpoint whose files are checked; the weights are loaded before sharding."""
     state.load_numbers(read_progress(folder))
     state.load_optimizer_tensors(safetensors.torch.load_file(folder / OPTIMIZER))
-    if state.average is not None:
+    if state.ema is not None:
         parameters = dict(state.model.named_parameters())
-        found = safetensors.torch.load_file(folder / AVERAGE)
-        state.average.weights = {name: like(parameters[name], found[name]) for name in state.average.weights}
+        found = safetensors.torch.load_file(folder / EMA_WEIGHTS)
+        state.ema.weights = {name: like(parameters[name], found[name]) for name in state.ema.weights}
 
 
 @attrs.frozen(kw_only=True)
@@ -245,7 +245,7 @@ def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Loade
         >>> features = run.model.encode_image(run.read_image("film.png"))  # doctest: +SKIP
     """
     folder = find_checkpoint(Path(folder))
-    facts = check_files(folder, WEIGHTS, AVERAGE, TOKENIZER)
+    facts = check_files(folder, WEIGHTS, EMA_WEIGHTS, TOKENIZER)
     if not (folder / RECIPE).is_file():  # it may have been edited: the data can lie elsewhere on this machine
         raise _broken(folder / RECIPE, "the file is missing")
     with skip_pretrained_init(), torch.random.fork_rng(devices=[]):
@@ -253,8 +253,8 @@ def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Loade
         tokenizer = build_tokenizer(plan, folder=folder / TOKENIZER)
         model = build_model(plan, seed=0)
     load_weights(model, folder / WEIGHTS)
-    if (folder / AVERAGE).is_file():
-        load_average(model, folder / AVERAGE)
+    if (folder / EMA_WEIGHTS).is_file():
+        load_ema(model, folder / EMA_WEIGHTS)
     return LoadedRun(plan=plan, tokenizer=tokenizer, model=model.to(device).eval(), facts=facts)
 
 
@@ -275,7 +275,7 @@ def load_weights(model: ComposedModel, path: Path) -> None:
         raise DataError(problem) from error
 
 
-def load_average(model: nn.Module, path: Path) -> None:
+def load_ema(model: nn.Module, path: Path) -> None:
     """Put averaged weights in the place of the trained ones."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():

@@ -56,7 +56,11 @@ def launcher_warnings(spec: TrainSpec) -> Iterator[str]:
         "ACCELERATE_DYNAMO_BACKEND": ("no", "inductor" if spec.compile else "no", f"train.compile: {str(spec.compile).lower()}"),
         "ACCELERATE_USE_FSDP": ("false", str(spec.parallel == "fsdp").lower(), f"train.parallel: {spec.parallel}"),
         "ACCELERATE_USE_DEEPSPEED": ("false", "false", f"train.parallel: {spec.parallel}"),
-        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": ("1", str(spec.accumulate), f"train.accumulate: {spec.accumulate}"),
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": (
+            "1",
+            str(spec.gradient_accumulation_steps),
+            f"train.gradient_accumulation_steps: {spec.gradient_accumulation_steps}",
+        ),
     }
     for name, (default, ours, setting) in asked.items():
         value = os.environ.get(name, default).lower()
@@ -65,10 +69,10 @@ def launcher_warnings(spec: TrainSpec) -> Iterator[str]:
 
 
 def norm_warnings(model: nn.Module, spec: TrainSpec) -> Iterator[str]:
-    """Batch norms, which make a step depend on how its pairs are shared between passes and processes."""
-    passes = world_size() * spec.accumulate
-    if passes > 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
-        pairs = f"{spec.batch_size // passes} pairs of one pass of one process"
+    """Batch norms, which make a step depend on how its pairs are shared between micro-batches and processes."""
+    slices = world_size() * spec.gradient_accumulation_steps
+    if slices > 1 and any(isinstance(module, _BatchNorm) for module in model.modules()):
+        pairs = f"{spec.batch_size // slices} pairs of one micro-batch of one process"
         yield f"batch norms see the {pairs}, not the {spec.batch_size} of a step"
 
 

@@ -18,9 +18,9 @@ class StepDone:
     """One optimiser step is done; steps and epochs count from 1.
 
     ``losses``: every term, unweighted; ``total``: the weighted sum that was minimised; both are means over the pairs of the step,
-    of all processes. ``waiting``: seconds of ``seconds`` in which the loop waited for data. ``bad_steps``: steps so far that were
-    left out because something was not finite. ``statistics``: what parts of the model tell (``fusion.memory.slots_in_use``), mean
-    over the processes.
+    of all processes. ``data_seconds``: seconds of ``seconds`` in which the loop waited for data. ``bad_steps``: steps so far that
+    were left out because something was not finite. ``statistics``: what parts of the model tell (``fusion.memory.slots_in_use``),
+    mean over the processes.
     """
 
     step: int
@@ -32,13 +32,13 @@ class StepDone:
     grad_norm: float
     pairs: int
     seconds: float
-    waiting: float = 0.0
+    data_seconds: float = 0.0
     bad_steps: int = 0
     statistics: dict[str, float] = attrs.field(factory=dict)
 
 
 @attrs.frozen(kw_only=True)
-class StepLeftOut:
+class StepSkipped:
     """The loss or gradient of a step was not finite: weights and optimiser are as before. ``records``: ids of its pairs."""
 
     step: int
@@ -81,5 +81,5 @@ class RunFinished:
     seconds: float
 
 
-Event = StepDone | StepLeftOut | CheckpointSaved | Stopped | Evaluated | RunFinished
+Event = StepDone | StepSkipped | CheckpointSaved | Stopped | Evaluated | RunFinished
 Observer = Callable[[Event], None]

@@ -88,8 +88,8 @@ def read_start(folder: Path) -> dict[str, Any]:
     return facts
 
 
-def how_to_go_on(run: Path, processes: int | None = None) -> str:
-    """The command that goes on with a run of some processes (by default as many as there are now)."""
+def resume_command(run: Path, processes: int | None = None) -> str:
+    """The command that resumes a run of some processes (by default as many as there are now)."""
     count = launched_processes() if processes is None else processes
     start = "medvlp" if count == 1 else f"torchrun --nproc-per-node {count} -m medvlp_core.cli"
     return f"{start} pretrain --resume {run}"
@@ -106,12 +106,12 @@ def can_write(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         text = f"{error.filename or folder}: the file cannot be written ({error.strerror or error})"
-        hint = f"make room or make it writable, then go on with: {how_to_go_on(folder)}"
+        hint = f"make room or make it writable, then resume with: {resume_command(folder)}"
         raise DataError(Problem(code="MV508", text=text, hint=hint)) from error
 
 
 @contextmanager
-def undone_before_first_step(folder: Path) -> Iterator[None]:
+def cleanup_on_failed_start(folder: Path) -> Iterator[None]:
     """Take the run folder away again if training fails before its first step: the command can then simply be repeated."""
     try:
         yield

@@ -20,7 +20,7 @@ from medvlp_core.runtime.files import write_at_once
 from medvlp_core.spec.blocks import InitSpec
 from medvlp_core.spec.roles import MODULE_NAMES, Role
 from medvlp_core.training.checkpoint import (
-    AVERAGE,
+    EMA_WEIGHTS,
     FACTS,
     TOKENIZER,
     WEIGHTS,
@@ -58,7 +58,7 @@ class InitReport:
             write_at_once(folder / INIT_REPORT, json.dumps(content, indent=2) + "\n")
 
 
-def begin_with_weights(model: ComposedModel, folder: Path | None, console: Console) -> None:
+def load_initial_weights(model: ComposedModel, folder: Path | None, console: Console) -> None:
     """Do what the recipe's ``init_from`` says and tell of it; tell of checkpoints that encoders read when they were built, too.
 
     ``folder``: the run folder, for the report; None in all processes but the main one.
@@ -81,7 +81,7 @@ def init_from(model: ComposedModel, spec: InitSpec) -> InitReport | None:
     """Fill what fits from the weights that ``spec`` names; the rest of the model stays as it is. None if it names none.
 
     Raises:
-        SpecError: see :func:`begin_with_weights`.
+        SpecError: see :func:`load_initial_weights`.
     """
     if spec.path is None:
         return None
@@ -165,10 +165,10 @@ def _library_file(path: Path) -> Path:
 
 def _run_weights(folder: Path) -> dict[str, Tensor]:
     """The weights of a checkpoint, averaged ones where it has some."""
-    check_files(folder, WEIGHTS, AVERAGE)
+    check_files(folder, WEIGHTS, EMA_WEIGHTS)
     given = read_weights(folder / WEIGHTS)
-    if (folder / AVERAGE).is_file():
-        given |= safetensors.torch.load_file(folder / AVERAGE)
+    if (folder / EMA_WEIGHTS).is_file():
+        given |= safetensors.torch.load_file(folder / EMA_WEIGHTS)
     return given
 
 

@@ -24,9 +24,9 @@ from medvlp_core.errors import DataError, MedvlpError, Problem, SpecError
 from medvlp_core.nn.batch import StepOutput
 from medvlp_core.nn.interfaces import ReportsStatistics
 from medvlp_core.runtime.device import autocast, to_device
-from medvlp_core.runtime.distributed import from_all, rank, sum_over_ranks, world_size
+from medvlp_core.runtime.distributed import all_gather_object, rank, sum_over_ranks, world_size
 from medvlp_core.spec.blocks import TrainSpec
-from medvlp_core.training.events import Observer, StepDone, StepLeftOut, Stopped
+from medvlp_core.training.events import Observer, StepDone, StepSkipped, Stopped
 from medvlp_core.training.optim import learning_rate_at
 from medvlp_core.training.parallel import buffers_kept
 from medvlp_core.training.state import TrainState
@@ -61,10 +61,10 @@ def train(
     forward.train()
     order = data_order(spec, pipeline)
     steps = count_steps(spec, order)
-    share = Share(rank=rank(), world=world_size(), parts=spec.accumulate)
+    share = Share(rank=rank(), world=world_size(), micro_batches=spec.gradient_accumulation_steps)
     batches = iter(pipeline.training_batches(order, range(state.step, steps), share=share, is_pinned=device.type == "cuda"))
     reporters = {name: module for name, module in state.model.named_modules() if isinstance(module, ReportsStatistics)}
-    settle_buckets(forward, pipeline, order, share, device, spec.precision)
+    warm_up_ddp_buckets(forward, pipeline, order, share, device, spec.precision)
     statistics_of(reporters)  # what that pass used is of no step
     clock = time.perf_counter()
 
@@ -77,16 +77,16 @@ def train(
         state.optimizer.zero_grad(set_to_none=True)
         state.keep_buffers()
         pairs = order.size(step)
-        waiting, sums, rows = 0.0, None, []
+        data_seconds, sums, rows = 0.0, None, []
 
-        for part in range(spec.accumulate):
+        for part in range(spec.gradient_accumulation_steps):
             before = time.perf_counter()
             batch = next(batches)
-            waiting += time.perf_counter() - before
+            data_seconds += time.perf_counter() - before
             rows += batch.record_index.tolist()
             # Processes are averaged, parts are summed: so every pair counts the same, however unequal the parts are.
             part_of_step = len(batch.image) / pairs
-            with last_part_synchronises(forward, is_last=part + 1 == spec.accumulate):
+            with last_part_synchronises(forward, is_last=part + 1 == spec.gradient_accumulation_steps):
                 with autocast(device, spec.precision):
                     output: StepOutput = forward(to_device(batch, device))
                 state.scaler.scale(output.loss * (part_of_step * share.world)).backward()
@@ -95,7 +95,7 @@ def train(
             del output  # predictions and ports of this pass would stay in memory during the next one
 
         state.scaler.unscale_(state.optimizer)
-        grad_norm = norm_of(nn.utils.clip_grad_norm_(state.model.parameters(), spec.clip_norm or math.inf))
+        grad_norm = norm_of(nn.utils.clip_grad_norm_(state.model.parameters(), spec.max_grad_norm or math.inf))
         # One transfer from the device for all numbers, and before the update, so that a bad step changes nothing.
         is_asked = torch.tensor([float(stop.signal is not None)], device=device)
         told = statistics_of(reporters)
@@ -110,16 +110,16 @@ def train(
         is_good = math.isfinite(total) and (math.isfinite(norm) or (state.scaler.is_enabled() and state.scaler.get_scale() >= 1.0))
         if is_good:
             state.scaler.step(state.optimizer)
-            if state.average is not None:
-                state.average.update(state.model)
+            if state.ema is not None:
+                state.ema.update(state.model)
         state.scaler.update()
         state.step += 1
         if not is_good:
             state.restore_buffers()
             state.bad_steps += 1
-            all_rows = itertools.chain.from_iterable(from_all(rows))
+            all_rows = itertools.chain.from_iterable(all_gather_object(rows))
             records = tuple(pipeline.records("train")[row].id for row in all_rows)
-            notify(StepLeftOut(step=state.step, steps=steps, losses=losses, grad_norm=norm, records=records))
+            notify(StepSkipped(step=state.step, steps=steps, losses=losses, grad_norm=norm, records=records))
             if state.bad_steps > spec.max_bad_steps:
                 raise not_finite(state, losses, norm, records)
 
@@ -136,7 +136,7 @@ def train(
                     grad_norm=norm,
                     pairs=pairs,
                     seconds=seconds,
-                    waiting=waiting,
+                    data_seconds=data_seconds,
                     bad_steps=state.bad_steps,
                     statistics=statistics,
                 )
@@ -147,13 +147,13 @@ def train(
             save(bool(asked))
             clock = time.perf_counter()
         if asked:
-            signal = from_first(stop.signal)
+            signal = first_signal(stop.signal)
             notify(Stopped(step=state.step, signal=signal))
             return signal
     return None
 
 
-def settle_buckets(
+def warm_up_ddp_buckets(
     forward: nn.Module, pipeline: InputPipeline, order: DataOrder, share: Share, device: torch.device, precision: str
 ) -> None:
     """Let DistributedDataParallel order its buckets before the first step, from a pass whose gradients nobody uses.
@@ -187,25 +187,24 @@ def norm_of(norm: Tensor) -> Tensor:
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
-def from_first(signal: str | None) -> str:
+def first_signal(signal: str | None) -> str:
     """The signal that some process got."""
-    return next(one for one in from_all(signal) if one)
+    return next(one for one in all_gather_object(signal) if one)
 
 
 def data_order(spec: TrainSpec, pipeline: InputPipeline) -> DataOrder:
     """Which pairs each step sees.
 
     Raises:
-        SpecError: a step has fewer pairs than forward passes (MV104).
+        SpecError: a step has fewer pairs than micro-batches (MV104).
     """
-    passes = world_size() * spec.accumulate
-    if spec.batch_size < passes:
-        who = f"{world_size()} processes with {spec.accumulate} passes each"
+    slices = world_size() * spec.gradient_accumulation_steps
+    if spec.batch_size < slices:
+        who = f"{world_size()} processes with {spec.gradient_accumulation_steps} micro-batches each"
         text = f"train.batch_size={spec.batch_size} pairs cannot be shared by {who}"
-        raise SpecError(Problem(code="MV104", text=text, hint=f"batch_size counts the pairs of all processes: {passes} or more"))
+        raise SpecError(Problem(code="MV104", text=text, hint=f"batch_size counts the pairs of all processes: {slices} or more"))
     count = len(pipeline.records("train"))
-    keeps = spec.last_batch == "keep"
-    return DataOrder(count=count, batch_size=spec.batch_size, seed=spec.seed, keeps_last=keeps, least=passes)
+    return DataOrder(count=count, batch_size=spec.batch_size, seed=spec.seed, drop_last=spec.drop_last, least=slices)
 
 
 def count_steps(spec: TrainSpec, order: DataOrder) -> int:
@@ -248,7 +247,7 @@ def not_finite(state: TrainState, losses: dict[str, float], grad_norm: float, re
     what = f"{' and '.join(bad)} not finite" if bad else f"the gradient is not finite (norm {grad_norm})"
     shown = ", ".join(records[:8]) + (f" and {len(records) - 8} more" if len(records) > 8 else "")
     details = (f"losses: {', '.join(f'{name} {value:.4g}' for name, value in losses.items())}", f"records: {shown}")
-    hint = "in a new run, begun with init_from: lower train.learning_rate, set train.clip_norm, or train in fp32"
+    hint = "in a new run, begun with init_from: lower train.learning_rate, set train.max_grad_norm, or train in fp32"
     text = f"training stopped at step {state.step}: {what}"
     if state.bad_steps > 1:
         text += f", and {state.bad_steps - 1} step{'s' if state.bad_steps > 2 else ''} before it"

@@ -15,7 +15,7 @@ import attrs
 import torch
 
 from medvlp_core.runtime.files import write_at_once
-from medvlp_core.training.events import Event, StepDone, StepLeftOut
+from medvlp_core.training.events import Event, StepDone, StepSkipped
 
 
 class StepWindow:
@@ -27,7 +27,7 @@ class StepWindow:
         self.last_line = last_line
 
     @classmethod
-    def going_on(cls, every: int, progress: dict[str, Any] | None) -> StepWindow:
+    def resumed(cls, every: int, progress: dict[str, Any] | None) -> StepWindow:
         """The window as it was when :meth:`progress` gave this; None = a new one."""
         if progress is None:
             return cls(every)
@@ -39,7 +39,7 @@ class StepWindow:
         pending = [{**attrs.asdict(event), "grad_norm": _json_number(event.grad_norm)} for event in self.pending]
         return {"last_line": self.last_line, "pending": pending}
 
-    def add(self, event: StepDone | StepLeftOut) -> tuple[StepDone, ...]:
+    def add(self, event: StepDone | StepSkipped) -> tuple[StepDone, ...]:
         """Take one step; the steps of the line that it ends, oldest first, left-out ones not among them. Empty if it ends none."""
         if isinstance(event, StepDone):
             self.pending.append(event)
@@ -64,9 +64,9 @@ def mean_statistics(steps: Sequence[StepDone]) -> dict[str, float]:
 class MetricsFile:
     """An observer that writes the file, line-buffered, so that a running or broken run can be read. A context manager.
 
-    A line holds ``step, epoch, total``, ``losses`` (every term unweighted), ``lr, grad_norm, pairs_per_second, waiting`` (share of
-    the time in which the loop waited for data), ``memory_mb``, ``bad_steps``, ``seconds`` (since the start), ``statistics``
-    (what parts of the model tell). Losses, grad_norm and statistics are means over the steps since the line before
+    A line holds ``step, epoch, total``, ``losses`` (every term unweighted), ``lr, grad_norm, pairs_per_second, data_seconds``
+    (share of the time in which the loop waited for data), ``memory_mb``, ``bad_steps``, ``seconds`` (since the start),
+    ``statistics`` (what parts of the model tell). Losses, grad_norm and statistics are means over the steps since the line before
     (``steps_averaged``).
     """
 
@@ -83,7 +83,7 @@ class MetricsFile:
         ``on_line`` gets every line that is written.
         """
         self._on_line = on_line
-        self._window = StepWindow.going_on(log_every_steps, progress)
+        self._window = StepWindow.resumed(log_every_steps, progress)
         self._seconds = progress["seconds"] if progress is not None else 0.0
         self._lines = progress["lines"] if progress is not None else 0
         replace_lines(path, [line for line in read_metrics(path) if line["step"] <= self._window.last_line])
@@ -104,7 +104,7 @@ class MetricsFile:
         """Take one step; write a line when it is time."""
         if isinstance(event, StepDone):
             self._seconds += event.seconds
-        if isinstance(event, StepDone | StepLeftOut) and (steps := self._window.add(event)):
+        if isinstance(event, StepDone | StepSkipped) and (steps := self._window.add(event)):
             line = self._line(steps)
             self._file.write(json.dumps(line) + "\n")
             self._lines += 1
@@ -123,7 +123,7 @@ class MetricsFile:
             "lr": last.learning_rate,
             "grad_norm": sum(norms) / len(norms) if norms else None,
             "pairs_per_second": sum(event.pairs for event in steps) / max(seconds, 1e-9),
-            "waiting": sum(event.waiting for event in steps) / max(seconds, 1e-9),
+            "data_time": sum(event.data_seconds for event in steps) / max(seconds, 1e-9),
             "memory_mb": peak_memory_mb(),
             "bad_steps": last.bad_steps,
             "seconds": self._seconds,
@@ -163,7 +163,7 @@ class BadStepsFile:
 
     def __call__(self, event: Event) -> None:
         """Write a line for a step that was left out."""
-        if isinstance(event, StepLeftOut):
+        if isinstance(event, StepSkipped):
             losses = {name: _json_number(value) for name, value in event.losses.items()}
             norm, records = _json_number(event.grad_norm), list(event.records)
             line = {"step": event.step, "losses": losses, "grad_norm": norm, "records": records}

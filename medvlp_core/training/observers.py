@@ -34,7 +34,7 @@ class RunObservers:
             metrics = MetricsFile(folder / METRICS, log_every_steps=every, progress=progress, on_line=trackers.line)
             self._metrics = self._stack.enter_context(metrics)
             bad_steps = BadStepsFile(folder / BAD_STEPS, after=resume.step if resume else 0)
-        display = self._stack.enter_context(ProgressDisplay(console, StepWindow.going_on(every, progress)))
+        display = self._stack.enter_context(ProgressDisplay(console, StepWindow.resumed(every, progress)))
         self._observers = [self._metrics, bad_steps, plan_observer(plan, display, trackers)]
 
     def __call__(self, event: Event) -> None:

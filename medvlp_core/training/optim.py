@@ -83,7 +83,7 @@ def learning_rate_at(step: int, steps: int, spec: TrainSpec) -> float:
     return spec.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-class AverageWeights:
+class WeightEMA:
     """A moving average of the trained weights: ``a = decay * a + (1 - decay) * w`` after every step, from the first weights on.
 
     Buffers are not averaged. ``weights`` are by parameter name.

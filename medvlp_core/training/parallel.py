@@ -49,7 +49,7 @@ def _are_layers(children: list[nn.Module]) -> bool:
 def prepare(model: nn.Module, spec: TrainSpec) -> None:
     """Let the layers of a model recompute their activations and be compiled, as the recipe says. Names of weights stay."""
     for layer in layers_of(model):
-        if spec.recompute:
+        if spec.activation_checkpointing:
             # Batch norms must not count a pass twice. Others need no context, with which the compiler could do less.
             context = (
                 {"context_fn": lambda layer=layer: (nullcontext(), buffers_kept(layer))}

@@ -106,35 +106,39 @@ class PlainLoop:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate_at(step, steps, spec) * group["lr_scale"]
             optimizer.zero_grad(set_to_none=True)
-            waiting, numbers = 0.0, torch.zeros(len(found[0]) if found else 1, device=self.device)
-            for _ in range(spec.accumulate):
+            data_seconds, numbers = 0.0, torch.zeros(len(found[0]) if found else 1, device=self.device)
+            for _ in range(spec.gradient_accumulation_steps):
                 before = time.perf_counter()
                 batch = next(batches)
-                waiting += time.perf_counter() - before
+                data_seconds += time.perf_counter() - before
                 with autocast(self.device, spec.precision):
                     loss, terms = self.forward(to_device(batch, self.device))
                 part = len(batch.image) / spec.batch_size
                 scaler.scale(loss * part).backward()
                 numbers = numbers + torch.stack([loss, *terms] if is_seeded else [loss]).detach().float() * part
             scaler.unscale_(optimizer)
-            if spec.clip_norm is not None:
-                nn.utils.clip_grad_norm_(self.model.parameters(), spec.clip_norm)
+            if spec.max_grad_norm is not None:
+                nn.utils.clip_grad_norm_(self.model.parameters(), spec.max_grad_norm)
             scaler.step(optimizer)
             scaler.update()
             sums = numbers if sums is None else sums + numbers
             if is_seeded or (step + 1) % spec.log_every_steps == 0:
                 found.append(sums.tolist())
                 sums = None
-            on_step(waiting)
+            on_step(data_seconds)
         return found
 
     def loader(self, steps: int, *, is_seeded: bool) -> DataLoader[Any]:
         """The batches of some steps, in the order of the framework."""
-        draws = [part for step in range(steps) for part in Share(parts=self.spec.accumulate).of(self.order.pairs(step))]
+        draws = [
+            part
+            for step in range(steps)
+            for part in Share(micro_batches=self.spec.gradient_accumulation_steps).of(self.order.pairs(step))
+        ]
         return DataLoader(
             self.pipeline.dataset("train", is_training=True),
             batch_sampler=[[draw if is_seeded else draw.row for draw in part] for part in draws],
             collate_fn=Collate(self.pipeline.tokenizer),
-            num_workers=self.spec.workers,
+            num_workers=self.spec.num_workers,
             pin_memory=self.device.type == "cuda",
         )

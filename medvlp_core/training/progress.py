@@ -13,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 from rich.text import Text
 
-from medvlp_core.training.events import CheckpointSaved, Evaluated, Event, StepDone, StepLeftOut, Stopped
+from medvlp_core.training.events import CheckpointSaved, Evaluated, Event, StepDone, StepSkipped, Stopped
 from medvlp_core.training.metrics_file import StepWindow, mean_losses
 
 WINDOW = 30  # steps that throughput and the time left are averaged over
@@ -69,9 +69,9 @@ class ProgressDisplay:
         """Show one event."""
         if isinstance(event, StepDone):
             self._step(event)
-        elif isinstance(event, StepLeftOut):
+        elif isinstance(event, StepSkipped):
             bad = " and ".join(name for name, value in event.losses.items() if not math.isfinite(value)) or "the gradient"
-            text = f"step {event.step} left out: {bad} not finite; its records are in bad_steps.jsonl"
+            text = f"step {event.step} skipped: {bad} not finite; its records are in bad_steps.jsonl"
             self.console.print(text, style="yellow", markup=False, soft_wrap=True)
             self._step(event)
         elif isinstance(event, Stopped):
@@ -83,7 +83,7 @@ class ProgressDisplay:
         elif isinstance(event, Evaluated):
             self.console.print(f"evaluated {event.card.evaluator} in {event.seconds:.1f} s", style="dim", markup=False)
 
-    def _step(self, event: StepDone | StepLeftOut) -> None:
+    def _step(self, event: StepDone | StepSkipped) -> None:
         if isinstance(event, StepDone):
             self._recent.append(event)
         steps = self._window.add(event)
@@ -120,7 +120,7 @@ def pace_text(recent: Sequence[StepDone]) -> str:
     seconds = sum(event.seconds for event in timed)
     left = timedelta(seconds=round((last.steps - last.step) * seconds / len(timed)))
     pace = sum(event.pairs for event in timed) / max(seconds, 1e-9)
-    bad = f"  {last.bad_steps} left out" if last.bad_steps else ""
+    bad = f"  {last.bad_steps} skipped" if last.bad_steps else ""
     return f"epoch {last.epoch}  {pace:.0f} pairs/s  ETA {left}{bad}"
 
 

@@ -28,7 +28,7 @@ from medvlp_core.training.checkpoint import (
     read_progress,
     set_aside,
 )
-from medvlp_core.training.folder import CHECKPOINTS, EVALUATION, METRICS, RECIPE, how_to_go_on, read_start
+from medvlp_core.training.folder import CHECKPOINTS, EVALUATION, METRICS, RECIPE, read_start, resume_command
 from medvlp_core.training.metrics_file import read_metrics
 
 #: Settings that may be others when a run goes on: they change nothing in what it learns. Of the data, ids, texts, labels and splits
@@ -36,8 +36,8 @@ from medvlp_core.training.metrics_file import read_metrics
 FREE = (
     "data",
     "evaluators",
-    "train.recompute",
-    "train.workers",
+    "train.activation_checkpointing",
+    "train.num_workers",
     "train.log_every_steps",
     "train.trackers",
     "train.checkpoint_every_steps",
@@ -87,9 +87,9 @@ class Resume:
             problems.append(Problem(code="MV508", text=text, hint="restore the data, or start a new run"))
         begun, here = self.facts["processes"], launched_processes()
         if begun != here:
-            text = f"{self.folder}: the run has {_processes(begun)}, and {here} would go on"
+            text = f"{self.folder}: the run has {_processes(begun)}, and {here} would resume it"
             details = ("masks and dropout are drawn for each process, so another number would not give the same weights",)
-            hint = f"go on with: {how_to_go_on(self.folder, begun)}"
+            hint = f"resume with: {resume_command(self.folder, begun)}"
             problems.append(Problem(code="MV508", text=text, details=details, hint=hint))
         if problems:
             raise DataError(*problems)
@@ -123,10 +123,10 @@ def find_run(run: str | Path) -> tuple[Path, Path | None]:
     folder = Path(os.path.normpath(given / "../..")) if is_checkpoint else given
     if (folder / RECIPE).is_file():
         return folder, given if is_checkpoint else None
-    text = f"there is no run to go on with: {RECIPE} is missing"
+    text = f"there is no run to resume with: {RECIPE} is missing"
     hint = "give the folder of a run, such as runs/mpma_small-20260101-120000"
     if given.is_file():
-        text = "this is a file, and no run to go on with"
+        text = "this is a file, and no run to resume"
     elif given.name == CHECKPOINTS and (given.parent / RECIPE).is_file():
         text, hint = "this is the folder of all checkpoints", f"give the run, {given.parent}, or one of its checkpoints"
     elif (given / FACTS).is_file():
@@ -148,7 +148,7 @@ def read_resume(run: str | Path, overrides: Sequence[Override] = ()) -> Resume:
         hint = "to train longer, start a new run with init_from; to repeat the end, give one of its checkpoints"
         raise DataError(Problem(code="MV508", text=f"{folder}: the run is finished", hint=hint))
     if not os.access(folder, os.W_OK | os.X_OK):
-        hint = "make it writable, or go on with a copy of the folder"
+        hint = "make it writable, or resume a copy of the folder"
         raise DataError(Problem(code="MV508", text=f"{folder}: the run folder may not be written", hint=hint))
     found = list_checkpoints(folder)
     checkpoint = chosen or next(iter(reversed(found)), None)
@@ -189,7 +189,7 @@ def _proposal(checkpoint: Path) -> str | None:
         processes = check_files(checkpoint)["processes"]
     except DataError:
         return None
-    return f"go on from an earlier checkpoint: {how_to_go_on(checkpoint, processes)}"
+    return f"resume from an earlier checkpoint: {resume_command(checkpoint, processes)}"
 
 
 def _check_changes(changes: Sequence[tuple[str, str, str]], folder: Path) -> None:
@@ -200,7 +200,7 @@ def _check_changes(changes: Sequence[tuple[str, str, str]], folder: Path) -> Non
     )
     if details:
         text = f"{folder}: the recipe is not that of the run"
-        hint = f"a run that goes on may change {', '.join(FREE[:-1])} and {FREE[-1]}; for the rest start a new run, with init_from"
+        hint = f"a resumed run may change {', '.join(FREE[:-1])} and {FREE[-1]}; for the rest start a new run, with init_from"
         raise DataError(Problem(code="MV508", text=text, details=details, hint=hint))
 
 

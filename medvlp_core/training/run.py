@@ -38,7 +38,7 @@ from medvlp_core.model.composed import ComposedModel
 from medvlp_core.planning.plan import ModelPlan, SkippedEvaluator
 from medvlp_core.recipe.load import Override
 from medvlp_core.runtime.device import autocast, choose_device
-from medvlp_core.runtime.distributed import from_main, is_main, process_group, together, world_size
+from medvlp_core.runtime.distributed import broadcast_object, is_main, process_group, sync_errors, world_size
 from medvlp_core.runtime.files import write_at_once
 from medvlp_core.training.checkpoint import (
     WEIGHTS,
@@ -59,11 +59,11 @@ from medvlp_core.training.folder import (
     START,
     can_write,
     check_run_folder,
-    how_to_go_on,
+    cleanup_on_failed_start,
     make_run_folder,
-    undone_before_first_step,
+    resume_command,
 )
-from medvlp_core.training.init_from import begin_with_weights, check_source, starting_vocabulary
+from medvlp_core.training.init_from import check_source, load_initial_weights, starting_vocabulary
 from medvlp_core.training.lock import locked
 from medvlp_core.training.loop import check_length, count_steps, data_order, train
 from medvlp_core.training.metrics_file import StepWindow, read_metrics
@@ -74,7 +74,7 @@ from medvlp_core.training.resume import Resume, find_run, read_resume, set_aside
 from medvlp_core.training.state import TrainState
 from medvlp_core.training.stop import StopRequest
 from medvlp_core.training.trackers import RunTrackers, check_trackers
-from medvlp_core.training.translate_errors import explained
+from medvlp_core.training.translate_errors import translate_errors
 from medvlp_core.training.validation import validation_loss
 
 
@@ -115,7 +115,7 @@ def pretrain(
     return _run(lambda at_the_end: (plan, None), out=out, device=device, console=console)
 
 
-def go_on(
+def resume_run(
     run: str | Path, changes: Sequence[Override] = (), *, device: str | None = None, console: Console | None = None
 ) -> RunResult | None:
     """Go on with a run that was stopped or killed, in its folder, to the end that it would have had.
@@ -126,17 +126,17 @@ def go_on(
         DataError: there is no such run, it is finished, or it began in another way (MV508).
     """
 
-    def begin(at_the_end: ExitStack) -> tuple[ModelPlan, Resume]:
+    def start(at_the_end: ExitStack) -> tuple[ModelPlan, Resume]:
         if is_main():
             at_the_end.enter_context(locked(find_run(run)[0]))
         resume = read_resume(run, changes)
         return resume.plan, resume
 
-    return _run(begin, out=None, device=device, console=console)
+    return _run(start, out=None, device=device, console=console)
 
 
 def _run(
-    begin: Callable[[ExitStack], tuple[ModelPlan, Resume | None]],
+    start: Callable[[ExitStack], tuple[ModelPlan, Resume | None]],
     *,
     out: str | Path | None,
     device: str | None,
@@ -147,8 +147,8 @@ def _run(
     with ExitStack() as at_the_end:
         with process_group(where):
             console = (console or Console()) if is_main() else Console(quiet=True)
-            with together():
-                plan, resume = begin(at_the_end)
+            with sync_errors():
+                plan, resume = start(at_the_end)
                 check_start(plan, where)
                 if resume is None:
                     check_run_folder(out)
@@ -162,15 +162,15 @@ def _run(
                     resume.check(built.pipeline)
                 unable = find_obstacles(plan, built.pipeline, held_out_split(built.pipeline))
                 made = make_run_folder(out, plan.name) if is_main() and resume is None else None
-            folder = resume.folder if resume else from_main(made)
+            folder = resume.folder if resume else broadcast_object(made)
             if is_main() and resume is None:
-                at_the_end.enter_context(undone_before_first_step(folder))
+                at_the_end.enter_context(cleanup_on_failed_start(folder))
                 at_the_end.enter_context(locked(folder))
             trackers = at_the_end.enter_context(RunTrackers(plan, folder, console, resume))
-            with explained(folder):
+            with translate_errors(folder):
                 signal = _train(built, folder, where, console, unable, resume, trackers)
             if signal is not None:
-                raise take_effect(signal)
+                raise raise_for_signal(signal)
             if not is_main():
                 return None
         return _evaluate(built, folder, where, console, unable, started, trackers)
@@ -200,12 +200,12 @@ def _train(
     """Train to the end (None) or to a signal (its name), whichever comes first."""
     plan, spec = built.plan, built.plan.train
     checkpoint = resume.checkpoint if resume is not None else None
-    with together():
+    with sync_errors():
         facts = run_facts(built, device)
-        later = begin_folder(folder, plan, facts, resume) if is_main() else []
+        later = start_folder(folder, plan, facts, resume) if is_main() else []
         describe_run(built, folder, device, console)
         if resume is not None:
-            console.print(f"going on after step {resume.step}", markup=False)
+            console.print(f"resumed after step {resume.step}", markup=False)
             for name in later:
                 console.print(f"{name} is set aside, and deleted when it is written anew", markup=False)
             if lost := resume.lost_lines():
@@ -217,7 +217,7 @@ def _train(
         for names, reason in by_reason(unable):
             warn(console, f"will be skipped: {names}: {reason}")
         if checkpoint is None:
-            begin_with_weights(built.model, folder if is_main() else None, console)
+            load_initial_weights(built.model, folder if is_main() else None, console)
         else:
             load_weights(built.model, checkpoint / WEIGHTS)
     model = built.model.to(device)
@@ -226,7 +226,7 @@ def _train(
     state = TrainState.fresh(model, spec, device)
     if checkpoint is not None:
         load_state(state, checkpoint)
-    with together():
+    with sync_errors():
         trackers.start()
         observers = RunObservers(folder, plan, console, resume, trackers)
     with observers, StopRequest() as stop:
@@ -235,7 +235,7 @@ def _train(
             # Who asks a run to stop may not wait for long.
             validation = None if is_stopping else validation_loss(state, built.pipeline, spec, device)
             path = folder / CHECKPOINTS / checkpoint_name(state.step)
-            with together():
+            with sync_errors():
                 save_checkpoint(
                     path,
                     plan=plan,
@@ -249,15 +249,15 @@ def _train(
                 observers(CheckpointSaved(step=state.step, folder=path, validation=validation))
 
         signal = train(state, built.pipeline, spec, forward=forward, device=device, notify=observers, save=save, stop=stop)
-    signal = from_main(signal or stop.signal)  # it may have come during the last checkpoint
+    signal = broadcast_object(signal or stop.signal)  # it may have come during the last checkpoint
     if signal is not None:
-        console.print(f"go on with: {how_to_go_on(folder)}", markup=False, soft_wrap=True)
-    elif state.average is not None:
-        state.average.exchange(model)
+        console.print(f"resume with: {resume_command(folder)}", markup=False, soft_wrap=True)
+    elif state.ema is not None:
+        state.ema.exchange(model)
     return signal
 
 
-def begin_folder(folder: Path, plan: ModelPlan, facts: dict[str, Any], resume: Resume | None) -> list[str]:
+def start_folder(folder: Path, plan: ModelPlan, facts: dict[str, Any], resume: Resume | None) -> list[str]:
     """Write what stands in the folder from the start; of a run that goes on, take away what it will write anew: the names.
 
     Raises:
@@ -273,7 +273,7 @@ def begin_folder(folder: Path, plan: ModelPlan, facts: dict[str, Any], resume: R
     return later
 
 
-def take_effect(signal: str) -> BaseException:
+def raise_for_signal(signal: str) -> BaseException:
     """What a signal would have done at once."""
     return KeyboardInterrupt() if signal == "SIGINT" else SystemExit(128 + Signals[signal])
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from medvlp_core.runtime.distributed import is_main
 from medvlp_core.spec.blocks import TrainSpec
-from medvlp_core.training.optim import AverageWeights, make_optimizer
+from medvlp_core.training.optim import WeightEMA, make_optimizer
 
 
 @attrs.define(kw_only=True)
@@ -27,7 +27,7 @@ class TrainState:
     model: nn.Module
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
-    average: AverageWeights | None = None
+    ema: WeightEMA | None = None
     step: int = 0
     bad_steps: int = 0
     _buffers: list[Tensor] = attrs.field(factory=list, init=False)
@@ -40,7 +40,7 @@ class TrainState:
             optimizer=make_optimizer(model, spec),
             # fp16 gradients underflow without a loss scale; otherwise the scaler does nothing.
             scaler=torch.amp.GradScaler(device.type, enabled=spec.precision == "fp16"),
-            average=AverageWeights(model, spec.ema_decay) if spec.ema_decay is not None else None,
+            ema=WeightEMA(model, spec.ema_decay) if spec.ema_decay is not None else None,
         )
 
     def numbers(self) -> dict[str, Any]:
@@ -60,15 +60,15 @@ class TrainState:
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Inside, the model has the averaged weights, if there are some."""
-        if self.average is not None:
-            self.average.exchange(self.model)
+        if self.ema is not None:
+            self.ema.exchange(self.model)
         try:
             yield
         finally:
             if isinstance(self.model, FSDPModule):
                 self.model.reshard()  # which a pass without a backward pass does not do
-            if self.average is not None:
-                self.average.exchange(self.model)
+            if self.ema is not None:
+                self.ema.exchange(self.model)
 
     def keep_buffers(self) -> None:
         """Remember the model's buffers: a forward pass changes the statistics of batch norms."""

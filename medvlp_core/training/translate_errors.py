@@ -11,14 +11,14 @@ from torch import distributed
 
 from medvlp_core.errors import MedvlpError, Problem
 from medvlp_core.runtime.distributed import rank
-from medvlp_core.training.folder import how_to_go_on
+from medvlp_core.training.folder import resume_command
 
 #: How gloo says that the process at the other end is gone; NCCL has exceptions of its own.
 GONE = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe")
 
 
 @contextmanager
-def explained(folder: Path) -> Iterator[None]:
+def translate_errors(folder: Path) -> Iterator[None]:
     """Train in this context; ``folder`` is that of the run.
 
     Raises:
@@ -29,7 +29,7 @@ def explained(folder: Path) -> Iterator[None]:
     except torch.OutOfMemoryError as error:
         first = str(error).partition(". ")[0]
         hint = "`medvlp estimate` tells what a step needs and which setting would make it fit"
-        hint += f"; train.recompute=true changes no number, so that {folder}, once begun, may go on with it"
+        hint += f"; train.activation_checkpointing=true changes no number, so that {folder}, once begun, can be resumed with it"
         raise MedvlpError(Problem(code="MV606", text=f"the memory of the device is full: {first}", hint=hint)) from error
     except Exception as error:
         if str(error).startswith("Expected to have finished reduction"):  # of DistributedDataParallel
@@ -38,8 +38,8 @@ def explained(folder: Path) -> Iterator[None]:
             raise MedvlpError(Problem(code="MV601", text=text, hint=hint)) from error
         if not _is_another_gone(error):
             raise
-        text = f"training process {rank()} cannot go on, for another one is gone"
-        hint = f"the other one's message says why; a run that has begun goes on with: {how_to_go_on(folder)}"
+        text = f"training process {rank()} cannot continue, for another one is gone"
+        hint = f"the other one's message says why; a run that has begun is resumed with: {resume_command(folder)}"
         raise MedvlpError(Problem(code="MV607", text=text, hint=hint)) from error
 
 

@@ -11,7 +11,7 @@ from medvlp_core.data.order import seed_of
 from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.evaluation.protocol import split_obstacle
 from medvlp_core.runtime.device import autocast, to_device
-from medvlp_core.runtime.distributed import alone, from_all, rank, world_size
+from medvlp_core.runtime.distributed import all_gather_object, local_only, rank, world_size
 from medvlp_core.spec.blocks import TrainSpec
 from medvlp_core.training.parallel import take_buffers_of_main
 from medvlp_core.training.state import TrainState
@@ -32,8 +32,8 @@ def validation_loss(state: TrainState, pipeline: InputPipeline, spec: TrainSpec,
     take_buffers_of_main(model)
     model.eval()
     total = count = 0.0
-    pairs = max(1, spec.batch_size // (spec.accumulate * world_size()))  # as many as fit in training
-    with alone(), state.averaged():
+    pairs = max(1, spec.batch_size // (spec.gradient_accumulation_steps * world_size()))  # as many as fit in training
+    with local_only(), state.averaged():
         for number, batch in enumerate(pipeline.loader("val", batch_size=pairs, share=(first, world))):
             torch.manual_seed(seed_of("validation", spec.seed, first + number * world))
             with autocast(device, spec.precision):
@@ -42,6 +42,6 @@ def validation_loss(state: TrainState, pipeline: InputPipeline, spec: TrainSpec,
             count += len(batch.image)
     model.train()
     if world > 1:
-        sums = from_all((total, count))
+        sums = all_gather_object((total, count))
         total, count = (sum(values) for values in zip(*sums, strict=True))
     return total / count if math.isfinite(total) else None

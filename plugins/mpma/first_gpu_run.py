@@ -194,7 +194,7 @@ def draw(case: Case, dtype: torch.dtype, seed: int) -> dict[str, Any]:
     if "bias" in case.on:
         found["mem_bias"] = torch.tensor([-math.inf if "closed" in case.on else 0.7, -0.4])[: case.heads]
     masks = AttentionInputs(q, k, v, mem_k, mem_v, *(found[name] for name in ("key_lens", "key_is_valid", "query_lens")))
-    if (hidden := masks.hidden_keys) is not None:
+    if (hidden := masks.masked_keys) is not None:
         k[hidden], v[hidden] = math.nan, math.nan
     if (lost := masks.lost_queries) is not None:
         q[lost] = math.nan
@@ -218,8 +218,8 @@ def _moved(x: Tensor) -> Tensor:
     """On the device with the same strides."""
     if x.is_contiguous():
         return x.to(DEVICE)
-    room = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=DEVICE)
-    return room.copy_(x)
+    module = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=DEVICE)
+    return module.copy_(x)
 
 
 def results(case: Case, given: dict[str, Any], path: str, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -400,10 +400,10 @@ class Run:
         versions = {"torch": torch.__version__, "triton": _version("triton")}
         return report.Setting(device=self.label, dtype=name_of(TIMED), **versions, rates=self.rates, command=self.command)
 
-    def measure(self, benchmark: KernelBenchmark, shape: Shape, contenders: Sequence[Contender], left_out: Any = None) -> list[Row]:
+    def measure(self, benchmark: KernelBenchmark, shape: Shape, contenders: Sequence[Contender], skipped: Any = None) -> list[Row]:
         """Times of contenders at a shape."""
         rates = self.setting.rates
-        return measure(benchmark, [shape], DEVICE, TIMED, rates, contenders=contenders, rounds=ROUNDS, left_out=left_out)
+        return measure(benchmark, [shape], DEVICE, TIMED, rates, contenders=contenders, rounds=ROUNDS, skipped=skipped)
 
     def red(self, op: str, path: str, dtype: torch.dtype = TIMED) -> bool:
         """Whether a path gave something wrong in a dtype."""
@@ -453,27 +453,27 @@ def step_correctness(run: Run, pool: Pool) -> None:
     tasks = [(index, dtype) for dtype in CHECKED for index in range(len(CASES))]
     if REHEARSE:  # each case once
         tasks = [(index, CHECKED[index % 3 == 2]) for index in range(len(CASES))]
-    waiting = {(CASES[index].name, name_of(dtype)) for index, dtype in tasks}
+    data_seconds = {(CASES[index].name, name_of(dtype)) for index, dtype in tasks}
     found = pool.imap_unordered(check_case, tasks)
     columns = ("device", "dtype", "op", "case", "sizes", "path", "tensor", "error", "tolerance", "verdict", "reason")
     with (run.out / "correctness.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         try:
-            while waiting:
-                run.need_time("correctness", f"{len(waiting)} of {len(tasks)} checks")
+            while data_seconds:
+                run.need_time("correctness", f"{len(data_seconds)} of {len(tasks)} checks")
                 try:
                     rows = found.next(timeout=10.0)
                 except multiprocessing.TimeoutError:
                     continue
-                waiting -= {(row["case"], row["dtype"]) for row in rows}
+                data_seconds -= {(row["case"], row["dtype"]) for row in rows}
                 run.checks += rows
                 writer.writerows({"device": run.label, **row} for row in rows)
                 stream.flush()
         finally:
-            for case, dtype in sorted(waiting):
+            for case, dtype in sorted(data_seconds):
                 writer.writerow({"device": run.label, "dtype": dtype, "case": case, "verdict": "not checked"})
-            run.found["not_checked"] = len(waiting)
+            run.found["not_checked"] = len(data_seconds)
     for row in run.checks:
         if row["verdict"] == "red":
             run.say(f"RED {row['op']} {row['path']} {row['dtype']}, {row['case']}: {row['tensor']} {row['error']} {row['reason']}")
@@ -482,7 +482,7 @@ def step_correctness(run: Run, pool: Pool) -> None:
 def contenders_of(benchmark: KernelBenchmark) -> list[Contender]:
     """All contenders; in a rehearsal our kernels, too, although the interpreter's speed says nothing."""
     able = [one for one in benchmark.contenders if not REHEARSE or one.name != "gather"]
-    return [attrs.evolve(one, why_not=lambda *_: ()) if REHEARSE and one.name == "triton" else one for one in able]
+    return [attrs.evolve(one, unsupported_reasons=lambda *_: ()) if REHEARSE and one.name == "triton" else one for one in able]
 
 
 def step_timings(run: Run, pool: Pool) -> None:
@@ -507,11 +507,11 @@ def time_shapes(run: Run, benchmark: KernelBenchmark) -> None:
         run.need_time("timings", f"shape {shape.letter} and those behind it")
         run.say(f"timing {shape.letter} ({shape.text})")
         findings += check(benchmark, [shape], DEVICE, TIMED, contenders=contenders)
-        left_out = wrong_rivals(findings)
+        skipped = wrong_rivals(findings)
         for one in contenders:
             if one.is_ours and run.red(benchmark.op, one.name.partition(",")[0]):
-                left_out[benchmark.op, shape.letter, one.name] = "red in correctness.csv"
-        rows += run.measure(benchmark, shape, contenders, left_out)
+                skipped[benchmark.op, shape.letter, one.name] = "red in correctness.csv"
+        rows += run.measure(benchmark, shape, contenders, skipped)
         shapes.append(shape)
         outcome = report.Outcome(benchmark=benchmark, shapes=tuple(shapes), findings=list(findings), rows=list(rows))
         run.outcomes = [*(one for one in run.outcomes if one.benchmark is not benchmark), outcome]
@@ -920,7 +920,7 @@ def do_step(run: Run, name: str, pool: Pool) -> bool:
         STEPS[name](run, pool)
         text = "done"
     except Skipped as error:
-        text = f"left out, all or the rest: {error}"
+        text = f"skipped, all or the rest: {error}"
     except Exception as error:
         traceback.print_exc()
         text, is_fine = f"FAILED: {type(error).__name__}: {' '.join(str(error).split())[:300]}", False

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from medvlp_core.errors import DataError, Position, Problem, Report, SpecError, describe_error, did_you_mean
+from medvlp_core.errors import DataError, Diagnostics, Position, Problem, SpecError, describe_error, did_you_mean
 
 
 def test_anatomy_of_a_message() -> None:
@@ -33,23 +33,23 @@ def test_codes_are_a_closed_list() -> None:
 
 
 def test_a_report_raises_all_errors_in_file_order_and_keeps_warnings_apart() -> None:
-    report = Report()
-    report.add("MV102", "second", at=Position("b.yaml", 7, 1))
-    report.add("MV101", "first", at=Position("b.yaml", 2, 1))
-    report.add("MV102", "second", at=Position("b.yaml", 7, 1))  # the same again is kept once
-    report.add("MV208", "unused", is_warning=True)
+    diagnostics = Diagnostics()
+    diagnostics.add("MV102", "second", at=Position("b.yaml", 7, 1))
+    diagnostics.add("MV101", "first", at=Position("b.yaml", 2, 1))
+    diagnostics.add("MV102", "second", at=Position("b.yaml", 7, 1))  # the same again is kept once
+    diagnostics.add("MV208", "unused", is_warning=True)
     with pytest.raises(SpecError) as caught:
-        report.raise_errors()
+        diagnostics.raise_errors()
     assert [problem.text for problem in caught.value.problems] == ["first", "second"]
-    assert [problem.text for problem in report.warnings] == ["unused"]
-    assert str(report.warnings[0]) == "[MV208] warning: unused"
+    assert [problem.text for problem in diagnostics.warnings] == ["unused"]
+    assert str(diagnostics.warnings[0]) == "[MV208] warning: unused"
 
 
 def test_warnings_alone_do_not_raise() -> None:
-    report = Report()
-    report.add("MV208", "unused", is_warning=True)
-    report.raise_errors()
-    assert not report.has_errors
+    diagnostics = Diagnostics()
+    diagnostics.add("MV208", "unused", is_warning=True)
+    diagnostics.raise_errors()
+    assert not diagnostics.has_errors
 
 
 def test_errors_survive_pickling() -> None:

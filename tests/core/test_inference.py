@@ -45,8 +45,8 @@ def test_images_come_as_paths_tensors_and_pictures(model: TrainedModel) -> None:
 def test_texts_are_padded_alike_in_every_batch(model: TrainedModel) -> None:
     tokens, is_valid = model.encode_text(TEXTS)
     assert tokens.shape[:2] == is_valid.shape
-    alone = model.encode_text(TEXTS[2])
-    torch.testing.assert_close(tokens[2, is_valid[2]], alone.text_tokens[0])
+    local_only = model.encode_text(TEXTS[2])
+    torch.testing.assert_close(tokens[2, is_valid[2]], local_only.text_tokens[0])
     torch.testing.assert_close(model.embed_text(TEXTS)[1:2], model.embed_text(TEXTS[1]))
 
 

@@ -1,9 +1,9 @@
 """Kills training runs with SIGKILL at random moments, lets them go on, and compares them with the run that was never killed.
 
-``python tests/e2e/killing.py --kind workers --kills 40`` prints how many kills there were; exit code 1 if a bit differs. Each life
-of a run is one process, or two or three of one gloo group, forked from this one, so that torch is imported once. Half of the
-lives end at a random time, the other half kill themselves right before or after a random one of the calls that write to the
-disk, or in a step or an evaluator.
+``python tests/e2e/killing.py --kind num_workers --kills 40`` prints how many kills there were; exit code 1 if a bit differs. Each
+life of a run is one process, or two or three of one gloo group, forked from this one, so that torch is imported once. Half of the
+lives end at a random time, the other half kill themselves right before or after a random one of the calls that write to the disk,
+or in a step or an evaluator.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from medvlp_core.model.build import build_model
 from medvlp_core.model.composed import ComposedModel
 from medvlp_core.training import metrics_file
 from medvlp_core.training.observers import RunObservers
-from medvlp_core.training.run import go_on, pretrain
+from medvlp_core.training.run import pretrain, resume_run
 
 RECIPE = """\
 medvlp: 1
@@ -56,7 +56,8 @@ model:
     image: {use: mpma.image_decoder, target_size: 64, width: 16, depth: 1, heads: 2}
     report: {use: mpma.report_decoder}
 train:
-  {steps: 14, batch_size: 8, accumulate: 2, last_batch: keep, checkpoint_every_steps: 3, log_every_steps: 4, ema_decay: 0.9,
+  {steps: 14, batch_size: 8, gradient_accumulation_steps: 2, drop_last: false, checkpoint_every_steps: 3, log_every_steps: 4,
+  ema_decay: 0.9,
    layer_decay: 0.8, learning_rate: 0.001}
 evaluators:
   words: {use: standard.masked_words, draws: 1, max_pairs: 8}
@@ -64,7 +65,7 @@ evaluators:
 #: How many processes, and settings of ``train``.
 KINDS = {
     "one": (1, ""),
-    "workers": (1, "workers: 2, "),
+    "workers": (1, "num_workers: 2, "),
     "ddp": (2, ""),
     "ddp3": (3, ""),
     "fsdp": (2, "parallel: fsdp, "),
@@ -73,7 +74,7 @@ KINDS = {
 #: With batch norms, whose statistics each process has of its own: the encoder of the kind ``norms``.
 CNN = "{use: standard.timm_cnn, model: resnet10t, image_size: 32, channels: 1, stage: 2}"
 #: What differs between two equal runs: clocks and memory.
-TIMES = {"seconds", "pairs_per_second", "waiting", "memory_mb"}
+TIMES = {"seconds", "pairs_per_second", "data_time", "memory_mb"}
 
 
 def with_bad_steps(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -125,7 +126,7 @@ def live(recipe: Path, run: Path, out: Path, kill_at: int | None) -> int:
     ComposedModel.forward = with_bad_steps(ComposedModel.forward)  # type: ignore[method-assign]
     console = Console(file=io.StringIO(), width=200)
     if (run / "resolved.yaml").is_file():
-        go_on(run, device="cpu", console=console)
+        resume_run(run, device="cpu", console=console)
     else:
         pretrain(medvlp_core.plan(recipe), out=run, device="cpu", console=console)
     return points.count

@@ -19,13 +19,13 @@ from medvlp_core.cli import main
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "medvlp_core.cli", "pretrain")
 
 
-def go_on(run: Path, capsys: pytest.CaptureFixture[str], *changes: str) -> tuple[int, str]:
+def resume_run(run: Path, capsys: pytest.CaptureFixture[str], *changes: str) -> tuple[int, str]:
     """The exit code of ``medvlp pretrain --resume`` and what it said on stderr."""
     code = main(["pretrain", "--resume", str(run), "--device", "cpu", *changes])
     return code, capsys.readouterr().err
 
 
-def begin(*command: str, run: Path, lines: int) -> subprocess.Popen[str]:
+def start(*command: str, run: Path, lines: int) -> subprocess.Popen[str]:
     """Start a command; returns when the run has so many lines of metrics."""
     process = subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = run / "metrics.jsonl"

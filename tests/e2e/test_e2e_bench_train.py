@@ -56,7 +56,7 @@ def benchmark_of(text: str, folder: Path) -> TrainBenchmark:
 
 
 def lap(seconds: float) -> Lap:
-    return Lap(steps=2, seconds=seconds, cpu_seconds=seconds, waiting=0.0)
+    return Lap(steps=2, seconds=seconds, cpu_seconds=seconds, data_seconds=0.0)
 
 
 def test_the_rival_is_written_straight_down(recipe: Path) -> None:
@@ -78,7 +78,7 @@ def test_both_loops_are_timed_and_their_losses_are_equal(recipe: Path, tmp_path:
     result = json.loads((out / "train.json").read_text())
     assert result["difference"] < 1e-6
     assert [len(result["timings"][0][side]) for side in ("ours", "rival")] == [2, 2]
-    assert all(0 <= lap["waiting"] < lap["seconds"] and lap["steps"] == 2 for lap in result["timings"][0]["ours"])
+    assert all(0 <= lap["data_seconds"] < lap["seconds"] and lap["steps"] == 2 for lap in result["timings"][0]["ours"])
     assert (out / "rival.py").read_text() == forward_source(medvlp_core.plan(recipe))
 
 
@@ -143,7 +143,7 @@ def test_the_limit_looks_at_every_setting() -> None:
 
 
 def test_operations_that_are_done_again_are_not_counted(micro: str, tmp_path: Path) -> None:
-    again = benchmark_of(micro.replace("batch_size: 4", "batch_size: 4, recompute: true"), tmp_path)
+    again = benchmark_of(micro.replace("batch_size: 4", "batch_size: 4, activation_checkpointing: true"), tmp_path)
     assert again.flops_per_pair == benchmark_of(micro, tmp_path).flops_per_pair
     # Counted on the prepared model they would be more.
     assert flops_per_pair(again.built.model, first_batch(again.rival), "fp32") > 1.1 * again.flops_per_pair
@@ -161,7 +161,7 @@ def test_the_attention_of_a_cpu_is_counted(micro: str, tmp_path: Path) -> None:
 
 
 def test_what_masking_saves(micro: str, tmp_path: Path) -> None:
-    one = MaskedPass(hidden=0.75, drops_hidden=True, seconds=0.1, seconds_unmasked=0.4)
+    one = MaskedPass(hidden=0.75, drops_masked=True, seconds=0.1, seconds_unmasked=0.4)
     timing = Timing(is_compiled=False, pairs_per_step=4, ours=(lap(0.6), lap(0.6)), rival=(lap(0.6), lap(0.6)), masked_pass=one)
     # A step takes 0.3 s, and would take 0.6 s.
     assert timing.saved_by_masking == pytest.approx(0.5)
@@ -171,7 +171,7 @@ def test_what_masking_saves(micro: str, tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in benchmark.built.model.state_dict().items()}
     found = masked_pass(benchmark.built.model, first_batch(benchmark.rival), benchmark.spec)
     assert found is not None
-    assert (found.hidden, found.drops_hidden) == (0.75, True)
+    assert (found.hidden, found.drops_masked) == (0.75, True)
     assert all(torch.equal(value, before[name]) for name, value in benchmark.built.model.state_dict().items())
     assert all(parameter.grad is None for parameter in benchmark.built.model.parameters())
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from medvlp_open_cxr.manifest import DATA, read_rows
-from medvlp_standard.evaluators.common import batches, restore
+from medvlp_standard.evaluators.common import batches, reconstruct
 from rich.console import Console
 
 import medvlp_core
@@ -32,12 +32,12 @@ EVALUATORS = """\
 inputs: {cache_images: true}
 evaluators:
   words: {use: standard.masked_words, draws: 1, max_pairs: 32}
-  patches: {use: standard.patch_restoration, draws: 1, max_pairs: 32}
+  patches: {use: standard.patch_reconstruction, draws: 1, max_pairs: 32}
   retrieval: {use: standard.retrieval}
   zero_shot: {use: standard.zero_shot}
   probe: {use: standard.linear_probe, strengths: [0.01]}
   curves: {use: standard.loss_curves}
-  restored: {use: standard.restoration_pictures, images: 1}
+  reconstructed: {use: standard.reconstruction_pictures, images: 1}
   reports: {use: standard.masked_report_pictures, reports: 1}
   attention: {use: standard.attention_pictures, images: 1, words: 2}
 """
@@ -71,7 +71,7 @@ def test_the_run_folder_is_complete(finished: tuple[RunResult, str]) -> None:
         f"{checkpoint}/checkpoint.json",
         f"{checkpoint}/resolved.yaml",
         "pictures/loss_curves.png",
-        "pictures/restoration.png",
+        "pictures/reconstruction.png",
         "pictures/masked_reports.png",
         "pictures/masked_reports.txt",
         "pictures/attention.png",
@@ -95,7 +95,7 @@ def test_every_number_stands_beside_its_baselines(finished: tuple[RunResult, str
     assert document["split"] == "test"
     assert not result.problems
     cards = {card["evaluator"]: card for card in document["results"]}
-    assert list(cards) == ["words", "patches", "retrieval", "zero_shot", "probe", "curves", "restored", "reports", "attention"]
+    assert list(cards) == ["words", "patches", "retrieval", "zero_shot", "probe", "curves", "reconstructed", "reports", "attention"]
     for name in ("words", "patches", "retrieval", "zero_shot", "probe"):
         for row in cards[name]["rows"]:
             assert row["value"] is not None
@@ -162,13 +162,13 @@ def test_evaluators_see_what_the_training_pass_sees(finished: tuple[RunResult, s
     batch = next(batches(run, "test", max_pairs=5))
     result.built.model.eval()
     with torch.no_grad():
-        prediction, is_hidden = restore(run, port, batch, seed=3)
+        prediction, is_masked = reconstruct(run, port, batch, seed=3)
         torch.manual_seed(3)
         output = result.built.model(batch)
     assert output.mask_plan is not None
     assert torch.equal(prediction, output.predictions[slot])
     expected = output.mask_plan.text_is_masked if slot == "report" else output.mask_plan.image_is_masked
-    assert torch.equal(is_hidden, expected)
+    assert torch.equal(is_masked, expected)
 
 
 def without_evaluators(plan: Any) -> Any:
@@ -261,8 +261,8 @@ def test_a_broken_image_is_one_message_with_and_without_workers(
     )
     capfd.readouterr()
     shown = []
-    for workers in (0, 2):
-        code = main(["pretrain", str(path), "--set", f"train.workers={workers}", "--out", "run", "--device", "cpu"])
+    for num_workers in (0, 2):
+        code = main(["pretrain", str(path), "--set", f"train.num_workers={num_workers}", "--out", "run", "--device", "cpu"])
         assert code == 1
         shown.append(capfd.readouterr().err)
         assert not (tmp_path / "run").exists(), "it never began: the command can be repeated"
@@ -270,7 +270,7 @@ def test_a_broken_image_is_one_message_with_and_without_workers(
     assert "films/4.jpg: it is truncated" in shown[0]
     assert shown[0].endswith("    hint: copy or download it again\n")
     assert shown[1] == shown[0]
-    done = example("--config", str(path), "--set", "train.workers=2", "--out", "run", "--device", "cpu", folder=tmp_path)
+    done = example("--config", str(path), "--set", "train.num_workers=2", "--out", "run", "--device", "cpu", folder=tmp_path)
     assert (done.returncode, done.stderr) == (1, shown[0])
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import killing
 import pytest
-from running import go_on
+from running import resume_run
 
 import medvlp_core
 from medvlp_core.errors import DataError
@@ -49,7 +49,7 @@ DAMAGES: list[tuple[Callable[[Path], None], str]] = [
 
 
 @pytest.mark.parametrize(("damage", "message"), DAMAGES)
-@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "average.safetensors", "progress.json"])
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.safetensors", "ema.safetensors", "progress.json"])
 def test_a_damaged_file_is_named_with_the_checkpoint_before_it(
     run: Path, name: str, damage: Callable[[Path], None], message: str
 ) -> None:
@@ -59,7 +59,7 @@ def test_a_damaged_file_is_named_with_the_checkpoint_before_it(
     text = str(caught.value)
     assert text.startswith(f"[MV507] {run}/checkpoints/step-0000014/{name}: ")
     assert message in text
-    hint = f"go on from an earlier checkpoint: medvlp pretrain --resume {run}/checkpoints/step-0000012"
+    hint = f"resume from an earlier checkpoint: medvlp pretrain --resume {run}/checkpoints/step-0000012"
     assert text.endswith(f"    hint: {hint}")
     assert read_resume(run / "checkpoints/step-0000012").step == 12
 
@@ -87,7 +87,7 @@ def test_the_checkpoint_before_a_damaged_one_leads_to_the_same_end(
     torn = run / "checkpoints/.step-0000013.partial"
     shutil.copytree(newest, torn)
     (torn / "checkpoint.json").unlink()
-    assert go_on(run / "checkpoints/step-0000012", capsys)[0] == 0
+    assert resume_run(run / "checkpoints/step-0000012", capsys)[0] == 0
     assert killing.content(run) == killing.content(whole)
     assert not torn.exists(), "left-overs are cleared away"
 
@@ -98,7 +98,7 @@ def test_loading_a_model_finds_damaged_weights_and_vocabularies(run: Path, tmp_p
     flip(checkpoint / "optimizer.safetensors")
     flip(checkpoint / "progress.json")
     load_run(run)
-    for path in [checkpoint / "model.safetensors", checkpoint / "average.safetensors", *(checkpoint / "tokenizer").iterdir()]:
+    for path in [checkpoint / "model.safetensors", checkpoint / "ema.safetensors", *(checkpoint / "tokenizer").iterdir()]:
         flip(path)
         with pytest.raises(DataError) as caught:
             load_run(run)

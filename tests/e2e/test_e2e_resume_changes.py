@@ -10,7 +10,7 @@ from pathlib import Path
 
 import killing
 import pytest
-from running import go_on, recipe_over, write_manifest
+from running import recipe_over, resume_run, write_manifest
 
 import medvlp_core
 from medvlp_core.cli import main
@@ -19,14 +19,14 @@ from medvlp_core.training.resume import read_resume
 
 
 def test_what_cannot_go_on_is_refused(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert go_on(whole, capsys) == (
+    assert resume_run(whole, capsys) == (
         1,
         f"[MV508] {whole}: the run is finished\n"
         "    hint: to train longer, start a new run with init_from; to repeat the end, give one of its checkpoints\n",
     )
-    assert go_on(tmp_path, capsys) == (
+    assert resume_run(tmp_path, capsys) == (
         1,
-        f"[MV508] {tmp_path}: there is no run to go on with: resolved.yaml is missing\n"
+        f"[MV508] {tmp_path}: there is no run to resume with: resolved.yaml is missing\n"
         "    hint: give the folder of a run, such as runs/mpma_small-20260101-120000\n",
     )
 
@@ -34,7 +34,9 @@ def test_what_cannot_go_on_is_refused(whole: Path, tmp_path: Path, capsys: pytes
 def test_a_changed_recipe_is_refused_with_every_change(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = run / "resolved.yaml"
     recipe.write_text(recipe.read_text().replace("learning_rate: 0.001", "learning_rate: 0.002"))
-    code, err = go_on(run, capsys, "--set", "model.alignments.gla.dim=4", "--set", "train.workers=1", "--unset", "evaluators")
+    code, err = resume_run(
+        run, capsys, "--set", "model.alignments.gla.dim=4", "--set", "train.num_workers=1", "--unset", "evaluators"
+    )
     assert code == 1
     lines = err.splitlines()
     assert lines[0] == f"[MV508] {run}: the recipe is not that of the run"
@@ -42,13 +44,15 @@ def test_a_changed_recipe_is_refused_with_every_change(run: Path, capsys: pytest
         "    model.alignments.gla.dim: 8 in the run, 4 now",
         "    train.learning_rate: 0.001 in the run, 0.002 now",
     ]
-    assert lines[3].startswith("    hint: a run that goes on may change data, evaluators, train.recompute, train.workers, ")
+    assert lines[3].startswith(
+        "    hint: a resumed run may change data, evaluators, train.activation_checkpointing, train.num_workers, "
+    )
 
 
 def test_what_changes_nothing_that_is_learned_may_change(run: Path, whole: Path, capsys: pytest.CaptureFixture[str]) -> None:
     free = (
-        "train.workers=2",
-        "train.recompute=true",
+        "train.num_workers=2",
+        "train.activation_checkpointing=true",
         "train.keep_checkpoints=7",
         "train.log_every_steps=3",
         "train.checkpoint_every_steps=5",
@@ -57,9 +61,9 @@ def test_what_changes_nothing_that_is_learned_may_change(run: Path, whole: Path,
         "train.trackers=[tensorboard]",
     )
     changes = [word for change in free for word in ("--set", change)]
-    code, err = go_on(run / "checkpoints/step-0000012", capsys, *changes)
+    code, err = resume_run(run / "checkpoints/step-0000012", capsys, *changes)
     assert code == 0, err
-    for name in ("model.safetensors", "average.safetensors", "optimizer.safetensors"):
+    for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
         last = f"checkpoints/step-0000014/{name}"
         assert (run / last).read_bytes() == (whole / last).read_bytes()
     assert medvlp_core.plan(run / "resolved.yaml").train.keep_checkpoints == 7, "the next start goes on with it"
@@ -76,7 +80,7 @@ def test_data_may_move(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     expected = killing.content(run)
     (run / "evaluation.json").unlink()
     shutil.rmtree(here)
-    code, err = go_on(run / "checkpoints/step-0000003", capsys)
+    code, err = resume_run(run / "checkpoints/step-0000003", capsys)
     assert code == 1
     assert "here/pairs.jsonl" in err
     change = f"data.path={there}/pairs.jsonl"
@@ -91,7 +95,7 @@ def test_data_may_move(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     (run / "evaluation.json").unlink()
     moved = there / "pairs.jsonl"
     moved.write_text(moved.read_text().replace(json.dumps(rows[20]["text"]), '"another text"'))
-    code, err = go_on(run, capsys)
+    code, err = resume_run(run, capsys)
     assert code == 1
     assert err.startswith(f"[MV508] {run}: the data are not those of the run: ids, texts, labels or splits have changed\n")
 
@@ -108,14 +112,14 @@ def test_other_data_and_processes_are_refused(run: Path, has_checkpoint: bool, m
         resume.check(pipeline)  # type: ignore[arg-type]
     text = str(caught.value)
     assert f"[MV508] {run}: the data are not those of the run: ids, texts, labels or splits have changed\n" in text
-    assert f"[MV508] {run}: the run has 1 training process, and 3 would go on\n" in text
-    assert f"    hint: go on with: medvlp pretrain --resume {run}" in text
+    assert f"[MV508] {run}: the run has 1 training process, and 3 would resume it\n" in text
+    assert f"    hint: resume with: medvlp pretrain --resume {run}" in text
 
 
 def test_without_a_checkpoint_and_facts_of_the_start_nothing_can_go_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(run / "checkpoints")
     (run / "start.json").write_text('{"name": "recipe"}')
-    assert go_on(run, capsys) == (
+    assert resume_run(run, capsys) == (
         1,
         f"[MV508] {run}/start.json: how the run began cannot be read (other facts than a run writes)\n"
         "    hint: the run has no checkpoint yet: start a new one\n",
@@ -126,7 +130,7 @@ def test_a_folder_that_may_not_be_written_is_said_before_anything_is_built(
     run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("medvlp_core.training.resume.os.access", lambda *_: False)  # root may write everywhere
-    code, err = go_on(run, capsys)
+    code, err = resume_run(run, capsys)
     assert code == 1
     assert err.startswith(f"[MV508] {run}: the run folder may not be written\n")
 
@@ -150,7 +154,7 @@ def test_options_that_make_a_new_run_are_refused(capsys: pytest.CaptureFixture[s
 
 
 def test_a_change_with_which_the_recipe_does_not_fit_together_is_a_change(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code, err = go_on(run, capsys, "--unset", "model.alignments.gla")
+    code, err = resume_run(run, capsys, "--unset", "model.alignments.gla")
     assert code == 1
     assert err.splitlines()[:2] == [
         f"[MV508] {run}: the recipe is not that of the run",
@@ -162,9 +166,9 @@ def test_a_change_with_which_the_recipe_does_not_fit_together_is_a_change(run: P
     ("given", "message"),
     [
         ("run/checkpoints", "this is the folder of all checkpoints\n    hint: give the run, run, or one of its checkpoints"),
-        ("run/resolved.yaml", "this is a file, and no run to go on with\n    hint: give the folder of a run"),
+        ("run/resolved.yaml", "this is a file, and no run to resume\n    hint: give the folder of a run"),
         ("lonely", "this checkpoint lies in no run folder\n    hint: begin a new run from it, with init_from"),
-        ("nowhere", "there is no run to go on with: resolved.yaml is missing\n    hint: give the folder of a run"),
+        ("nowhere", "there is no run to resume with: resolved.yaml is missing\n    hint: give the folder of a run"),
     ],
 )
 def test_what_is_nearly_a_run(
@@ -172,7 +176,7 @@ def test_what_is_nearly_a_run(
 ) -> None:
     monkeypatch.chdir(run.parent)
     shutil.copytree(run / "checkpoints/step-0000012", "lonely")
-    code, err = go_on(Path(given), capsys)
+    code, err = resume_run(Path(given), capsys)
     assert code == 1
     assert err.startswith(f"[MV508] {given}: {message}")
 
@@ -195,12 +199,12 @@ def test_one_command_at_a_time_works_in_a_run_folder(run: Path, capsys: pytest.C
     process = subprocess.Popen([sys.executable, "-c", hold, str(run)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
-    code, err = go_on(run, capsys)
+    code, err = resume_run(run, capsys)
     assert code == 1
     assert err.startswith(f"[MV508] {run}: process {process.pid} on ")
     assert " works in this run folder\n    hint: wait for it or end it; " in err
     process.kill()
     process.wait()
     assert (run / ".lock").exists(), "what a killed process leaves is not in the way"
-    assert go_on(run, capsys)[0] == 0
+    assert resume_run(run, capsys)[0] == 0
     assert not (run / ".lock").exists()

@@ -111,7 +111,7 @@ def test_they_train_together_from_yaml(workshop: Path, run: Run) -> None:
     (workshop / "all.yaml").write_text(RECIPE.format(names=", ".join(NAMES)))
     assert [name for name, role in NAMES.items() if f"{name}.{ROLES[role].template}" not in RECIPE] == []
     changes = ["--set", "train={steps: 4, batch_size: 4, log_every_steps: 1}"]
-    for name in ("restoration", "zero_shot", "linear_probe", "loss_curves", "restoration_pictures", "report_pictures"):
+    for name in ("reconstruction", "zero_shot", "linear_probe", "loss_curves", "reconstruction_pictures", "report_pictures"):
         changes += ["--unset", f"evaluators.{name}"]
     done = run("pretrain", "all.yaml", *changes, "--out", "run", "--device", "cpu")
     assert done.returncode == 0, done.stderr

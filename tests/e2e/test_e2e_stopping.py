@@ -16,7 +16,7 @@ import attrs
 import killing
 import pytest
 import safetensors.torch
-from running import begin, go_on
+from running import resume_run, start
 
 import medvlp_core
 from medvlp_core.cli import main
@@ -49,10 +49,10 @@ def test_a_full_disk_keeps_the_checkpoint_before(
         assert main(["pretrain", str(recipe), "--out", str(run), "--device", "cpu"]) == 1
     assert capsys.readouterr().err == (
         f"[MV507] {run}/checkpoints/step-0000006: the checkpoint cannot be written (No space left on device)\n"
-        f"    hint: make room or make it writable, then go on with: medvlp pretrain --resume {run}\n"
+        f"    hint: make room or make it writable, then resume with: medvlp pretrain --resume {run}\n"
     )
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-0000003"]
-    assert go_on(run, capsys)[0] == 0
+    assert resume_run(run, capsys)[0] == 0
     assert killing.content(run) == killing.content(whole)
 
 
@@ -81,7 +81,7 @@ def test_metrics_that_cannot_be_written_are_a_message(
 def test_a_folder_that_cannot_hold_checkpoints_is_a_message(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(run / "checkpoints")
     (run / "checkpoints").write_text("a file")
-    code, err = go_on(run, capsys)
+    code, err = resume_run(run, capsys)
     assert code == 1
     assert "step-0000003: the checkpoint cannot be written (Not a directory)" in err
 
@@ -91,15 +91,15 @@ def test_a_signal_saves_and_stops(
     recipe: Path, whole: Path, tmp_path: Path, number: signal.Signals, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    process = begin("medvlp_core.cli", "pretrain", str(recipe), "--out", str(run), "--device", "cpu", run=run, lines=1)
+    process = start("medvlp_core.cli", "pretrain", str(recipe), "--out", str(run), "--device", "cpu", run=run, lines=1)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, err
     assert "Traceback" not in err
     step = read_resume(run).step
     assert f"stopped by {number.name} after step {step}\n" in out
-    assert f"go on with: medvlp pretrain --resume {run}\n" in out
-    assert go_on(run, capsys)[0] == 0
+    assert f"resume with: medvlp pretrain --resume {run}\n" in out
+    assert resume_run(run, capsys)[0] == 0
     ours, theirs = killing.content(run), killing.content(whole)
     last = [name for name in theirs if "step-0000014" in name or "checkpoints" not in name]
     assert all(ours[name] == theirs[name] for name in last), "one checkpoint more may be the best"

@@ -79,7 +79,7 @@ def medvlp_register_presets(register):
 PACKAGES = {
     "good": Package(),
     # ---------------------------------------------------------------------------------- left out when they are loaded
-    "argument": Package(plugin=PLUGIN + "\n\n@hookimpl\ndef medvlp_check_plan(plan, reports):\n    pass\n"),
+    "argument": Package(plugin=PLUGIN + "\n\n@hookimpl\ndef medvlp_check_plan(plan, diagnostic):\n    pass\n"),
     "claims": Package(entry="mpma = '{space}.plugin'"),
     "contract": Package(specs=changed(SPECS, "        return Contract(", "        1 / 0\n        return Contract(")),
     "dependency": Package(plugin="import no_such_library\n" + PLUGIN),

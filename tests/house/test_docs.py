@@ -169,9 +169,9 @@ def test_tables_of_roles_and_symbols_are_complete(host: PluginHost) -> None:
     concepts, glossary = ((DOCS / name).read_text(encoding="utf-8") for name in ("concepts.md", "glossary.md"))
     assert [role for role, info in ROLES.items() if f"| `{role}` | `{info.slot}` |" not in concepts] == []
     rows = re.findall(r"^\| ([A-Z][\w, ]*) \|", glossary.partition("## Names")[0], re.MULTILINE)
-    explained = {symbol for row in rows for symbol in row.split(", ")}
+    translate_errors = {symbol for row in rows for symbol in row.split(", ")}
     used = {symbol for spec in declared_tensors(host) for symbol in spec.dims if isinstance(symbol, str)}
-    assert used <= explained
+    assert used <= translate_errors
 
 
 # ------------------------------------------------------------------------------------------------------------------- links
@@ -189,12 +189,12 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_every_page_can_be_reached_from_the_index() -> None:
-    seen, waiting = set(), [DOCS / "README.md"]
-    while waiting:
-        page = waiting.pop()
+    seen, unread = set(), [DOCS / "README.md"]
+    while unread:
+        page = unread.pop()
         seen.add(page)
         found = {(page.parent / link.partition("#")[0]).resolve() for link in links(page) if not re.match(r"https?:", link)}
-        waiting += [one for one in found if one.suffix == ".md" and one.exists() and one not in seen]
+        unread += [one for one in found if one.suffix == ".md" and one.exists() and one not in seen]
     assert [str(page.relative_to(ROOT)) for page in PAGES if page.resolve() not in seen] == []
 
 

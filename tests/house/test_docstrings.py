@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from medvlp_core.errors import Report
+from medvlp_core.errors import Diagnostics
 from medvlp_core.planning.compose import compose
 from medvlp_core.plugins.host import PluginHost
 from medvlp_core.recipe.load import load_recipe
@@ -81,11 +81,11 @@ def test_the_examples_are_all_found() -> None:
 
 @pytest.mark.parametrize("source", [*EXAMPLES, "mpma:base", "mpma:small"], ids=lambda source: Path(source).name)
 def test_every_shipped_recipe_plans_without_a_complaint(source: str | Path, host: PluginHost) -> None:
-    report = Report()
+    diagnostics = Diagnostics()
     # mpma.yaml names a manifest by an environment variable, with a default; a file is opened when the data is built.
-    recipe = load_recipe(source, presets=host.presets, environment={}, report=report)
-    plan = compose(recipe, host, report)
-    assert [problem.code for problem in report] == (["MV105"] if source == "mpma:base" else []), "mpma:base brings no data"
+    recipe = load_recipe(source, presets=host.presets, environment={}, diagnostics=diagnostics)
+    plan = compose(recipe, host, diagnostics)
+    assert [problem.code for problem in diagnostics] == (["MV105"] if source == "mpma:base" else []), "mpma:base brings no data"
     assert plan is not None
     assert plan.skipped == ()
 
@@ -95,9 +95,9 @@ def test_every_preset_is_planned(host: PluginHost) -> None:
 
 
 def test_the_paper_scale_example_takes_the_manifest_from_the_environment(host: PluginHost) -> None:
-    report = Report()
+    diagnostics = Diagnostics()
     path = ROOT / "examples" / "configs" / "mpma.yaml"
-    recipe = load_recipe(path, presets=host.presets, environment={"MEDVLP_MANIFEST": "studies.jsonl"}, report=report)
-    plan = compose(recipe, host, report)
+    recipe = load_recipe(path, presets=host.presets, environment={"MEDVLP_MANIFEST": "studies.jsonl"}, diagnostics=diagnostics)
+    plan = compose(recipe, host, diagnostics)
     assert plan is not None
     assert plan.components["data"].spec.path == "studies.jsonl"  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import medvlp_core
-from medvlp_core.errors import Report
+from medvlp_core.errors import Diagnostics
 from medvlp_core.recipe.load import parse_override
 
 ROOT = Path(__file__).parents[2]
@@ -55,9 +55,9 @@ ABLATIONS = re.findall(r"^python examples/pretrain_mpma\.py (.*)$", README, re.M
 @pytest.mark.parametrize("words", ABLATIONS)
 def test_the_ablations_can_be_planned_as_they_stand(words: str) -> None:
     parts = shlex.split(words)
-    report = Report()
+    diagnostics = Diagnostics()
     changes = [(kind.removeprefix("--"), text) for kind, text in zip(parts[::2], parts[1::2], strict=True)]
-    overrides = [parse_override(kind, text, report) for kind, text in changes]  # type: ignore[arg-type]
+    overrides = [parse_override(kind, text, diagnostics) for kind, text in changes]  # type: ignore[arg-type]
     plan = medvlp_core.plan(ROOT / "examples" / "configs" / "mpma_small.yaml", [one for one in overrides if one is not None])
     assert len(ABLATIONS) >= 4
     assert plan.steps
@@ -65,6 +65,6 @@ def test_the_ablations_can_be_planned_as_they_stand(words: str) -> None:
 
 @pytest.mark.parametrize("change", ["model.fusion=standard.cross_attention", "model.masking=standard.random"])
 def test_swaps_need_no_further_parameter(change: str) -> None:
-    override = parse_override("use", change, Report())
+    override = parse_override("use", change, Diagnostics())
     assert override is not None
     assert not medvlp_core.plan("mpma:small", [override]).warnings

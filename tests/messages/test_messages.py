@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import toy_bundle
 
-from medvlp_core.errors import CODES, Report
+from medvlp_core.errors import CODES, Diagnostics
 from medvlp_core.planning.compose import compose
 from medvlp_core.plugins.host import PluginHost
 from medvlp_core.recipe.load import load_recipe, parse_override
@@ -25,16 +25,16 @@ RECIPE_CODES = {code for code in CODES if code < "MV206"} | {"MV207", "MV208", "
 
 def message(name: str) -> str:
     """What ``medvlp check cases/NAME.yaml`` says, run from the folder of the cases."""
-    report = Report()
+    diagnostics = Diagnostics()
     host = PluginHost.from_modules({"toy": toy_bundle})
     assert not host.broken
     lines = Path(f"{name}.yaml").read_bytes().decode("utf-8", errors="replace").splitlines()
     typed = [line.removeprefix("# --").partition(" ") for line in lines if line.startswith("# --")]
-    parsed = [parse_override(kind, text, report) for kind, _, text in typed]  # type: ignore[arg-type]
+    parsed = [parse_override(kind, text, diagnostics) for kind, _, text in typed]  # type: ignore[arg-type]
     overrides = [override for override in parsed if override is not None]
-    recipe = load_recipe(f"{name}.yaml", presets=host.presets, overrides=overrides, environment={}, report=report)
-    compose(recipe, host, report)
-    return "".join(f"{problem}\n" for problem in report)
+    recipe = load_recipe(f"{name}.yaml", presets=host.presets, overrides=overrides, environment={}, diagnostics=diagnostics)
+    compose(recipe, host, diagnostics)
+    return "".join(f"{problem}\n" for problem in diagnostics)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,7 +65,7 @@ def test_ten_mistakes_are_ten_messages(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_base_is_right() -> None:
-    report = Report()
+    diagnostics = Diagnostics()
     host = PluginHost.from_modules({"toy": toy_bundle})
-    assert compose(load_recipe("toy:base", presets=host.presets, report=report), host, report) is not None
-    assert not report.problems
+    assert compose(load_recipe("toy:base", presets=host.presets, diagnostics=diagnostics), host, diagnostics) is not None
+    assert not diagnostics.problems

@@ -153,9 +153,9 @@ class ContrastSpec(Toy):
 @component("toy.pixels", role=Role.DECODER, build=BUILD)
 @attrs.frozen(kw_only=True)
 class PixelsSpec(Toy):
-    """Restores hidden patches."""
+    """Reconstructs hidden patches."""
 
-    target_size: int = param(224, help="side of the restored image, pixels")
+    target_size: int = param(224, help="side of the reconstructed image, pixels")
     tokens: str = param("dropped", help="what the encoder does with hidden patches", one_of=("dropped", "replaced"))
 
     def contract(self) -> Contract:

@@ -131,7 +131,7 @@ def test_a_fusion_without_attention_leaves_the_maps_to_the_alignment(
         assert maps is None, "no part has anything to tell"
         return
     assert maps is not None
-    found = model.attention_maps_and_giver(batch)
+    found = model.attention_maps_and_provider(batch)
     assert found is not None
     assert found[1] == "model.alignments.gla"
     assert (maps[batch.text_is_valid].std(dim=-1) > 1e-6).all(), "gla's own, not a uniform map of the fusion"

@@ -128,9 +128,9 @@ def test_on_a_gpu() -> None:
 def test_gather_is_not_started_where_its_gradient_has_no_room() -> None:
     gather = next(one for one in topk.CONTENDERS if one.name == "gather")
     (shape,) = topk.SHAPES
-    (reason,) = gather.why_not(CPU, torch.float32, shape)
+    (reason,) = gather.unsupported_reasons(CPU, torch.float32, shape)
     assert "its backward pass makes a tensor of 240 GB" in reason
-    assert gather.why_not(CPU, torch.float32, shape.resized(B=1, H=1)) == ()
+    assert gather.unsupported_reasons(CPU, torch.float32, shape.resized(B=1, H=1)) == ()
 
 
 def variant(benchmark: KernelBenchmark, name: str) -> Contender:
@@ -145,7 +145,7 @@ def test_variants_are_checked_like_paths() -> None:
     found = check(attention.BENCHMARK, [shape], CPU, torch.float32, contenders=[variant(attention.BENCHMARK, "direct")])
     assert [(one.case, one.is_red) for one in found] == [("odd sizes", False), ("padding", False)]
     one_fold = next(one for one in attention.CONTENDERS if one.name == "composite, one fold")
-    assert one_fold.why_not(CPU, torch.float32, shape)
+    assert one_fold.unsupported_reasons(CPU, torch.float32, shape)
     inputs = attention.make_inputs(shape, CPU, torch.float32, 0)
     torch.testing.assert_close(one_fold.make(inputs)(), attention.by_path("composite")(inputs)())
 
@@ -171,7 +171,7 @@ import attrs
 cpu = torch.device("cpu")
 tiles = attention.Tiles(block_l=16, block_n=16, block_d=16, warps=4, stages=1)
 every = {"forward": tiles, "grad_query": tiles, "grad_key": tiles, "grad_slot": tiles}
-serves = lambda one: attrs.evolve(one, why_not=lambda *_: ())
+serves = lambda one: attrs.evolve(one, unsupported_reasons=lambda *_: ())
 contenders = [serves(attention.triton_with("tiles", every))]
 shape = attention.SHAPES[0].resized(H=1, L=9, S=7, M=21, D=16)
 found = check(attention.BENCHMARK, [shape], cpu, torch.float32, contenders=contenders)
@@ -179,7 +179,7 @@ shape = topk.SHAPES[0].resized(L=20, M=25, D=16, K=5)
 found += check(topk.BENCHMARK, [shape], cpu, torch.float32, contenders=[serves(topk.triton_with("tiles", tiles=every))])
 assert len(found) == 3, found
 assert not [one for one in found if one.is_red], [one.worst for one in found]
-assert "interpreter" in attention.triton_with("tiles", {}).why_not(cpu, torch.float32, attention.SHAPES[0])[0]
+assert "interpreter" in attention.triton_with("tiles", {}).unsupported_reasons(cpu, torch.float32, attention.SHAPES[0])[0]
 print("all right")
 """
 

@@ -103,8 +103,8 @@ class Mrm:
     # --------------------------------------------------------------------------------------------------------------- report
 
     def report_loss(self, latent: Tensor, token_ids: Tensor, is_masked: Tensor, is_valid: Tensor) -> Tensor:
-        hidden_ids = torch.where(is_masked, MASK_ID, token_ids)
-        x = self.weights["words"][hidden_ids] + self.weights["places"][: token_ids.shape[1]] + self.weights["types"][0]
+        masked_ids = torch.where(is_masked, MASK_ID, token_ids)
+        x = self.weights["words"][masked_ids] + self.weights["places"][: token_ids.shape[1]] + self.weights["types"][0]
         x = self.norm(x, "embedding_norm", 1e-12)
         x = x + self.linear(latent[:, 1:], "to_text").mean(1, keepdim=True)  # every position, padding too
         for layer in ("bert.0", "bert.1"):

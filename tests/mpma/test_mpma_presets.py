@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from medvlp_core.errors import Report
+from medvlp_core.errors import Diagnostics
 from medvlp_core.model.build import build_model
 from medvlp_core.planning.compose import plan_recipe
 from medvlp_core.planning.plan import ModelPlan
@@ -17,7 +17,7 @@ from medvlp_core.recipe.load import parse_override
 def base(host: PluginHost) -> ModelPlan:
     """``mpma:base`` with a vocabulary of its declared size, without learning one."""
     changes = (("use", "tokenizer=micro.tokenizer"), ("set", "tokenizer.vocabulary=30000"), ("set", "tokenizer.length=100"))
-    overrides = [parse_override(kind, text, Report()) for kind, text in changes]  # type: ignore[arg-type]
+    overrides = [parse_override(kind, text, Diagnostics()) for kind, text in changes]  # type: ignore[arg-type]
     return plan_recipe("mpma:base", [one for one in overrides if one is not None], host=host)
 
 

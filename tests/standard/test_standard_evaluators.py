@@ -20,8 +20,8 @@ from medvlp_standard.evaluators.linear_probe import LinearProbe
 from medvlp_standard.evaluators.loss_curves import LossCurves
 from medvlp_standard.evaluators.masked_report_pictures import LINE, LINES, MaskedReportPictures, Piece, lay_out
 from medvlp_standard.evaluators.masked_words import MaskedWords, other_texts
-from medvlp_standard.evaluators.patch_restoration import PatchRestoration, image_errors
-from medvlp_standard.evaluators.restoration_pictures import RestorationPictures
+from medvlp_standard.evaluators.patch_reconstruction import PatchReconstruction, image_errors
+from medvlp_standard.evaluators.reconstruction_pictures import ReconstructionPictures
 from medvlp_standard.evaluators.retrieval import Retrieval, same_findings, varying_labels
 from medvlp_standard.evaluators.zero_shot import ZeroShot
 from medvlp_standard.specs import evaluators as specs
@@ -162,7 +162,7 @@ class Model:
         sign = (tokens.token_ids == 4).any(dim=1).float() - (tokens.token_ids == 3).any(dim=1).float()
         return torch.stack([sign, torch.ones_like(sign)], dim=1) / 2**0.5
 
-    def attention_maps_and_giver(self, batch: ImageTextBatch) -> tuple[Tensor, str] | None:
+    def attention_maps_and_provider(self, batch: ImageTextBatch) -> tuple[Tensor, str] | None:
         maps = self.fusion.layer(torch.rand(*batch.token_ids.shape, GRID * GRID))
         return (maps / maps.sum(dim=-1, keepdim=True), "model.fusion") if self.has_maps else None
 
@@ -252,8 +252,8 @@ def test_the_wrong_image_belongs_to_another_text(count: int) -> None:
         other_texts(["same"] * count)
 
 
-def test_patch_restoration_in_the_decoders_own_space(run: Any) -> None:
-    row = build(PatchRestoration, specs.PatchRestorationSpec(draws=2)).evaluate(run).rows[0]
+def test_patch_reconstruction_in_the_decoders_own_space(run: Any) -> None:
+    row = build(PatchReconstruction, specs.PatchReconstructionSpec(draws=2)).evaluate(run).rows[0]
     # Unbiased variance over 16 pixels: the mean square of a normalised patch is 15/16; half of the target leaves a quarter.
     assert row.baselines["patch mean"] == pytest.approx(15 / 16, rel=1e-3)
     assert row.value == pytest.approx(15 / 64, rel=1e-3)
@@ -262,9 +262,9 @@ def test_patch_restoration_in_the_decoders_own_space(run: Any) -> None:
     assert row.verdict("patch mean") == "beats"
 
 
-def test_patch_restoration_without_normalisation(tmp_path: Path) -> None:
+def test_patch_reconstruction_without_normalisation(tmp_path: Path) -> None:
     run = make_run(tmp_path / "pictures", normalise=False)
-    row = build(PatchRestoration, specs.PatchRestorationSpec(draws=1)).evaluate(run).rows[0]
+    row = build(PatchReconstruction, specs.PatchReconstructionSpec(draws=1)).evaluate(run).rows[0]
     assert row.baselines["patch mean"] == pytest.approx(0.25 * 15 / 16, rel=0.1), "noise of deviation 0.5"
     assert row.baselines["mean training patch"] == pytest.approx(1.25, rel=0.1), "it does not know the brightness"
 
@@ -272,8 +272,8 @@ def test_patch_restoration_without_normalisation(tmp_path: Path) -> None:
 def test_only_hidden_patches_count() -> None:
     target = torch.zeros(2, 3, 4)
     guess = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])[..., None]
-    is_hidden = torch.tensor([[True, False, True], [False, False, False]])
-    np.testing.assert_allclose(image_errors(guess, target, is_hidden), [5.0, 0.0])
+    is_masked = torch.tensor([[True, False, True], [False, False, False]])
+    np.testing.assert_allclose(image_errors(guess, target, is_masked), [5.0, 0.0])
 
 
 def test_retrieval_of_a_perfect_space_and_of_none(run: Any, tmp_path: Path) -> None:
@@ -352,7 +352,7 @@ def test_few_reports_are_too_few_however_many_words_they_hide(tmp_path: Path) ->
     row = build(MaskedWords, specs.MaskedWordsSpec(draws=5)).evaluate(run).rows[0]
     assert row.count > 10 > (row.resampled or 0)
     assert set(map(row.verdict, row.baselines)) == {"too few"}
-    assert build(PatchRestoration, specs.PatchRestorationSpec()).evaluate(run).rows[0].verdict("patch mean") == "too few"
+    assert build(PatchReconstruction, specs.PatchReconstructionSpec()).evaluate(run).rows[0].verdict("patch mean") == "too few"
 
 
 # ---------------------------------------------------------------------------------------------------------------- obstacles
@@ -361,11 +361,11 @@ ALL = [
     build(kind, spec)
     for kind, spec in (
         (MaskedWords, specs.MaskedWordsSpec()),
-        (PatchRestoration, specs.PatchRestorationSpec()),
+        (PatchReconstruction, specs.PatchReconstructionSpec()),
         (Retrieval, specs.RetrievalSpec()),
         (ZeroShot, specs.ZeroShotSpec()),
         (LinearProbe, specs.LinearProbeSpec()),
-        (RestorationPictures, specs.RestorationPicturesSpec()),
+        (ReconstructionPictures, specs.ReconstructionPicturesSpec()),
         (MaskedReportPictures, specs.MaskedReportPicturesSpec()),
         (AttentionPictures, specs.AttentionPicturesSpec()),
         (LossCurves, specs.LossCurvesSpec()),
@@ -419,7 +419,7 @@ def is_drawn(path: Path) -> bool:
     ("kind", "spec", "files"),
     [
         (LossCurves, specs.LossCurvesSpec(), ["loss_curves.png"]),
-        (RestorationPictures, specs.RestorationPicturesSpec(images=3), ["restoration.png"]),
+        (ReconstructionPictures, specs.ReconstructionPicturesSpec(images=3), ["reconstruction.png"]),
         (MaskedReportPictures, specs.MaskedReportPicturesSpec(reports=2), ["masked_reports.png", "masked_reports.txt"]),
         (AttentionPictures, specs.AttentionPicturesSpec(images=2, words=4), ["attention.png"]),
     ],

@@ -71,9 +71,9 @@ def test_a_row_alone_equals_the_row_in_its_batch_cut_to_its_length(module_class:
     torch.manual_seed(0)
     fusion = module_class(spec, DIMS).eval()
     given = inputs()
-    alone = {name: value[1:] for name, value in given.items()}
-    alone |= {"text_tokens": alone["text_tokens"][:, :2], "text_is_valid": alone["text_is_valid"][:, :2]}
-    torch.testing.assert_close(fusion(**alone).fused_text_tokens, fusion(**given).fused_text_tokens[1:, :2])
+    local_only = {name: value[1:] for name, value in given.items()}
+    local_only |= {"text_tokens": local_only["text_tokens"][:, :2], "text_is_valid": local_only["text_is_valid"][:, :2]}
+    torch.testing.assert_close(fusion(**local_only).fused_text_tokens, fusion(**given).fused_text_tokens[1:, :2])
 
 
 @pytest.mark.parametrize(("module_class", "spec"), ATTENTIVE)

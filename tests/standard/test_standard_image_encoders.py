@@ -91,9 +91,9 @@ def test_unmasked_tokens_are_timms_own(name: str) -> None:
     clean = encoder(image)
     assert torch.equal(torch.cat([clean.image_prefix, clean.image_tokens], dim=1), wanted)
     assert clean.image_prefix.shape[1] == plain.num_prefix_tokens
-    nothing_hidden = encoder(image, torch.zeros(2, clean.image_tokens.shape[1], dtype=torch.bool))
-    assert torch.equal(nothing_hidden.image_tokens, clean.image_tokens)
-    assert torch.equal(nothing_hidden.image_prefix, clean.image_prefix)
+    nothing_masked = encoder(image, torch.zeros(2, clean.image_tokens.shape[1], dtype=torch.bool))
+    assert torch.equal(nothing_masked.image_tokens, clean.image_tokens)
+    assert torch.equal(nothing_masked.image_prefix, clean.image_prefix)
 
 
 @pytest.mark.parametrize("name", VITS)

@@ -13,11 +13,11 @@ from medvlp_standard.specs import alignment, decoders, fusion, masking
 from medvlp_core.spec.component import ComponentSpec
 
 CHECK_MODULES = (masking, fusion, alignment, decoders)
-SPECS = [spec for room in CHECK_MODULES for spec in room.SPECS]
+SPECS = [spec for module in CHECK_MODULES for spec in module.SPECS]
 
 
 def test_the_rooms_leave_torch_alone() -> None:
-    names = ", ".join(f"medvlp_standard.specs.{room.__name__.rsplit('.', 1)[1]}" for room in CHECK_MODULES)
+    names = ", ".join(f"medvlp_standard.specs.{module.__name__.rsplit('.', 1)[1]}" for module in CHECK_MODULES)
     code = f"import sys, {names}; print(sorted({{'torch', 'timm', 'transformers', 'numpy', 'PIL'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -86,8 +86,8 @@ def test_padding_content_never_changes_valid_tokens(name: str, tmp_path: Path) -
     before = encoder(token_ids, is_valid)
     after = encoder(torch.where(is_valid, token_ids, 9), is_valid)
     assert torch.equal(before[is_valid], after[is_valid])
-    alone = encoder(token_ids[1:2, :4], is_valid[1:2, :4])
-    torch.testing.assert_close(alone[0], before[1, :4], rtol=1e-5, atol=1e-6)
+    local_only = encoder(token_ids[1:2, :4], is_valid[1:2, :4])
+    torch.testing.assert_close(local_only[0], before[1, :4], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

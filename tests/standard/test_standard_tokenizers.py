@@ -308,5 +308,5 @@ def test_unigram_files_are_read_too(tmp_path: Path) -> None:
 def test_wordpiece_does_not_import_transformers_and_specs_nothing_heavy() -> None:
     code = "import sys; from medvlp_standard.{}; sys.exit(bool({} & set(sys.modules)))"
     heavy = "{'torch', 'transformers', 'tokenizers', 'numpy'}"
-    for room, banned in (("specs.tokenizers import SPECS", heavy), ("tokenizers import WordPiece", "{'transformers'}")):
-        assert subprocess.run([sys.executable, "-c", code.format(room, banned)], check=False).returncode == 0, room
+    for module, banned in (("specs.tokenizers import SPECS", heavy), ("tokenizers import WordPiece", "{'transformers'}")):
+        assert subprocess.run([sys.executable, "-c", code.format(module, banned)], check=False).returncode == 0, module

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from medvlp_core.nn.contrastive import gloria_loss, symmetric_info_nce
-from medvlp_core.runtime.distributed import alone
+from medvlp_core.runtime.distributed import local_only
 from medvlp_core.spec.component import ComponentSpec
 
 BUILT_BY: dict[type, Any] = {
@@ -115,7 +115,7 @@ def one_of_two(rank: int, folder: Path) -> None:
             given = share_of(pairs(spec), sum(counts[:rank]), counts[rank])
             found[name, label] = step(forward, given, counts[rank] * 2 / sum(counts))
         module, given = alignment(spec), share_of(pairs(spec), 2 * rank, 2)
-        with alone():
+        with local_only():
             found[name, "alone"] = step(module, given, 1.0)
         found[name, "together"] = step(module, given, 1.0)
         if name in COMPILED:

@@ -9,7 +9,7 @@ from collections import Counter
 import pytest
 import torch
 
-from medvlp_core.errors import Report
+from medvlp_core.errors import Diagnostics
 from medvlp_core.model.build import build_run
 from medvlp_core.planning.compose import compose
 from medvlp_core.planning.plan import ModelPlan, plain
@@ -50,11 +50,11 @@ def recipe(parts: dict[str, Choice]) -> str:
     return dump_yaml(document)
 
 
-def plan_parts(host: PluginHost, parts: dict[str, Choice]) -> tuple[ModelPlan | None, Report]:
-    report = Report()
-    node = parse_yaml(recipe(parts), file="combination.yaml", report=report)
+def plan_parts(host: PluginHost, parts: dict[str, Choice]) -> tuple[ModelPlan | None, Diagnostics]:
+    diagnostics = Diagnostics()
+    node = parse_yaml(recipe(parts), file="combination.yaml", diagnostics=diagnostics)
     assert node is not None
-    return compose(node, host, report), report
+    return compose(node, host, diagnostics), diagnostics
 
 
 def image_decoders(host: PluginHost) -> list[Choice]:
@@ -87,15 +87,17 @@ def all_parts(host: PluginHost) -> list[dict[str, Choice]]:
 
 
 @pytest.fixture(scope="module")
-def planned(host: PluginHost) -> list[tuple[dict[str, Choice], ModelPlan | None, Report]]:
+def planned(host: PluginHost) -> list[tuple[dict[str, Choice], ModelPlan | None, Diagnostics]]:
     return [(parts, *plan_parts(host, parts)) for parts in all_parts(host)]
 
 
 def test_every_combination_is_planned_or_refused_for_a_reason_of_fit(planned) -> None:
     assert len(planned) > 1000
-    for parts, _, report in planned:
+    for parts, _, diagnostics in planned:
         names = {path: choice and choice[0] for path, choice in parts.items()}
-        assert {problem.code for problem in report.errors} <= DOES_NOT_FIT, f"{names}\n" + "\n".join(map(str, report.errors))
+        assert {problem.code for problem in diagnostics.errors} <= DOES_NOT_FIT, f"{names}\n" + "\n".join(
+            map(str, diagnostics.errors)
+        )
     fitting = sum(plan is not None for _, plan, _ in planned)
     assert fitting > 0.9 * len(planned), f"only {fitting} of {len(planned)} combinations fit"
 
@@ -112,8 +114,8 @@ def test_every_example_of_every_component_is_planned_in_a_common_model(host: Plu
     base = next(parts for parts in all_parts(host) if (parts["model.decoders.image"] or ("",))[0] == "standard.patch_decoder")
     paths = {Role.ALIGNMENT: "model.alignments.a", Role.DECODER: "model.decoders.extra"}
     for choice in choices(host, role):
-        _, report = plan_parts(host, {**base, paths.get(role, f"model.{role}"): choice})
-        assert not report.errors, f"{choice}: " + "\n".join(map(str, report.errors))
+        _, diagnostics = plan_parts(host, {**base, paths.get(role, f"model.{role}"): choice})
+        assert not diagnostics.errors, f"{choice}: " + "\n".join(map(str, diagnostics.errors))
 
 
 @pytest.fixture(scope="module")

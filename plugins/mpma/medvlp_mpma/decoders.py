@@ -5,25 +5,25 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from medvlp_core import Dims
-from medvlp_core.nn import Decoder, DecoderOutput, PatchRestorer, scored_tokens, word_loss
+from medvlp_core.nn import Decoder, DecoderOutput, PatchReconstructor, scored_tokens, word_loss
 from medvlp_mpma.specs import ImageDecoderSpec, ReportDecoderSpec
 
 
-class ImageDecoder(PatchRestorer):
-    """Super-resolution restoration: each hidden patch of the input is predicted with more pixels than the encoder was shown.
+class ImageDecoder(PatchReconstructor):
+    """Super-resolution reconstruction: each hidden patch of the input is predicted with more pixels than the encoder was shown.
 
     The target is cut into the encoder's grid, so 448 pixels on a grid of 14 x 14 give cells of 32 x 32 for patches of 16 x 16.
     ``L = sum over hidden n of mean_q (prediction_nq - target_nq)^2, divided by the number of hidden patches``.
 
-    The layers, prefix tokens and encoders that replace hidden patches: :class:`~medvlp_core.nn.reconstruction.PatchRestorer`.
+    The layers, prefix tokens and encoders that replace hidden patches: :class:`~medvlp_core.nn.reconstruction.PatchReconstructor`.
 
     Shape:
         image_tokens (B, S, Di), S = N or the number of visible patches; image_prefix (B, P, Di); image_is_masked (B, N) bool;
         image_target (B, C, T, T); prediction (B, N, (T / GH) * (T / GW) * C), in normalised pixels if ``normalise_patches``.
 
     Reference:
-        Zhou et al., Advancing Radiograph Representation Learning with Masked Record Modeling (MRM), ICLR 2023. That MPMA restores
-        images in this way is a reconstruction.
+        Zhou et al., Advancing Radiograph Representation Learning with Masked Record Modeling (MRM), ICLR 2023. That MPMA
+        reconstructs images in this way is a reconstruction.
     """
 
     def __init__(self, spec: ImageDecoderSpec, dims: Dims) -> None:
@@ -42,7 +42,7 @@ class ImageDecoder(PatchRestorer):
         self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, image_target: Tensor
     ) -> DecoderOutput:
         """Restore every patch of the larger image; score the hidden ones, 0 if none is."""
-        return self.restore(image_tokens, image_prefix, image_is_masked, image_target)
+        return self.reconstruct(image_tokens, image_prefix, image_is_masked, image_target)
 
 
 class ReportDecoder(Decoder):

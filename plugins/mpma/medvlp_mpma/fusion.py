@@ -12,7 +12,7 @@ from medvlp_mpma.specs import MemoryFusionSpec
 
 
 class MemoryFusion(Fusion):
-    """Image information for the restoration of the report, through a learned memory.
+    """Image information for the reconstruction of the report, through a learned memory.
 
     With report tokens T, image tokens V and the memory's answers CMN::
 

@@ -192,13 +192,13 @@ class GlobalLocalSpec(ComponentSpec):
 @component("mpma.image_decoder", role=Role.DECODER, build="medvlp_mpma.decoders:ImageDecoder")
 @attrs.frozen(kw_only=True)
 class ImageDecoderSpec(ComponentSpec):
-    """Restores the hidden patches at a higher resolution than the encoder saw."""
+    """Reconstructs the hidden patches at a higher resolution than the encoder saw."""
 
-    target_size: int = param(448, help="side of the restored image, pixels (MRM: twice the input)", at_least=1)
+    target_size: int = param(448, help="side of the reconstructed image, pixels (MRM: twice the input)", at_least=1)
     width: int = param(768, help="width of the decoder (MRM)", at_least=4)
     depth: int = param(4, help="transformer blocks (MRM)", at_least=1)
     heads: int = param(6, help="attention heads K (MRM)", at_least=1)
-    normalise_patches: bool = param(True, help="restore each patch normalised by its own mean and deviation (MRM)")
+    normalise_patches: bool = param(True, help="reconstruct each patch normalised by its own mean and deviation (MRM)")
 
     def problems(self) -> Iterable[tuple[str, str, str | None]]:
         """Heads and positions share out the width."""

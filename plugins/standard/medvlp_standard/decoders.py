@@ -5,12 +5,13 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from medvlp_core import Dims
-from medvlp_core.nn import Decoder, DecoderOutput, PatchRestorer, scored_tokens, word_loss
+from medvlp_core.nn import Decoder, DecoderOutput, PatchReconstructor, scored_tokens, word_loss
 from medvlp_standard.specs.decoders import MlmHeadSpec, PatchDecoderSpec
 
 
-class PatchDecoder(PatchRestorer):
-    """Restores the pixels of hidden patches of the input itself (layers: :class:`~medvlp_core.nn.reconstruction.PatchRestorer`).
+class PatchDecoder(PatchReconstructor):
+    """Reconstructs the pixels of hidden patches of the input itself (layers:
+    :class:`~medvlp_core.nn.reconstruction.PatchReconstructor`).
 
     Shape:
         image_tokens (B, S, Di), S = N or the number of visible patches; image_prefix (B, P, Di); image_is_masked (B, N);
@@ -36,7 +37,7 @@ class PatchDecoder(PatchRestorer):
         self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, image: Tensor
     ) -> DecoderOutput:
         """Restore every patch; score the hidden ones, 0 if none is."""
-        return self.restore(image_tokens, image_prefix, image_is_masked, image)
+        return self.reconstruct(image_tokens, image_prefix, image_is_masked, image)
 
 
 class MlmHead(Decoder):

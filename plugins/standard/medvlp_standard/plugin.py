@@ -11,7 +11,7 @@ from medvlp_standard.specs.text_encoders import HfTextSpec
 from medvlp_standard.specs.tokenizers import HfTokenizerSpec
 
 if TYPE_CHECKING:
-    from medvlp_core import Report
+    from medvlp_core import Diagnostics
     from medvlp_core.planning import ModelPlan
 
 #: The version of medvlp's plugin interface that this bundle is written for.
@@ -23,13 +23,13 @@ CHECK_MODULES = (data, tokenizers, masking, image_encoders, text_encoders, fusio
 @hookimpl
 def medvlp_register_components(registry: PluginComponents) -> None:
     """Register every spec of every role."""
-    for room in CHECK_MODULES:
-        for spec in room.SPECS:
+    for module in CHECK_MODULES:
+        for spec in module.SPECS:
             registry.add(spec)
 
 
 @hookimpl
-def medvlp_check_plan(plan: ModelPlan, report: Report) -> None:
+def medvlp_check_plan(plan: ModelPlan, diagnostics: Diagnostics) -> None:
     """Warn if pre-trained text weights would read the ids of another tokenizer: their word vectors would mean other words."""
     encoder, tokenizer = plan.one(Role.TEXT_ENCODER), plan.one(Role.TOKENIZER)
     if encoder is None or not isinstance(encoder.spec, HfTextSpec) or not encoder.spec.pretrained or tokenizer is None:
@@ -41,7 +41,7 @@ def medvlp_check_plan(plan: ModelPlan, report: Report) -> None:
     if isinstance(tokenizer.spec, HfTokenizerSpec):
         text = f"{encoder.label} has the weights of {model!r}, and {tokenizer.label} the vocabulary of {tokenizer.spec.model!r}"
     hint = f"tokenizer: {{use: standard.hf_tokenizer, model: {model}}}, or set {encoder.path}.pretrained: false"
-    report.add("MV210", text, at=encoder.position("model"), hint=hint, is_warning=True)
+    diagnostics.add("MV210", text, at=encoder.position("model"), hint=hint, is_warning=True)
 
 
 def _is_same_model(one: str, other: str) -> bool:

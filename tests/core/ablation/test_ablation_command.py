@@ -10,7 +10,7 @@ import pytest
 
 from medvlp_core.ablation.grid import Ablation, parse_axes, plan_ablation, split_values
 from medvlp_core.cli import main
-from medvlp_core.errors import Report
+from medvlp_core.errors import Diagnostics
 from medvlp_core.plugins.host import PluginHost
 
 Output = Any
@@ -24,10 +24,10 @@ def recipe(tmp_path: Path, micro: str, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def plan(recipe: str, host: PluginHost, *over: str, seeds: tuple[int, ...] | None = None) -> tuple[Ablation | None, list[str]]:
-    report = Report()
-    axes = parse_axes(over, report)
-    ablation = plan_ablation(recipe, axes, seeds=seeds, host=host, report=report) if axes is not None else None
-    return ablation, [str(problem) for problem in report]
+    diagnostics = Diagnostics()
+    axes = parse_axes(over, diagnostics)
+    ablation = plan_ablation(recipe, axes, seeds=seeds, host=host, diagnostics=diagnostics) if axes is not None else None
+    return ablation, [str(problem) for problem in diagnostics]
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
@@ -58,14 +58,14 @@ def test_commas_split_outside_of_brackets_and_quotes(text: str, values: list[str
 
 def test_a_value_is_what_it_looks_like(recipe: str, host: PluginHost) -> None:
     block = "{use: standard.cross_attention, heads: 1}"
-    over = (f"model.fusion=...,standard.cross_attention,{block}", "model.alignments.gla=...,null", "train.clip_norm=null,1e-1")
+    over = (f"model.fusion=...,standard.cross_attention,{block}", "model.alignments.gla=...,null", "train.max_grad_norm=null,1e-1")
     ablation, problems = plan(recipe, host, *over)
     assert ablation is not None, problems
     found = []
     for one in ablation.combinations:
         [made] = one.plans.values()
         fusion = made.components["model.fusion"]
-        found.append((fusion.name, fusion.spec.heads, "model.alignments.gla" in made.components, made.train.clip_norm))  # type: ignore[attr-defined]
+        found.append((fusion.name, fusion.spec.heads, "model.alignments.gla" in made.components, made.train.max_grad_norm))  # type: ignore[attr-defined]
     kinds = [("mpma.memory_fusion", 2), ("standard.cross_attention", None), ("standard.cross_attention", 1)]
     assert found == [(*kind, has_gla, norm) for kind in kinds for has_gla in (True, False) for norm in (None, 0.1)]
 

@@ -25,7 +25,7 @@ from medvlp_core.ablation.results import Metric, choose_metrics, read_results
 from medvlp_core.cli import main
 from medvlp_core.cli.ablate import print_results
 from medvlp_core.data.pipeline import InputPipeline
-from medvlp_core.errors import Report, SpecError
+from medvlp_core.errors import Diagnostics, SpecError
 from medvlp_core.evaluation.protocol import Card
 from medvlp_core.plugins.host import PluginHost, load_plugins
 from medvlp_core.training.checkpoint import list_checkpoints
@@ -76,10 +76,10 @@ def lines(folder: Path) -> list[dict[str, str]]:
 
 
 def plan(recipe: Path, host: PluginHost, *over: str, seeds: tuple[int, ...] = (0, 3)) -> Ablation:
-    report = Report()
-    axes = parse_axes(over, report)
+    diagnostics = Diagnostics()
+    axes = parse_axes(over, diagnostics)
     assert axes is not None
-    ablation = plan_ablation(str(recipe), axes, seeds=seeds, host=host, report=report)
+    ablation = plan_ablation(str(recipe), axes, seeds=seeds, host=host, diagnostics=diagnostics)
     assert ablation is not None
     return ablation
 
@@ -329,7 +329,7 @@ def test_another_failure_is_noted_and_tried_again(tmp_path: Path, micro: str, ca
     assert code == 1
     assert "steps=2, seed 0: failed: RuntimeError: out of memory (test_ablation_run.py:" in printed
     assert err == (
-        f"the same command with --out {out} tries the failed runs again\nablation.png is left out: no run gave a number\n"
+        f"the same command with --out {out} tries the failed runs again\nablation.png is skipped: no run gave a number\n"
     )
     code, printed, _ = run(capsys, *command)
     assert (code, "failed" in printed, (out / "ablation.png").exists()) == (0, False, True)
@@ -366,7 +366,7 @@ def test_ctrl_c_leaves_what_is_done(tmp_path: Path, micro: str, capsys: Output, 
     monkeypatch.setattr(ablate_run, "pretrain", interrupted)
     code, _, err = run(capsys, *command)
     assert code == 130
-    assert err == f"\n1 of 2 runs are done; the same command with --out {out} goes on\ninterrupted\n"
+    assert err == f"\n1 of 2 runs are done; the same command with --out {out} resumes\ninterrupted\n"
     monkeypatch.setattr(ablate_run, "pretrain", pretrain)
     code, printed, _ = run(capsys, *command)
     assert (code, printed.count("done before")) == (0, 1)
@@ -398,7 +398,7 @@ def test_a_killed_run_goes_on_or_is_done_anew(tmp_path: Path, micro: str, capsys
     assert main([*command, str(killed)]) == 0
     printed = capsys.readouterr().out
     assert printed.count("done before") == 1
-    assert printed.count("going on after step ") == (every is not None)
+    assert printed.count("resumed after step ") == (every is not None)
     assert first.stat().st_mtime_ns == written
     assert main([*command, str(whole)]) == 0
     assert (killed / "table.csv").read_text() == (whole / "table.csv").read_text()

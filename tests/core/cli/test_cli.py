@@ -16,7 +16,7 @@ import pytest
 from medvlp_core.cli import COMMANDS, main
 from medvlp_core.cli.common import print_problems
 from medvlp_core.cli.folding import fold
-from medvlp_core.errors import DataError, Problem, Report
+from medvlp_core.errors import DataError, Diagnostics, Problem
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.plugins import host as plugins
 from medvlp_core.plugins.hooks import hookimpl
@@ -161,8 +161,8 @@ def test_explain_with_build_counts_parameters(capsys: Output, recipe: str) -> No
     assert code == 0
     counts = dict(line.split() for line in out.split("trainable parameters\n")[1].splitlines())
     numbers = {path: int(count.replace(",", "")) for path, count in counts.items()}
-    together = numbers.pop("together")
-    assert together == sum(numbers.values())
+    sync_errors = numbers.pop("together")
+    assert sync_errors == sum(numbers.values())
     assert numbers["model.masking"] == 0
     # embeddings of words and positions, one layer of attention and feed-forward: at least its 12 D^2 weights
     assert numbers["model.text_encoder"] > 300 * 32
@@ -171,7 +171,7 @@ def test_explain_with_build_counts_parameters(capsys: Output, recipe: str) -> No
 def test_fill_writes_every_default_and_reads_back(capsys: Output, recipe: str, tmp_path: Path) -> None:
     code, out, _ = run(capsys, "fill", recipe)
     assert code == 0
-    node = parse_yaml(out, file="filled", report=Report())
+    node = parse_yaml(out, file="filled", diagnostics=Diagnostics())
     assert node is not None
     assert node.get("model.fusion.dropout").value == 0.1  # type: ignore[union-attr]
     assert node.get("train.batch_size").value == 4  # type: ignore[union-attr]
@@ -296,7 +296,7 @@ def test_every_component_can_be_shown_and_its_recipe_text_reads_back(host: Plugi
         kind = host.components[name]
         assert component_text(kind, "x 1")[0] == f"{name}: {kind.declaration.role}, from x 1"
         for example in kind.examples():
-            node = parse_yaml(recipe_text(example), file="shown", report=Report())
+            node = parse_yaml(recipe_text(example), file="shown", diagnostics=Diagnostics())
             assert node is not None
             use = node.get(kind.declaration.role.info.slot.replace("*", "my_name") + ".use")
             assert use is not None
@@ -382,4 +382,4 @@ def test_a_recipe_without_its_bundles_says_why(capsys: Output, monkeypatch: pyte
     monkeypatch.setenv("MEDVLP_PLUGINS", "")
     code, out, _ = run(capsys, "check", recipe)
     assert code == 1
-    assert "MEDVLP_PLUGINS= leaves the plugin 'mpma' out" in out
+    assert "MEDVLP_PLUGINS= excludes the plugin 'mpma'" in out

@@ -53,7 +53,7 @@ def test_what_fails_is_said(capsys: pytest.CaptureFixture[str], bundles: None) -
 def test_one_fault_that_many_checks_meet_is_said_once(capsys: pytest.CaptureFixture[str], bundles: None) -> None:
     code, out, _ = run(capsys, "lost_gate", "--component", "lost_gate.gate")
     assert code == 1
-    assert out.count("NameError: name 'text_token' is not defined (in modules.py, line 10)\n") == 1
+    assert out.count("NameError: name 'text_token' is not defined (in modules.py, line 9)\n") == 1
     assert re.search(r"^  \d+ more checks fail as \w+: gives_the_declared_shapes, ", out, flags=re.MULTILINE)
     assert out.count("FAILED") < 4
     assert re.fullmatch(r"lost_gate: \d+ passed, \d+ failed, \d+ not applicable \(\.\.\. s\)", out.splitlines()[-1])

@@ -121,10 +121,8 @@ def test_another_order_of_heads_is_a_difference(capsys: Output, recipe: str, mic
 
 
 def test_a_component_without_parameters_says_so(capsys: Output, recipe: str, micro: str) -> None:
-    left_out = ("  fusion:", "    report:")
-    Path("less.yaml").write_text(
-        "".join(line for line in micro.splitlines(True) if not line.startswith(left_out)), encoding="utf-8"
-    )
+    skipped = ("  fusion:", "    report:")
+    Path("less.yaml").write_text("".join(line for line in micro.splitlines(True) if not line.startswith(skipped)), encoding="utf-8")
     _, out, _ = run(capsys, "less.yaml", "less.yaml", "--use", "model.fusion=standard.no_fusion")
     title = "model.fusion: only in B, standard.no_fusion (--use model.fusion=standard.no_fusion)"
     assert sections(out) == {title: ["no parameters"]}
@@ -132,8 +130,8 @@ def test_a_component_without_parameters_says_so(capsys: Output, recipe: str, mic
 
 CHANGES = [
     (),
-    ("set train.workers=0",),
-    ("set train.workers=1",),
+    ("set train.num_workers=0",),
+    ("set train.num_workers=1",),
     ("set train.betas=[0.9, 0.95]",),
     ("set train.betas=[0.9, 0.99]",),
     ("set data.sources=[covid]",),

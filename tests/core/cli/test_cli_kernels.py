@@ -35,7 +35,8 @@ def needs_half(call):
 def serves(call):
     return ()
 
-PATHS = tuple(Path(name=name, why_not=needs_half if name == "triton" else serves) for name in ("triton", "composite", "reference"))
+NEEDS = {"triton": needs_half, "composite": serves, "reference": serves}
+PATHS = tuple(Path(name=name, unsupported_reasons=reasons) for name, reasons in NEEDS.items())
 ORDER = lambda call: ("triton", "composite")
 EXAMPLE = Call("cpu", "float32", (("B", 2), ("M", 40)), frozenset(["bias"]))
 GATE = Kernel(name="{space}.gate", paths=PATHS, order=ORDER, example=EXAMPLE)
@@ -164,7 +165,7 @@ def test_an_op_that_cannot_be_used_does_not_hide_the_others(capsys: Capture, tmp
 def test_broken_plugins_are_named(capsys: Capture, space: str) -> None:
     code, lines, err = run(capsys, "kernels")
     assert (code, lines) == (0, ["no plugin registers a kernel"])
-    assert err == f"broken plugins, left out:\n[MV301] plugin '{space}': it is not installed\n"
+    assert err == f"broken plugins, skipped:\n[MV301] plugin '{space}': it is not installed\n"
 
 
 def test_list_names_kernels_without_importing_them(capsys: Capture, tmp_path: Path, space: str) -> None:
@@ -198,7 +199,10 @@ def needs_gpu(call: Call) -> tuple[str, ...]:
 
 GATE = Kernel(
     name="acme.gate",
-    paths=(KernelPath(name="triton", why_not=needs_gpu), KernelPath(name="composite", why_not=lambda call: ())),
+    paths=(
+        KernelPath(name="triton", unsupported_reasons=needs_gpu),
+        KernelPath(name="composite", unsupported_reasons=lambda call: ()),
+    ),
     order=lambda call: ("triton", "composite") if call.device == "cuda" else ("composite",),
 )
 

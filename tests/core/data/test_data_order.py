@@ -9,15 +9,15 @@ SIZES = st.integers(1, 40)
 
 
 @settings(deadline=None, max_examples=60)
-@given(count=SIZES, batch_size=SIZES, keeps_last=st.booleans(), least=st.integers(1, 4), seed=st.integers(0, 2**40))
-def test_an_epoch_holds_every_pair_at_most_once(count: int, batch_size: int, keeps_last: bool, least: int, seed: int) -> None:
-    order = DataOrder(count=count, batch_size=batch_size, seed=seed, keeps_last=keeps_last, least=least)
+@given(count=SIZES, batch_size=SIZES, drop_last=st.booleans(), least=st.integers(1, 4), seed=st.integers(0, 2**40))
+def test_an_epoch_holds_every_pair_at_most_once(count: int, batch_size: int, drop_last: bool, least: int, seed: int) -> None:
+    order = DataOrder(count=count, batch_size=batch_size, seed=seed, drop_last=drop_last, least=least)
     steps = order.steps_per_epoch
     for epoch in (0, 2):
         pairs = [order.pairs(epoch * steps + at) for at in range(steps)]
         seen = [draw.row for one in pairs for draw in one]
         left = count % batch_size
-        kept = left if keeps_last and left >= least else 0
+        kept = left if not drop_last and left >= least else 0
         assert len(set(seen)) == len(seen) == count - left + kept
         assert [len(one) for one in pairs] == [order.size(epoch * steps + at) for at in range(steps)]
         assert all(order.epoch(epoch * steps + at) == epoch for at in range(steps))
@@ -27,7 +27,7 @@ def test_an_epoch_holds_every_pair_at_most_once(count: int, batch_size: int, kee
 @given(count=SIZES, world=st.integers(1, 5), parts=st.integers(1, 4))
 def test_shares_are_a_partition_of_even_sizes(count: int, world: int, parts: int) -> None:
     pairs = [Draw(index, 0) for index in range(count)]
-    shares = [Share(rank=rank, world=world, parts=parts).of(pairs) for rank in range(world)]
+    shares = [Share(rank=rank, world=world, micro_batches=parts).of(pairs) for rank in range(world)]
     assert [pair for part in range(parts) for share in shares for pair in share[part]] == pairs
     sizes = {len(part) for share in shares for part in share}
     assert max(sizes) - min(sizes) <= 1

@@ -179,24 +179,24 @@ def test_a_run_goes_on_in_the_middle_of_an_epoch() -> None:
     assert not torch.equal(whole[0].image, next(iter(pipeline.training_batches(data, range(9), share=None))).image)
 
 
-@pytest.mark.parametrize("workers", [1, 3])
-def test_worker_processes_give_the_same_batches(workers: int) -> None:
+@pytest.mark.parametrize("num_workers", [1, 3])
+def test_worker_processes_give_the_same_batches(num_workers: int) -> None:
     pipeline = make(sources=("covid",))
     data = run_order(6, 2)
-    alone = list(pipeline.training_batches(data, range(5)))
+    local_only = list(pipeline.training_batches(data, range(5)))
     torch.manual_seed(5)
-    pipeline.workers = workers
+    pipeline.num_workers = num_workers
     helped = list(pipeline.training_batches(data, range(5)))
-    assert len(alone) == len(helped) == 5
-    for one, other in zip(alone, helped, strict=True):
+    assert len(local_only) == len(helped) == 5
+    for one, other in zip(local_only, helped, strict=True):
         assert torch.equal(one.image, other.image)
         assert torch.equal(one.token_ids, other.token_ids)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_split_comes_whole_in_its_order_or_shared(workers: int) -> None:
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_split_comes_whole_in_its_order_or_shared(num_workers: int) -> None:
     pipeline = make(sources=("covid",))
-    pipeline.workers = workers
+    pipeline.num_workers = num_workers
     count = len(pipeline.records("train"))
     assert [row for batch in pipeline.loader("train", batch_size=2) for row in batch.record_index.tolist()] == list(range(count))
     shares = [[batch.record_index.tolist() for batch in pipeline.loader("train", batch_size=1, share=(at, 3))] for at in range(3)]
@@ -250,13 +250,13 @@ def test_keeping_images_changes_hardly_anything(is_training: bool) -> None:
 def test_an_unreadable_image_stops_with_its_path(tmp_path: Path) -> None:
     record = Record(id="a", image_path=tmp_path / "absent.png", text="Clear lungs.")
     pipeline = make(source=ListSource({"train": [record]}))
-    with pytest.raises(DataError, match=r"MV501.*absent\.png: it does not exist") as alone:
+    with pytest.raises(DataError, match=r"MV501.*absent\.png: it does not exist") as local_only:
         next(iter(pipeline.training_batches(run_order(1, 1), range(1))))
-    pipeline.workers = 1
+    pipeline.num_workers = 1
     with pytest.raises(DataError) as helped:
         next(iter(pipeline.training_batches(run_order(1, 1), range(1))))
-    assert helped.value.problems == alone.value.problems
-    assert str(helped.value) == str(alone.value)
+    assert helped.value.problems == local_only.value.problems
+    assert str(helped.value) == str(local_only.value)
 
 
 def test_a_tokenizer_that_fails_in_a_worker_says_why() -> None:
@@ -265,7 +265,7 @@ def test_a_tokenizer_that_fails_in_a_worker_says_why() -> None:
             raise DataError(Problem(code="MV506", text="no vocabulary yet"))
 
     pipeline = make(sources=("covid",))
-    pipeline.tokenizer, pipeline.workers = Unready(), 1
+    pipeline.tokenizer, pipeline.num_workers = Unready(), 1
     with pytest.raises(DataError) as caught:
         next(iter(pipeline.training_batches(run_order(6, 2), range(1))))
     assert str(caught.value) == "[MV506] no vocabulary yet"

@@ -13,7 +13,7 @@ import pytest
 
 from medvlp_core.cli import main
 from medvlp_core.describe.json_schema import json_schema
-from medvlp_core.errors import Report
+from medvlp_core.errors import Diagnostics
 from medvlp_core.planning.compose import compose
 from medvlp_core.planning.plan import plain
 from medvlp_core.plugins.host import KNOWN_BUNDLES, PluginHost, load_plugins
@@ -42,7 +42,7 @@ def validator(host: PluginHost) -> Any:
 
 
 def data(text: str) -> Any:
-    node = parse_yaml(text, file="a.yaml", report=Report())
+    node = parse_yaml(text, file="a.yaml", diagnostics=Diagnostics())
     assert node is not None
     return node.plain()
 
@@ -70,7 +70,7 @@ def readable_cases() -> list[Path]:
     """The broken recipes of tests/messages that are mappings, as an editor sees them."""
     found = []
     for path in sorted(CASES.glob("*.yaml")):
-        node = parse_yaml(path.read_bytes().decode("utf-8", errors="replace"), file=path.name, report=Report())
+        node = parse_yaml(path.read_bytes().decode("utf-8", errors="replace"), file=path.name, diagnostics=Diagnostics())
         found += [path] if node is not None and node.is_mapping and not path.stem.startswith("mv001") else []
     return found
 
@@ -79,7 +79,7 @@ def readable_cases() -> list[Path]:
 def test_broken_recipes_are_underlined_where_check_complains(path: Path) -> None:
     """On every line with a wrong name, type or range, and on no line that `check` finds right."""
     toy = PluginHost.from_modules({"toy": toy_bundle})
-    node = parse_yaml(path.read_text(encoding="utf-8"), file=path.name, report=Report())
+    node = parse_yaml(path.read_text(encoding="utf-8"), file=path.name, diagnostics=Diagnostics())
     assert node is not None
     underlined = {place(node, error) for error in jsonschema.Draft7Validator(json_schema(toy.components)).iter_errors(node.plain())}
     heads = re.findall(rf"^{path.name}:(\d+):\d+ \[(MV\d+)\] (.*)", path.with_suffix(".txt").read_text("utf-8"), re.MULTILINE)
@@ -260,9 +260,9 @@ def test_third_parties_are_in_the_schema_like_the_bundles_here(installed: Any) -
 def test_every_type_of_parameter(installed: Any, parameters: str, is_right: bool) -> None:
     text = f"extends: mpma:small\nmodel: {{fusion: {{use: schematic.gate, {parameters}}}}}"
     assert installed.is_valid(data(text)) is is_right
-    report, host = Report(), load_plugins()
-    node = load_recipe("mpma:small", presets=host.presets, environment={}, report=report)
-    top = parse_yaml(text.partition("\n")[2], file="it.yaml", report=report)
+    diagnostics, host = Diagnostics(), load_plugins()
+    node = load_recipe("mpma:small", presets=host.presets, environment={}, diagnostics=diagnostics)
+    top = parse_yaml(text.partition("\n")[2], file="it.yaml", diagnostics=diagnostics)
     assert top is not None
-    compose(resolve_references(merge(node, top), environment={}, report=report), host, report)
-    assert any(problem.code in ("MV102", "MV103", "MV104") for problem in report) is not is_right
+    compose(resolve_references(merge(node, top), environment={}, diagnostics=diagnostics), host, diagnostics)
+    assert any(problem.code in ("MV102", "MV103", "MV104") for problem in diagnostics) is not is_right

@@ -22,7 +22,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from medvlp_core.describe.json_schema import json_schema
-from medvlp_core.errors import Problem, Report
+from medvlp_core.errors import Diagnostics, Problem
 from medvlp_core.planning.compose import compose, plan_recipe
 from medvlp_core.planning.plan import plain
 from medvlp_core.plugins.host import PluginHost, load_plugins
@@ -94,13 +94,13 @@ def underlined(document: Any) -> list[str]:
 
 def complaints(document: Any, base: str | None = None) -> list[str]:
     """What ``medvlp check`` says about names, types and ranges."""
-    host, report = installed(), Report()
-    node = parse_yaml(dump_yaml(document), file="it.yaml", report=report)
+    host, diagnostics = installed(), Diagnostics()
+    node = parse_yaml(dump_yaml(document), file="it.yaml", diagnostics=diagnostics)
     assert node is not None
     if base is not None:
-        node = merge(load_recipe(base, presets=host.presets, environment={}, report=report), node)
-    compose(resolve_references(node, environment={}, report=report), host, report)
-    return [str(problem) for problem in report if is_one_of_ours(problem)]
+        node = merge(load_recipe(base, presets=host.presets, environment={}, diagnostics=diagnostics), node)
+    compose(resolve_references(node, environment={}, diagnostics=diagnostics), host, diagnostics)
+    return [str(problem) for problem in diagnostics if is_one_of_ours(problem)]
 
 
 def is_one_of_ours(problem: Problem) -> bool:
@@ -291,7 +291,7 @@ SINGLES = (
 
 @pytest.mark.parametrize(("text", "is_right"), SINGLES)
 def test_both_say(text: str, is_right: bool) -> None:
-    node = parse_yaml(text, file="it.yaml", report=Report())
+    node = parse_yaml(text, file="it.yaml", diagnostics=Diagnostics())
     assert node is not None
     assert (underlined(node.plain()) == [], complaints(node.plain(), base="mpma:small") == []) == (is_right, is_right)
 

@@ -9,18 +9,18 @@ from typing import Any
 import attrs
 import pytest
 import torch
+from medvlp_core.estimate.report import component_lines, lines, time_lines
 from torch import Tensor, nn
 
 import medvlp_core
 from medvlp_core.cli import main
-from medvlp_core.errors import DataError, MedvlpError, Report
+from medvlp_core.errors import DataError, Diagnostics, MedvlpError
 from medvlp_core.estimate import cards
 from medvlp_core.estimate.cards import CARDS, GIB, Card
 from medvlp_core.estimate.check import measure
-from medvlp_core.estimate.cost import count_steps, memory_of, pairs_of_a_pass, seconds_of, seconds_of_op
+from medvlp_core.estimate.cost import count_steps, memory_of, pairs_of_a_micro_batch, seconds_of, seconds_of_op
 from medvlp_core.estimate.estimate import Estimate, count_pairs, estimate
 from medvlp_core.estimate.fake import GpuFunctions, fake_model
-from medvlp_core.estimate.report import component_lines, lines, time_lines
 from medvlp_core.estimate.step import Group, Parts, Weights, build_for_estimate, count_parts, follow
 from medvlp_core.estimate.trace import Op, StepTrace
 from medvlp_core.planning.plan import ModelPlan
@@ -29,9 +29,9 @@ from medvlp_core.spec.blocks import TrainSpec
 
 
 def plan_of(recipe: str, *settings: str) -> ModelPlan:
-    report = Report()
-    overrides = [parse_override("set", one, report) for one in settings]
-    assert not report.errors
+    diagnostics = Diagnostics()
+    overrides = [parse_override("set", one, diagnostics) for one in settings]
+    assert not diagnostics.errors
     return medvlp_core.plan(recipe, [one for one in overrides if one is not None])
 
 
@@ -60,7 +60,7 @@ def test_a_real_step_agrees_with_its_estimate(small: ModelPlan) -> None:
 
 def test_what_the_settings_of_training_change(small: ModelPlan) -> None:
     model = fake_model(build_for_estimate(small))
-    settings: list[dict[str, Any]] = [{"recompute": True}, {"precision": "bf16"}, {}]
+    settings: list[dict[str, Any]] = [{"activation_checkpointing": True}, {"precision": "bf16"}, {}]
     again, half, plain = (follow(model, attrs.evolve(small.train, **one), 4, is_gpu=True) for one in settings)
     assert sum(again.kept.values()) < 0.7 * sum(plain.kept.values())
     assert again.flops(is_backward=False) == plain.flops(is_backward=False)
@@ -75,7 +75,7 @@ def test_what_the_settings_of_training_change(small: ModelPlan) -> None:
 
 def test_backward_passes_are_outside_autocast(small: ModelPlan) -> None:
     model = fake_model(build_for_estimate(small))
-    spec, seen = attrs.evolve(small.train, precision="bf16", recompute=True), []
+    spec, seen = attrs.evolve(small.train, precision="bf16", activation_checkpointing=True), []
     weight = next(model.parameters())
     weight.register_hook(lambda gradient: seen.append(torch.is_autocast_enabled("cpu")))
     trace = follow(model, spec, 4, is_gpu=True)
@@ -153,7 +153,11 @@ def spec_with(**settings: object) -> TrainSpec:
     ("settings", "gpus", "total"),
     [
         ({}, 1, 440 + 812 + 8 + 1500 + 100),  # gradients come as memory is freed
-        ({"accumulate": 2}, 1, 440 + 812 + 8 + 1300 + 400 + 100),  # those of the first pass are there in the second
+        (
+            {"gradient_accumulation_steps": 2},
+            1,
+            440 + 812 + 8 + 1300 + 400 + 100,
+        ),  # those of the first pass are there in the second
         ({}, 4, 440 + 812 + 8 + 1300 + 400 + 100),
         ({"ema_decay": 0.9}, 1, 440 + 812 + 400 + 8 + 1500 + 100),
         # 430 bytes of parameters are divided; whole are 180 and two layers, of whose gradients the trace has those in no layer
@@ -177,25 +181,25 @@ def test_an_operation_takes_what_is_slower() -> None:
 
 
 def test_gradients_are_exchanged_beside_the_backward_pass() -> None:
-    seconds = seconds_of(PARTS, TRACE, spec_with(clip_norm=None), 4, CARD)
+    seconds = seconds_of(PARTS, TRACE, spec_with(max_grad_norm=None), 4, CARD)
     assert seconds.exchanged_bytes == 2 * 3 / 4 * 400
     assert (seconds.forward, seconds.backward, seconds.exchange, seconds.optimizer) == (25.0, 400.0, 120.0, 320.0)
     assert seconds.step == 25.0 + 400.0 + 320.0
     assert attrs.evolve(seconds, exchange=500.0).step == 25.0 + 500.0 + 320.0
     assert attrs.evolve(seconds, host=1000.0).step == 1000.0
     assert attrs.evolve(seconds, host=1000.0, waits_for_host=True).step == 1745.0
-    sharded = seconds_of(PARTS, TRACE, spec_with(parallel="fsdp", accumulate=2), 4, CARD)
+    sharded = seconds_of(PARTS, TRACE, spec_with(parallel="fsdp", gradient_accumulation_steps=2), 4, CARD)
     assert sharded.exchanged_bytes == 2 * 3 / 4 * (700 + 180 + 400)
     assert sharded.is_sharded
 
 
 def test_steps_of_a_run() -> None:
-    assert pairs_of_a_pass(spec_with(accumulate=2), gpus=3) == 3
+    assert pairs_of_a_micro_batch(spec_with(gradient_accumulation_steps=2), gpus=3) == 3
     assert count_steps(TrainSpec(epochs=2, batch_size=10), None) is None
-    assert count_steps(TrainSpec(epochs=2, batch_size=10, last_batch="keep"), 35) == 8
+    assert count_steps(TrainSpec(epochs=2, batch_size=10, drop_last=False), 35) == 8
     assert count_steps(TrainSpec(steps=7), None) == 7
     # as the loop counts: 3 pairs are left in an epoch, fewer than 8 processes
-    assert count_steps(TrainSpec(epochs=10, batch_size=64, last_batch="keep"), 643, gpus=8) == 100
+    assert count_steps(TrainSpec(epochs=10, batch_size=64, drop_last=False), 643, gpus=8) == 100
     with pytest.raises(DataError, match="fewer pairs than one batch"):
         count_steps(TrainSpec(epochs=1, batch_size=64), 10)
 
@@ -211,7 +215,7 @@ def test_a_run_that_does_not_fit_says_what_would(monkeypatch: pytest.MonkeyPatch
     lines = told.err.splitlines()
     assert lines[0].startswith("[MV604] a step needs 0.3 GiB on each GPU, 0.1 GiB more than l40s has")
     settings = [line.split(":")[0].strip() for line in lines[1:-1]]
-    assert settings[:2] == ["train.recompute=true", "train.parallel=fsdp"]
+    assert settings[:2] == ["train.activation_checkpointing=true", "train.parallel=fsdp"]
     assert all(line.endswith("fits") for line in lines[3:5])
     assert lines[-1].startswith("    hint: --set train.")
 
@@ -222,7 +226,7 @@ def test_passes_without_a_pair_are_no_advice(monkeypatch: pytest.MonkeyPatch, ca
     assert main(options) == 1
     told = capsys.readouterr().err
     assert "train.batch_size=2: 0.0 GiB, fits" in told  # one pair on each GPU
-    assert "accumulate" not in told  # it would need 2 passes on each: 4 pairs
+    assert "gradient_accumulation_steps" not in told  # it would need 2 passes on each: 4 pairs
 
 
 def test_operations_are_those_of_the_pairs_of_a_step(small: ModelPlan) -> None:
@@ -310,7 +314,7 @@ def test_impossible_options_are_refused(options: list[str], message: str, capsys
 def test_fewer_pairs_than_gpus_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["estimate", "mpma:small", "--gpus", "64"]) == 1
     assert capsys.readouterr().err == (
-        "[MV104] train.batch_size=32 pairs cannot be shared by 64 GPUs with 1 pass each\n"
+        "[MV104] train.batch_size=32 pairs cannot be shared by 64 GPUs with 1 micro-batch each\n"
         "    hint: batch_size counts the pairs of all GPUs: 64 or more\n"
     )
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import medvlp_core
-from medvlp_core.errors import Report
+from medvlp_core.errors import Diagnostics
 from medvlp_core.estimate.cards import CARDS
 from medvlp_core.estimate.check import allocated
 from medvlp_core.estimate.cost import memory_of, seconds_of
@@ -53,10 +53,10 @@ def test_a_real_fsdp_step_sends_and_holds_what_is_estimated(is_frozen: bool) -> 
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=gpus)
     try:
         sharded = for_processes(model.train(), spec, torch.device("cpu"), gpus)
-        with Sent() as sent, distributed.alone():
+        with Sent() as sent, distributed.local_only():
             sharded(batch).loss.backward()
         sharded.zero_grad(set_to_none=True)
-        with distributed.alone():
+        with distributed.local_only():
             _, peak = allocated(sharded, batch, spec)
     finally:
         torch.distributed.destroy_process_group()
@@ -68,12 +68,14 @@ def test_a_real_fsdp_step_sends_and_holds_what_is_estimated(is_frozen: bool) -> 
 
 
 def test_pairs_are_contrasted_with_those_of_other_gpus() -> None:
-    report = Report()
-    settings = (parse_override("set", f"model.alignments.gla.{one}", report) for one in ("granularity=global", "dim=64"))
+    diagnostics = Diagnostics()
+    settings = (parse_override("set", f"model.alignments.gla.{one}", diagnostics) for one in ("granularity=global", "dim=64"))
     plan = medvlp_core.plan("mpma:small", [one for one in settings if one is not None])
     model, pairs, width = fake_model(build_for_estimate(plan)), 4, 64
-    alone, one_of_three = (follow(model, plan.train, pairs, is_gpu=True, gpus=gpus) for gpus in (1, 3))
-    more = {path: one_of_three.flops(path, is_backward=False) - alone.flops(path, is_backward=False) for path in plan.components}
+    local_only, one_of_three = (follow(model, plan.train, pairs, is_gpu=True, gpus=gpus) for gpus in (1, 3))
+    more = {
+        path: one_of_three.flops(path, is_backward=False) - local_only.flops(path, is_backward=False) for path in plan.components
+    }
     assert {path: flops for path, flops in more.items() if flops} == {"model.alignments.gla": 2 * pairs * 2 * pairs * width}
     assert not distributed.dist.is_initialized()
 
@@ -82,6 +84,6 @@ def test_gradients_of_layers_are_told_from_others() -> None:
     plan = medvlp_core.plan("mpma:small")
     model = build_for_estimate(plan)
     rest = count_parts(model).rest.trained
-    trace = follow(fake_model(model), attrs.evolve(plan.train, recompute=True), 2, is_gpu=True, gpus=4)
+    trace = follow(fake_model(model), attrs.evolve(plan.train, activation_checkpointing=True), 2, is_gpu=True, gpus=4)
     assert trace.peak_without_gradients < trace.peak_without_layers <= trace.peak_without_gradients + rest
     assert trace.peak_without_layers < trace.peak

@@ -112,7 +112,7 @@ def test_safetensors_hold_every_weight(run: Path, model: TrainedModel, tmp_path:
 def test_averaged_weights_go_out_where_there_are_some(run: Path, tmp_path: Path) -> None:
     shutil.copytree(run, tmp_path / "run")
     average = {"image_encoder.vit.cls_token": torch.full((1, 1, 32), 7.0)}
-    save_file(average, find_checkpoint(tmp_path / "run") / "average.safetensors")
+    save_file(average, find_checkpoint(tmp_path / "run") / "ema.safetensors")
     export_run(tmp_path / "run", "timm", tmp_path / "out")
     assert (load_file(tmp_path / "out" / "model.safetensors")["cls_token"] == 7).all()
 

@@ -32,7 +32,8 @@ from medvlp_core.kernels.benchmark import CheckCase, Contender, Inputs, KernelBe
 from medvlp_core.kernels.dispatch import Call, Kernel, Path
 
 CALLS = []
-KERNEL = Kernel(name="{space}.gate", paths=(Path(name="composite", why_not=lambda call: ()),), order=lambda call: ("composite",))
+ALWAYS = Path(name="composite", unsupported_reasons=lambda call: ())
+KERNEL = Kernel(name="{space}.gate", paths=(ALWAYS,), order=lambda call: ("composite",))
 
 def make_inputs(shape, device, dtype, seed):
     x, w, grad = torch.randn(3, shape["B"], shape["N"], dtype=dtype, generator=torch.Generator().manual_seed(seed))
@@ -54,7 +55,8 @@ OURS = Contender(name="ours", about="w x", make=by(lambda x, w: w * x, "ours"), 
 WRONG = Contender(name="wrong", about="x + w", make=by(lambda x, w: x + w, "wrong"))
 DETACHED = Contender(name="detached", about="half the gradient", make=by(lambda x, w: x * w.detach(), "detached"))
 FAILING = Contender(name="failing", about="fails", make=by(fails, "failing"))
-ABSENT = Contender(name="absent", about="elsewhere", make=by(fails, "absent"), why_not=lambda device, dtype, shape: ("far away",))
+FAR = lambda device, dtype, shape: ("far away",)
+ABSENT = Contender(name="absent", about="elsewhere", make=by(fails, "absent"), unsupported_reasons=FAR)
 OTHER = Contender(name="other", about="a sum", make=by(lambda x, w: x + w, "other"), is_same_op=False, has_backward=False)
 
 def benchmark(*contenders):
@@ -185,8 +187,8 @@ def test_ratios_are_paired_by_round(toy: Any) -> None:
 
 
 def test_what_cannot_be_timed_has_a_reason(toy: Any) -> None:
-    left_out = {(toy.GOOD.op, "A", "wrong"): "it is wrong"}
-    rows = measure(toy.GOOD, [toy.GOOD.shapes[0].resized(B=2)], CPU, torch.float32, RATES, rounds=1, left_out=left_out)
+    skipped = {(toy.GOOD.op, "A", "wrong"): "it is wrong"}
+    rows = measure(toy.GOOD, [toy.GOOD.shapes[0].resized(B=2)], CPU, torch.float32, RATES, rounds=1, skipped=skipped)
     reasons = {row.contender: row.reason for row in rows if row.direction == "forward"}
     failure = "RuntimeError: no such unit"
     assert reasons == {"plain": "", "ours": "", "wrong": "it is wrong", "failing": failure, "absent": "far away", "other": ""}
@@ -342,7 +344,7 @@ def test_without_matplotlib_there_is_no_picture(
     install(tmp_path, space, "GOOD")
     code, printed, err = run(capsys, "--scale", "0.001", "--repeats", "1", "--out", str(tmp_path / "result"))
     assert code == 0
-    assert "roofline.png is left out: matplotlib is not installed (pip install matplotlib)" in err
+    assert "roofline.png is skipped: matplotlib is not installed (pip install matplotlib)" in err
     assert printed.rstrip().endswith("kernels.csv, summary.md")
 
 

@@ -33,9 +33,9 @@ def make_kernel(**changes: Any) -> Kernel:
     kernel = Kernel(
         name=f"acme.gate_{next(NUMBERS)}",
         paths=(
-            Path(name="triton", why_not=needs_gpu),
-            Path(name="composite", why_not=serves),
-            Path(name="reference", why_not=serves),
+            Path(name="triton", unsupported_reasons=needs_gpu),
+            Path(name="composite", unsupported_reasons=serves),
+            Path(name="reference", unsupported_reasons=serves),
         ),
         order=lambda call: ("triton", "composite"),
     )
@@ -80,7 +80,7 @@ def test_an_unknown_wish_names_its_source(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.parametrize(
-    ("wish", "call", "path"),
+    ("requested", "call", "path"),
     [
         ("auto", CPU, "composite"),
         ("auto", GPU, "triton"),
@@ -89,9 +89,9 @@ def test_an_unknown_wish_names_its_source(monkeypatch: pytest.MonkeyPatch) -> No
         ("reference", CPU, "reference"),
     ],
 )
-def test_a_path_that_can_serve_is_taken(wish: str, call: Call, path: str) -> None:
+def test_a_path_that_can_serve_is_taken(requested: str, call: Call, path: str) -> None:
     kernel = make_kernel()
-    assert kernel.select(wish, call) == kernel.preview(wish, call) == path
+    assert kernel.select(requested, call) == kernel.preview(requested, call) == path
 
 
 def test_reasons_are_those_of_each_path_for_the_call() -> None:
@@ -114,7 +114,7 @@ def test_a_named_path_that_cannot_serve_is_an_error_with_its_reasons() -> None:
 
 
 def test_a_path_that_the_op_lacks_is_an_error() -> None:
-    kernel = make_kernel(paths=(Path(name="composite", why_not=serves),), order=lambda call: ("composite",))
+    kernel = make_kernel(paths=(Path(name="composite", unsupported_reasons=serves),), order=lambda call: ("composite",))
     with pytest.raises(KernelError) as caught:
         kernel.select("triton", GPU)
     assert str(caught.value) == f"[MV401] {kernel.name} has no path 'triton'\n    hint: paths: composite"
@@ -134,11 +134,13 @@ def test_auto_without_a_path_that_can_serve_is_an_error() -> None:
 def test_the_choice_for_equal_calls_is_computed_once() -> None:
     asked: list[Call] = []
 
-    def why_not(call: Call) -> tuple[str, ...]:
+    def unsupported_reasons(call: Call) -> tuple[str, ...]:
         asked.append(call)
         return ()
 
-    kernel = make_kernel(paths=(Path(name="composite", why_not=why_not),), order=lambda call: ("composite",))
+    kernel = make_kernel(
+        paths=(Path(name="composite", unsupported_reasons=unsupported_reasons),), order=lambda call: ("composite",)
+    )
     for _ in range(3):
         assert kernel.select("auto", Call("cpu", "float32", (("M", 1),))) == "composite"
     kernel.select("auto", Call("cpu", "float32", (("M", 2),)))
@@ -178,7 +180,7 @@ def test_nothing_is_said_where_the_best_path_serves_or_one_was_named(caplog: pyt
 def test_paths_have_the_names_that_can_be_asked_for() -> None:
     for name in ("auto", "cuda"):
         with pytest.raises(ValueError, match="'name' must be in"):
-            Path(name=name, why_not=serves)
+            Path(name=name, unsupported_reasons=serves)
 
 
 def test_ops_are_kept_by_name_and_belong_to_the_namespace() -> None:

@@ -71,10 +71,10 @@ def test_single_ports_run_only_what_they_need(built: BuiltRun, batch: ImageTextB
 
 
 def test_attention_maps_are_distributions_over_patches(built: BuiltRun, batch: ImageTextBatch) -> None:
-    found = built.model.eval().attention_maps_and_giver(batch)
+    found = built.model.eval().attention_maps_and_provider(batch)
     assert found is not None
-    maps, giver = found
-    assert giver == "model.fusion"
+    maps, provider = found
+    assert provider == "model.fusion"
     assert torch.equal(maps, built.model.attention_maps(batch))
     assert maps.shape == (*batch.token_ids.shape, 16)
     torch.testing.assert_close(maps[batch.text_is_valid].sum(-1), torch.ones(int(batch.text_is_valid.sum())))

@@ -71,21 +71,21 @@ def test_normalised_patches_follow_the_formula_with_the_unbiased_variance() -> N
 
 @settings(deadline=None, max_examples=25)
 @given(batch=sizes, patches=st.integers(1, 9), data=st.data())
-def test_restore_masked_equals_a_loop(batch: int, patches: int, data: st.DataObject) -> None:
+def test_reconstruct_masked_equals_a_loop(batch: int, patches: int, data: st.DataObject) -> None:
     visible = data.draw(st.integers(1, patches))
     image_is_masked = ops.random_patch_mask(batch, patches, visible, torch.device("cpu"))
     tokens, mask_token = torch.randn(batch, visible, 3), torch.randn(3)
-    restored = ops.restore_masked(tokens, image_is_masked, mask_token)
+    reconstructed = ops.insert_mask_tokens(tokens, image_is_masked, mask_token)
     for b in range(batch):
         remaining = iter(tokens[b])
         for n in range(patches):
             wanted = mask_token if image_is_masked[b, n] else next(remaining)
-            assert torch.equal(restored[b, n], wanted)
+            assert torch.equal(reconstructed[b, n], wanted)
 
 
-def test_restore_masked_keeps_the_dtype_of_the_tokens() -> None:
+def test_reconstruct_masked_keeps_the_dtype_of_the_tokens() -> None:
     is_masked = torch.tensor([[True, False]])
-    assert ops.restore_masked(torch.ones(1, 1, 2).bfloat16(), is_masked, torch.zeros(2)).dtype is torch.bfloat16
+    assert ops.insert_mask_tokens(torch.ones(1, 1, 2).bfloat16(), is_masked, torch.zeros(2)).dtype is torch.bfloat16
 
 
 def test_sincos_positions_against_a_loop() -> None:
@@ -128,5 +128,5 @@ def test_word_pieces_are_summed_and_dropped_pieces_left_out() -> None:
 
 def test_a_full_sequence_keeps_its_tokens_and_hidden_ones_are_marked() -> None:
     tokens, mask_token = torch.randn(1, 3, 2), torch.randn(2)
-    restored = ops.restore_masked(tokens, torch.tensor([[True, False, True]]), mask_token)
-    assert torch.equal(restored, torch.stack([tokens[0, 0] + mask_token, tokens[0, 1], tokens[0, 2] + mask_token])[None])
+    reconstructed = ops.insert_mask_tokens(tokens, torch.tensor([[True, False, True]]), mask_token)
+    assert torch.equal(reconstructed, torch.stack([tokens[0, 0] + mask_token, tokens[0, 1], tokens[0, 2] + mask_token])[None])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medvlp_core.nn.functional import at_least_float32
-from medvlp_core.nn.reconstruction import hidden_patch_loss, scored_tokens, word_loss
+from medvlp_core.nn.reconstruction import masked_patch_loss, scored_tokens, word_loss
 
 
 def test_hidden_patch_loss_equals_a_loop_and_is_zero_for_a_perfect_prediction() -> None:
@@ -20,10 +20,10 @@ def test_hidden_patch_loss_equals_a_loop_and_is_zero_for_a_perfect_prediction() 
             if is_masked[b, n]:
                 total += sum((float(p) - float(t)) ** 2 for p, t in zip(prediction[b, n], target[b, n], strict=True)) / 5
                 count += 1
-    assert float(hidden_patch_loss(prediction, target, is_masked)) == pytest.approx(total / count, rel=1e-12)
+    assert float(masked_patch_loss(prediction, target, is_masked)) == pytest.approx(total / count, rel=1e-12)
     perfect = torch.where(is_masked.unsqueeze(-1), target, prediction)
-    assert float(hidden_patch_loss(perfect, target, is_masked)) == 0.0
-    assert float(hidden_patch_loss(prediction, target, torch.zeros_like(is_masked))) == 0.0
+    assert float(masked_patch_loss(perfect, target, is_masked)) == 0.0
+    assert float(masked_patch_loss(prediction, target, torch.zeros_like(is_masked))) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -33,7 +33,7 @@ def test_hidden_patch_loss_equals_a_loop_and_is_zero_for_a_perfect_prediction() 
 def test_losses_keep_float64_and_widen_half_precision(given_dtype: torch.dtype, wanted: torch.dtype) -> None:
     x = torch.randn(2, 3, 4).to(given_dtype)
     assert at_least_float32(x).dtype is wanted
-    assert hidden_patch_loss(x, x, torch.ones(2, 3, dtype=torch.bool)).dtype is wanted
+    assert masked_patch_loss(x, x, torch.ones(2, 3, dtype=torch.bool)).dtype is wanted
     assert word_loss(x[0], torch.tensor([0, 3, 1])).dtype is wanted
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from medvlp_core.cli import main
-from medvlp_core.errors import Report
+from medvlp_core.errors import Diagnostics
 from medvlp_core.planning.compatible import Fit, compatible
 from medvlp_core.plugins.host import PluginHost
 from medvlp_core.spec.component import params_of
@@ -18,9 +18,9 @@ Output = Any
 
 
 def fits(source: str | Path, role: Role, host: PluginHost) -> dict[str, Fit]:
-    report = Report()
-    found = compatible(source, role, host, report)
-    assert not report.has_errors
+    diagnostics = Diagnostics()
+    found = compatible(source, role, host, diagnostics)
+    assert not diagnostics.has_errors
     return {fit.name: fit for fit in found}
 
 
@@ -83,9 +83,9 @@ def test_an_added_component_gets_a_name_that_is_free(host: PluginHost, micro: st
 
 
 def test_warnings_are_no_misfit_and_only_new_ones_count(host: PluginHost, micro: str, tmp_path: Path) -> None:
-    alone = micro[: micro.index("  alignments:")] + micro[micro.index("  decoders:") :]
-    alone = alone.replace("data: {use: open_cxr.pairs, sources: [nih]}\n", "")
-    found = fits(write(tmp_path, alone), Role.EVALUATOR, host)
+    local_only = micro[: micro.index("  alignments:")] + micro[micro.index("  decoders:") :]
+    local_only = local_only.replace("data: {use: open_cxr.pairs, sources: [nih]}\n", "")
+    found = fits(write(tmp_path, local_only), Role.EVALUATOR, host)
     assert {name for name, fit in found.items() if not fit.is_good} == set()
     assert [problem.code for problem in found["standard.retrieval"].warnings] == ["MV207"]
     assert found["standard.masked_words"].warnings == ()
@@ -126,16 +126,16 @@ def test_an_empty_slot_can_be_filled(host: PluginHost, micro: str, tmp_path: Pat
 def test_errors_elsewhere_are_reported_and_nothing_is_listed(
     host: PluginHost, micro: str, tmp_path: Path, role: Role, old: str, new: str, code: str
 ) -> None:
-    source, report = write(tmp_path, micro.replace(old, new)), Report()
-    assert compatible(source, role, host, report) == []
-    assert [problem.code for problem in report] == [code]
+    source, diagnostics = write(tmp_path, micro.replace(old, new)), Diagnostics()
+    assert compatible(source, role, host, diagnostics) == []
+    assert [problem.code for problem in diagnostics] == [code]
 
 
 def test_an_error_whose_text_counts_components_is_recognised(host: PluginHost, micro: str, tmp_path: Path) -> None:
     lines = [line for line in micro.splitlines(True) if "image_encoder" not in line and "vit_tiny" not in line]
-    report = Report()
-    assert compatible(write(tmp_path, "".join(lines)), Role.ALIGNMENT, host, report) == []
-    assert [problem.code for problem in report] == ["MV201"]
+    diagnostics = Diagnostics()
+    assert compatible(write(tmp_path, "".join(lines)), Role.ALIGNMENT, host, diagnostics) == []
+    assert [problem.code for problem in diagnostics] == ["MV201"]
 
 
 # ------------------------------------------------------------------------------------------------------------------ command
@@ -166,8 +166,8 @@ def test_the_command_names_required_parameters_and_present_parts(capsys: Output)
 
 
 def test_the_command_shows_warnings_briefly(capsys: Output, micro: str, tmp_path: Path) -> None:
-    alone = micro[: micro.index("  alignments:")] + micro[micro.index("  decoders:") :]
-    code, out, _ = run(capsys, "--role", "evaluator", "--compatible-with", write(tmp_path, alone))
+    local_only = micro[: micro.index("  alignments:")] + micro[micro.index("  decoders:") :]
+    code, out, _ = run(capsys, "--role", "evaluator", "--compatible-with", write(tmp_path, local_only))
     assert code == 0
     assert "      warning [MV207] evaluators.retrieval (standard.retrieval) is skipped: needs image_embedding" in out
     assert "medvlp check" not in out

@@ -9,13 +9,13 @@ def stages(plan) -> list[str]:
     return [f"{step.stage}@{step.view}" if step.view else step.stage for step in plan.steps]
 
 
-def codes(report) -> list[str]:
-    return [problem.code for problem in report]
+def codes(diagnostics) -> list[str]:
+    return [problem.code for problem in diagnostics]
 
 
 def test_a_masked_only_model_encodes_each_modality_once(plan_text) -> None:
-    plan, report = plan_text()
-    assert not report.problems
+    plan, diagnostics = plan_text()
+    assert not diagnostics.problems
     assert stages(plan) == ["mask", "encode_image@masked", "embed_text@masked", "encode_text@masked", "fuse@masked"]
     assert plan.losses == {"gla.global": 1.0, "gla.local": 1.0, "image.reconstruction": 1.0, "report.mlm": 1.0}
 
@@ -27,15 +27,15 @@ def test_a_clean_alignment_adds_exactly_the_clean_passes(plan_text, micro) -> No
 
 
 def test_without_reconstruction_nothing_is_masked(plan_text, micro) -> None:
-    plan, report = plan_text(micro, "unset model.decoders", "use model.alignments.gla=standard.info_nce")
+    plan, diagnostics = plan_text(micro, "unset model.decoders", "use model.alignments.gla=standard.info_nce")
     assert sorted(stages(plan)) == ["embed_text@clean", "encode_image@clean", "encode_text@clean"]
-    assert codes(report) == ["MV208", "MV208"]  # masking and fusion are not used: warnings
-    assert not report.has_errors
+    assert codes(diagnostics) == ["MV208", "MV208"]  # masking and fusion are not used: warnings
+    assert not diagnostics.has_errors
 
 
 def test_an_early_fusion_runs_the_text_layers_on_fused_embeddings(plan_text, micro) -> None:
-    plan, report = plan_text(micro, "set model.fusion.position=early", "unset model.alignments")
-    assert not report.has_errors
+    plan, diagnostics = plan_text(micro, "set model.fusion.position=early", "unset model.alignments")
+    assert not diagnostics.has_errors
     assert stages(plan) == ["mask", "encode_image@masked", "embed_text@masked", "fuse@masked", "encode_fused@masked"]
 
 
@@ -56,8 +56,8 @@ def test_widths_are_solved_and_handed_on(plan_text) -> None:
 
 def test_resolved_yaml_gives_the_same_plan_again(plan_text, micro) -> None:
     plan, _ = plan_text(micro, "set losses.gla.local=0.5")
-    again, report = plan_text(plan.resolved_yaml())
-    assert not report.problems
+    again, diagnostics = plan_text(plan.resolved_yaml())
+    assert not diagnostics.problems
     assert again.resolved() == plan.resolved()
     assert (again.steps, again.losses) == (plan.steps, plan.losses)
     assert plan.resolved()["model"]["fusion"]["dropout"] == 0.1  # a default, written out
@@ -74,29 +74,29 @@ def test_a_saved_recipe_names_files_absolutely(plan_text, micro, tmp_path, monke
 
 
 def test_a_missing_tokenizer_is_one_message_that_lists_who_needs_it(plan_text, micro) -> None:
-    plan, report = plan_text(micro, "unset tokenizer")
+    plan, diagnostics = plan_text(micro, "unset tokenizer")
     assert plan is None
-    (problem,) = report
+    (problem,) = diagnostics
     assert problem.text == "the recipe has no tokenizer, and 5 components need it"
     assert "model.masking (mpma.paired_masking) needs vocabulary, token_ids, text_is_valid, word_ids" in ", ".join(problem.details)
 
 
 def test_a_typo_does_not_cascade(plan_text, micro) -> None:
-    plan, report = plan_text(micro.replace("standard.bert", "standard.brt"))
+    plan, diagnostics = plan_text(micro.replace("standard.bert", "standard.brt"))
     assert plan is None
-    assert codes(report) == ["MV101"]
-    assert "did you mean 'standard.bert'?" in report.problems[0].hint
+    assert codes(diagnostics) == ["MV101"]
+    assert "did you mean 'standard.bert'?" in diagnostics.problems[0].hint
 
 
 def test_a_masked_view_without_a_masking(plan_text, micro) -> None:
-    _, report = plan_text(micro, "unset model.masking")
-    assert set(codes(report)) <= {"MV201", "MV205"}
-    assert any("recipe has no masking" in problem.text for problem in report)
+    _, diagnostics = plan_text(micro, "unset model.masking")
+    assert set(codes(diagnostics)) <= {"MV201", "MV205"}
+    assert any("recipe has no masking" in problem.text for problem in diagnostics)
 
 
 def test_heads_that_do_not_divide_are_blamed_where_they_are_written(plan_text, micro) -> None:
-    _, report = plan_text(micro.replace("topk: 2, heads: 2", "topk: 2, heads: 3"))
-    (problem,) = report
+    _, diagnostics = plan_text(micro.replace("topk: 2, heads: 2", "topk: 2, heads: 3"))
+    (problem,) = diagnostics
     assert problem.code == "MV203"
     assert "heads=3 must divide Dt, and Dt is 32" in problem.text
     assert problem.position.line == micro[: micro.index("topk: 2, heads: 2")].count("\n") + 1
@@ -105,38 +105,38 @@ def test_heads_that_do_not_divide_are_blamed_where_they_are_written(plan_text, m
 
 
 def test_two_heads_with_one_name(plan_text, micro) -> None:
-    _, report = plan_text(micro.replace("    gla:", "    image:"))
-    assert "MV209" in codes(report)
+    _, diagnostics = plan_text(micro.replace("    gla:", "    image:"))
+    assert "MV209" in codes(diagnostics)
 
 
 def test_an_unknown_loss_term(plan_text, micro) -> None:
-    _, report = plan_text(micro + "losses: {gla: {gloabl: 1.0}}\n")
-    (problem,) = report
+    _, diagnostics = plan_text(micro + "losses: {gla: {gloabl: 1.0}}\n")
+    (problem,) = diagnostics
     assert (problem.code, problem.hint.split("?")[0]) == ("MV107", "did you mean 'gla.global'")
 
 
 def test_an_evaluator_that_does_not_apply_is_named_and_kept(plan_text, micro) -> None:
     text = micro + "evaluators: {retrieval: {use: standard.retrieval}}\n"
-    plan, report = plan_text(text)
+    plan, diagnostics = plan_text(text)
     assert list(plan.evaluators) == ["retrieval"]
-    plan, report = plan_text(text, "unset model.alignments")
+    plan, diagnostics = plan_text(text, "unset model.alignments")
     assert not plan.evaluators
     assert plan.skipped[0].path == "evaluators.retrieval"
     assert "image_embedding" in plan.skipped[0].reason
-    assert codes(report) == ["MV207"]
+    assert codes(diagnostics) == ["MV207"]
     assert plan.resolved()["evaluators"]["retrieval"]["use"] == "standard.retrieval"
 
 
 def test_a_component_in_the_wrong_slot(plan_text, micro) -> None:
     fusion = "{use: mpma.memory_fusion, slots: 8, topk: 2, heads: 2, layers: 1}"
-    _, report = plan_text(micro.replace(fusion, "{use: mpma.paired_masking}"))
-    assert codes(report) == ["MV106"]
+    _, diagnostics = plan_text(micro.replace(fusion, "{use: mpma.paired_masking}"))
+    assert codes(diagnostics) == ["MV106"]
 
 
 def test_slot_names_are_names(plan_text, micro) -> None:
-    plan, report = plan_text(micro.replace("    gla:", "    a.b:").replace("    report:", '    "":'))
+    plan, diagnostics = plan_text(micro.replace("    gla:", "    a.b:").replace("    report:", '    "":'))
     assert plan is None
-    assert [problem.text for problem in report.errors] == [
+    assert [problem.text for problem in diagnostics.errors] == [
         "model.alignments: 'a.b' is no name for a slot",
         "model.decoders: '' is no name for a slot",
     ]
@@ -149,23 +149,23 @@ def test_weights_that_are_all_zero_would_learn_nothing(plan_text, micro) -> None
 
 
 def test_a_recipe_without_data_is_planned_with_a_warning(plan_text, micro) -> None:
-    plan, report = plan_text(micro, "unset data")
-    assert [problem.code for problem in plan.warnings] == codes(report) == ["MV105"]
+    plan, diagnostics = plan_text(micro, "unset data")
+    assert [problem.code for problem in plan.warnings] == codes(diagnostics) == ["MV105"]
 
 
 def test_required_bundles_and_versions(plan_text, micro) -> None:
-    _, report = plan_text(micro + "requires: [mpma, acme, 'standard>=99']\n")
-    assert codes(report) == ["MV108", "MV108"]
-    assert "'acme'" in report.problems[0].text
-    assert "standard>=99" in report.problems[1].text
+    _, diagnostics = plan_text(micro + "requires: [mpma, acme, 'standard>=99']\n")
+    assert codes(diagnostics) == ["MV108", "MV108"]
+    assert "'acme'" in diagnostics.problems[0].text
+    assert "standard>=99" in diagnostics.problems[1].text
 
 
 def test_every_problem_at_once(plan_text) -> None:
-    _, report = plan_text(
+    _, diagnostics = plan_text(
         "medvlp: 2\nmodle: {}\nmodel:\n  fusion: {use: mpma.memory_fusion, heds: 2, dropout: 'a', topk: 0}\ntrain: {steps: 1.5}\n"
     )
-    assert set(codes(report)) >= {"MV008", "MV102", "MV103", "MV104"}
-    assert report.errors[0].position is not None
+    assert set(codes(diagnostics)) >= {"MV008", "MV102", "MV103", "MV104"}
+    assert diagnostics.errors[0].position is not None
 
 
 def test_roles_of_the_plan(plan_text) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 import pytest
 
-from medvlp_core.errors import Report
+from medvlp_core.errors import Diagnostics
 from medvlp_core.planning.parameters import read_block
 from medvlp_core.recipe.load import parse_yaml
 from medvlp_core.spec.blocks import TrainSpec
@@ -27,11 +27,11 @@ class Block(SpecBlock):
 
 
 def read(text: str) -> tuple[Block | None, list[str]]:
-    report = Report()
-    node = parse_yaml(text, file="block.yaml", report=report)
+    diagnostics = Diagnostics()
+    node = parse_yaml(text, file="block.yaml", diagnostics=diagnostics)
     assert node is not None
-    block = read_block(Block, node, path="block", report=report)
-    return block, [str(problem) for problem in report]
+    block = read_block(Block, node, path="block", diagnostics=diagnostics)
+    return block, [str(problem) for problem in diagnostics]
 
 
 def test_values_get_their_declared_types() -> None:
@@ -96,8 +96,8 @@ def test_null_only_where_the_type_says_so() -> None:
 
 
 def test_fields_that_depend_on_each_other() -> None:
-    report = Report()
-    node = parse_yaml("{steps: 3, epochs: 2}", file="t.yaml", report=report)
+    diagnostics = Diagnostics()
+    node = parse_yaml("{steps: 3, epochs: 2}", file="t.yaml", diagnostics=diagnostics)
     assert node is not None
-    assert read_block(TrainSpec, node, path="train", report=report) is None
-    assert str(report.problems[0]).startswith("t.yaml:1:9 [MV104] train: give one of steps and epochs, found both")
+    assert read_block(TrainSpec, node, path="train", diagnostics=diagnostics) is None
+    assert str(diagnostics.problems[0]).startswith("t.yaml:1:9 [MV104] train: give one of steps and epochs, found both")

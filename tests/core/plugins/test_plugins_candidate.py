@@ -75,16 +75,16 @@ def test_a_version_that_the_core_does_not_speak(version: Any, text: str, hint: s
 
 
 @hookimpl
-def generator(plan: Any, report: Any) -> Iterator[None]:
+def generator(plan: Any, diagnostics: Any) -> Iterator[None]:
     yield
 
 
 @hookimpl
-async def coroutine(plan: Any, report: Any) -> None: ...
+async def coroutine(plan: Any, diagnostics: Any) -> None: ...
 
 
 @hookimpl
-def with_default(plan: Any, report: Any = None) -> None: ...
+def with_default(plan: Any, diagnostics: Any = None) -> None: ...
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def with_default(plan: Any, report: Any = None) -> None: ...
     [
         (generator, "the hook medvlp_check_plan is not a plain function"),
         (coroutine, "the hook medvlp_check_plan is not a plain function"),
-        (with_default, "the hook medvlp_check_plan: argument 'report' has a default"),
+        (with_default, "the hook medvlp_check_plan: argument 'diagnostics' has a default"),
     ],
 )
 def test_hooks_that_would_not_be_called_as_written(hook: Any, text: str) -> None:

@@ -231,7 +231,7 @@ def test_a_broken_plugin_leaves_nothing_behind(case: str) -> None:
     assert not host.presets
     assert not host.kernels
     assert host.manager.get_plugin("acme") is None
-    assert (host.install_hint("acme") or "").startswith("it is left out: plugin 'acme': ")
+    assert (host.install_hint("acme") or "").startswith("it is skipped: plugin 'acme': ")
 
 
 def test_a_bad_namespace_is_refused() -> None:
@@ -338,7 +338,7 @@ def test_the_environment_limits_what_is_loaded(site: Path, monkeypatch: pytest.M
     host = load_plugins()
     assert list(host.components) == ["found_three.pairs"]
     assert host.broken[0].problem.text == "plugin 'mpma_typo': it is not installed"
-    assert host.install_hint("standard") == "MEDVLP_PLUGINS=found_three,mpma_typo leaves the plugin 'standard' out"
+    assert host.install_hint("standard") == "MEDVLP_PLUGINS=found_three,mpma_typo excludes the plugin 'standard'"
     monkeypatch.setenv("MEDVLP_PLUGINS", "")
     assert not load_plugins().plugins
     assert not load_plugins().broken
@@ -386,7 +386,7 @@ def test_import_strings_that_fail_say_why(site: Path, build: str, reason: str, h
 def test_a_kernel_is_imported_when_it_is_used(site: Path) -> None:
     (site / "ops_of_acme.py").write_text(
         "from medvlp_core.kernels.dispatch import Kernel, Path\n"
-        "PATHS = (Path(name='composite', why_not=lambda call: ()),)\n"
+        "PATHS = (Path(name='composite', unsupported_reasons=lambda call: ()),)\n"
         "KERNEL = Kernel(name='acme.gate', paths=PATHS, order=lambda call: ('composite',))\n"
     )
     kernel = load_kernel(make_op("acme.gate", "ops_of_acme:KERNEL"))

@@ -25,9 +25,9 @@ LIST = """\
 hello
 [MV302] warning: plugin 'loud' (acme-loud 1.2): loading it imports torch, and every command waits for that
     hint: import it in the modules that `build` names: they are loaded when something is built
-broken plugins, left out:
-[MV302] plugin 'argument' (acme-argument 1.2): the hook medvlp_check_plan has no argument 'reports'
-    hint: did you mean 'report'? other arguments: plan
+broken plugins, skipped:
+[MV302] plugin 'argument' (acme-argument 1.2): the hook medvlp_check_plan has no argument 'diagnostic'
+    hint: did you mean 'diagnostics'? other arguments: plan
 [MV306] plugin 'contract' (acme-contract 1.2): the spec of contract.gate fails on its own examples
     ZeroDivisionError: division by zero (in specs.py, line 13)
     contract.specs.GateSpec
@@ -69,14 +69,14 @@ CHECKED = """\
 CHECKS = {
     ("good",): CHECKED + "micro.yaml: ok, 9 components, 4 loss terms, 5 calls a step, 1 warning\n",
     ("raises",): """\
---use model.fusion=raises.gate [MV101] unknown fusion 'raises.gate': its plugin is left out
+--use model.fusion=raises.gate [MV101] unknown fusion 'raises.gate': its plugin is skipped
     plugin 'raises' (acme-raises 1.2): it could not be loaded
     RuntimeError: no licence file (in plugin.py, line 10)
     hint: repair or reinstall acme-raises 1.2; `medvlp list` shows what works
 micro.yaml: 1 error
 """,
     ("future",): """\
---use model.fusion=future.gate [MV101] unknown fusion 'future.gate': its plugin is left out
+--use model.fusion=future.gate [MV101] unknown fusion 'future.gate': its plugin is skipped
     plugin 'future' (acme-future 1.2): it is written for version 2 of the plugin interface, and CORE speaks 1
     hint: pip install --upgrade medvlp-core, or install an older acme-future
 micro.yaml: 1 error
@@ -119,7 +119,7 @@ mpma.memory_fusion works
 
 BUILD = """\
 from medvlp_core.planning.compose import plan_recipe
-from medvlp_core.errors import MedvlpError, Report
+from medvlp_core.errors import Diagnostics, MedvlpError
 from medvlp_core.plugins.host import load_plugins
 from medvlp_core.recipe.load import parse_override
 
@@ -128,7 +128,7 @@ from medvlp_core.model.build import build_run
 
 for name in ("builds.gate", "optional.gate", "container.gate", "good.gate", "mpma.memory_fusion"):
     try:
-        plan = plan_recipe("micro.yaml", [parse_override("use", f"model.fusion={name}", Report())], host=host)
+        plan = plan_recipe("micro.yaml", [parse_override("use", f"model.fusion={name}", Diagnostics())], host=host)
         run = build_run(plan, seed=0)
         batch = next(iter(run.pipeline.loader("val", batch_size=2)))
         assert run.model(batch).loss.isfinite()
@@ -206,7 +206,7 @@ def test_what_is_used_of_a_broken_package_is_named_and_the_rest_works(installed:
     codes = [0, *[1] * (len(CHECKS) - 1), 1]
     preset = """\
 [MV005] there is no preset 'raises:small'
-    hint: it is left out: plugin 'raises' (acme-raises 1.2): it could not be loaded: RuntimeError: ... 10)
+    hint: it is skipped: plugin 'raises' (acme-raises 1.2): it could not be loaded: RuntimeError: ... 10)
 raises:small: 1 error
 """
     wanted = "".join(f"{text}{code}\n" for text, code in zip([*CHECKS.values(), preset], codes, strict=True))

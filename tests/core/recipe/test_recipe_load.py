@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medvlp_core.errors import Report
+from medvlp_core.errors import Diagnostics
 from medvlp_core.plugins.host import install_hint
 from medvlp_core.recipe.load import Node, dump_yaml, escape_references, load_recipe, merge, parse_override, parse_yaml
 
@@ -32,28 +32,28 @@ mappings = st.dictionaries(keys, trees, max_size=4)
 
 
 def read(text: str) -> tuple[Any, list[str]]:
-    report = Report()
-    node = parse_yaml(text, file="a.yaml", report=report)
-    return (node.plain() if node else None), [f"{one.code} {one.position}" for one in report]
+    diagnostics = Diagnostics()
+    node = parse_yaml(text, file="a.yaml", diagnostics=diagnostics)
+    return (node.plain() if node else None), [f"{one.code} {one.position}" for one in diagnostics]
 
 
 def node_of(data: Any) -> Node:
-    report = Report()
-    node = parse_yaml(dump_yaml(data), file="a.yaml", report=report)
+    diagnostics = Diagnostics()
+    node = parse_yaml(dump_yaml(data), file="a.yaml", diagnostics=diagnostics)
     assert node is not None
-    assert not report.problems
+    assert not diagnostics.problems
     return node
 
 
 def load(folder: Path, text: str, *overrides: tuple[str, str], files: dict[str, str] | None = None, **environment: str) -> Any:
     for name, content in {"main.yaml": text, **(files or {})}.items():
         (folder / name).write_text(content, encoding="utf-8")
-    report = Report()
-    parsed = [parse_override(kind, value, report) for kind, value in overrides]  # type: ignore[arg-type]
+    diagnostics = Diagnostics()
+    parsed = [parse_override(kind, value, diagnostics) for kind, value in overrides]  # type: ignore[arg-type]
     presets = {"mpma:base": folder / "base.yaml"}
     good = [one for one in parsed if one is not None]
-    node = load_recipe(folder / "main.yaml", presets=presets, overrides=good, environment=environment, report=report)
-    return node.plain(), list(report), node
+    node = load_recipe(folder / "main.yaml", presets=presets, overrides=good, environment=environment, diagnostics=diagnostics)
+    return node.plain(), list(diagnostics), node
 
 
 # ------------------------------------------------------------------------------------------------------------------ scalars
@@ -136,16 +136,16 @@ def test_aliases_repeat_a_block_but_cannot_explode() -> None:
 
 
 def test_duplicate_keys_name_both_places() -> None:
-    report = Report()
-    parse_yaml("a: 1\nb: 2\na: 3\n", file="f.yaml", report=report)
-    assert str(report.problems[0]).splitlines()[:2] == [
+    diagnostics = Diagnostics()
+    parse_yaml("a: 1\nb: 2\na: 3\n", file="f.yaml", diagnostics=diagnostics)
+    assert str(diagnostics.problems[0]).splitlines()[:2] == [
         "f.yaml:3:1 [MV003] the key 'a' stands twice",
         "    it stands first at f.yaml:1:1",
     ]
 
 
 def test_positions_count_from_one() -> None:
-    node = parse_yaml("model:\n  fusion: {heads: 12}\nlist: [a, b]\n", file="f.yaml", report=Report())
+    node = parse_yaml("model:\n  fusion: {heads: 12}\nlist: [a, b]\n", file="f.yaml", diagnostics=Diagnostics())
     assert node is not None
     heads = node.get("model.fusion.heads")
     assert heads is not None
@@ -272,14 +272,14 @@ def test_sources_that_cannot_be_read(tmp_path: Path, kind: str) -> None:
         path.mkdir()
     elif kind != "missing":
         path.write_bytes({"latin-1": "note: caf\xe9".encode("latin-1"), "list": b"- a\n- b\n"}.get(kind, b""))
-    report = Report()
+    diagnostics = Diagnostics()
     source = {"preset": "mpma:bsae", "bundle": "open_cxr:base"}.get(kind, path)
-    node = load_recipe(source, presets={"mpma:base": path}, report=report, install_hint=install_hint)
+    node = load_recipe(source, presets={"mpma:base": path}, diagnostics=diagnostics, install_hint=install_hint)
     assert node.value is None
     codes = {"list": "MV002", "preset": "MV005", "bundle": "MV005"}
-    assert [one.code for one in report] == [codes.get(kind, "MV001")]
+    assert [one.code for one in diagnostics] == [codes.get(kind, "MV001")]
     if kind == "bundle":
-        assert report.problems[0].hint == "pip install medvlp-open-cxr"
+        assert diagnostics.problems[0].hint == "pip install medvlp-open-cxr"
 
 
 # ---------------------------------------------------------------------------------------------------------------- overrides
@@ -415,9 +415,9 @@ def test_circles_are_found_once(tmp_path: Path) -> None:
 def test_escaped_text_reads_as_itself(text: str) -> None:
     from medvlp_core.recipe.references import resolve_references
 
-    report = Report()
-    found = resolve_references(node_of({"key": escape_references(text)}), environment={}, report=report)
-    assert not report.problems
+    diagnostics = Diagnostics()
+    found = resolve_references(node_of({"key": escape_references(text)}), environment={}, diagnostics=diagnostics)
+    assert not diagnostics.problems
     assert found.plain() == {"key": text}
 
 
@@ -426,8 +426,8 @@ def test_escaped_text_reads_as_itself(text: str) -> None:
 def test_a_written_recipe_loads_again(tmp_path_factory: pytest.TempPathFactory, data: Any) -> None:
     path = tmp_path_factory.mktemp("recipes") / "main.yaml"
     path.write_text(dump_yaml({**data, "end": 1}), encoding="utf-8")
-    report = Report()
+    diagnostics = Diagnostics()
     expected = {key: child for key, child in {**data, "end": 1}.items() if key != "extends"}
     if "${" not in dump_yaml(data):
-        assert load_recipe(path, presets={}, report=report).plain() == expected
-        assert not report.problems
+        assert load_recipe(path, presets={}, diagnostics=diagnostics).plain() == expected
+        assert not diagnostics.problems

@@ -11,8 +11,8 @@ import attrs
 from broken_bundle import broken
 
 from medvlp_core.data.records import Record
-from medvlp_core.testing.partners.data import Pairs
-from medvlp_core.testing.partners.specs import PairsSpec
+from medvlp_core.testing.stub_components.data import Pairs
+from medvlp_core.testing.stub_components.specs import PairsSpec
 
 
 class Changed(Pairs):

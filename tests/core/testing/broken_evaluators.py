@@ -14,8 +14,8 @@ from broken_bundle import broken
 from medvlp_core.data.images import read_gray
 from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.evaluation.protocol import Card, EvaluationRun
-from medvlp_core.testing.partners.evaluator import NearestText
-from medvlp_core.testing.partners.specs import EvaluatorSpec
+from medvlp_core.testing.stub_components.evaluator import NearestText
+from medvlp_core.testing.stub_components.specs import EvaluatorSpec
 
 
 class ChangedRow(NearestText):

@@ -14,7 +14,7 @@ from medvlp_core.nn.functional import masked_mean
 from medvlp_core.nn.interfaces import Fusion
 from medvlp_core.nn.layers import CrossAttentionBlock
 from medvlp_core.spec.contract import Dims
-from medvlp_core.testing.partners.modules import CrossAttention
+from medvlp_core.testing.stub_components.modules import CrossAttention
 
 
 class Changed(CrossAttention):

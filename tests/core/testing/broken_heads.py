@@ -13,7 +13,7 @@ from medvlp_core.nn.contrastive import symmetric_info_nce
 from medvlp_core.nn.functional import masked_mean, patchify
 from medvlp_core.nn.interfaces import Alignment, Decoder
 from medvlp_core.spec.contract import Dims
-from medvlp_core.testing.partners.modules import InfoNce, PatchDecoder, WordDecoder
+from medvlp_core.testing.stub_components.modules import InfoNce, PatchDecoder, WordDecoder
 
 
 class ChangedAlignment(InfoNce):
@@ -162,7 +162,7 @@ class ClipsTheImage(PatchDecoder):
 
 
 class PeeksAtPixels(PatchDecoder):
-    """Adds some of the pixels that it should restore."""
+    """Adds some of the pixels that it should reconstruct."""
 
     def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:  # type: ignore[override]
         """Cheat."""

@@ -6,7 +6,7 @@ import attrs
 import torch
 
 from medvlp_core.spec.component import component, param
-from medvlp_core.testing.partners.specs import FusionSpec
+from medvlp_core.testing.stub_components.specs import FusionSpec
 
 
 @component("broken.imports_torch", role=FusionSpec.declaration.role, build=FusionSpec.declaration.build)

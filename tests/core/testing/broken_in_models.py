@@ -16,9 +16,9 @@ from medvlp_core.nn.batch import FusedFeatures
 from medvlp_core.spec.component import component, param
 from medvlp_core.spec.contract import Contract
 from medvlp_core.spec.roles import Role
-from medvlp_core.testing.partners.data import Pairs
-from medvlp_core.testing.partners.modules import CrossAttention, InfoNce, WordEncoder
-from medvlp_core.testing.partners.specs import AlignmentSpec, FusionSpec, PairsSpec, TextEncoderSpec
+from medvlp_core.testing.stub_components.data import Pairs
+from medvlp_core.testing.stub_components.modules import CrossAttention, InfoNce, WordEncoder
+from medvlp_core.testing.stub_components.specs import AlignmentSpec, FusionSpec, PairsSpec, TextEncoderSpec
 
 
 @broken(FusionSpec, caught_by="trains_in_a_model", says="ValueError: at most three pairs (in broken_in_models.py, line")
@@ -112,7 +112,7 @@ class OfAnotherSpec(FusionSpec):
         return attrs.evolve(super().contract(), needs={**needs, "acme_map": "B H W"})
 
 
-@component("broken.of_float_ids", role=Role.ALIGNMENT, build="medvlp_core.testing.partners.modules:InfoNce")
+@component("broken.of_float_ids", role=Role.ALIGNMENT, build="medvlp_core.testing.stub_components.modules:InfoNce")
 @attrs.frozen(kw_only=True)
 class OfFloatIdsSpec(AlignmentSpec):
     """Needs ids with another dtype than every tokenizer gives."""

@@ -57,7 +57,7 @@ def benchmark(name: str, function: Callable[[Tensor, Tensor], Tensor], contender
 
 
 def kernel(name: str, **changes: Any) -> Kernel:
-    paths = (Path(name="composite", why_not=serves), Path(name="reference", why_not=serves))
+    paths = (Path(name="composite", unsupported_reasons=serves), Path(name="reference", unsupported_reasons=serves))
     return attrs.evolve(Kernel(name=name, paths=paths, order=lambda call: ("composite",)), **changes)
 
 
@@ -68,7 +68,9 @@ def right(x: Tensor, w: Tensor) -> Tensor:
 RIGHT = kernel("broken.right")
 RIGHT_BENCHMARK = benchmark("broken.right", right)
 
-ONLY_DEFINED = kernel("broken.only_defined", paths=(Path(name="reference", why_not=serves),), order=lambda call: ("reference",))
+ONLY_DEFINED = kernel(
+    "broken.only_defined", paths=(Path(name="reference", unsupported_reasons=serves),), order=lambda call: ("reference",)
+)
 ONLY_DEFINED_BENCHMARK = benchmark("broken.only_defined", right, "naive")
 
 WRONG = kernel("broken.wrong")
@@ -80,12 +82,12 @@ NO_GRADIENT_BENCHMARK = benchmark("broken.no_gradient", lambda x, w: x * w.detac
 UNNAMED = kernel("broken.unnamed")
 UNNAMED_BENCHMARK = benchmark("broken.unnamed", right, "ours")
 
-UNDEFINED = kernel("broken.undefined", paths=(Path(name="composite", why_not=serves),))
+UNDEFINED = kernel("broken.undefined", paths=(Path(name="composite", unsupported_reasons=serves),))
 UNDEFINED_BENCHMARK = benchmark("broken.undefined", right)
 
 AT_A_LOSS = kernel(
     "broken.at_a_loss",
-    paths=(Path(name="composite", why_not=not_here), Path(name="reference", why_not=serves)),
+    paths=(Path(name="composite", unsupported_reasons=not_here), Path(name="reference", unsupported_reasons=serves)),
 )
 
 OTHER_NAME = kernel("broken.another")
@@ -94,8 +96,8 @@ OTHER_NAME = kernel("broken.another")
 class Blind(Kernel):
     """Chooses what is asked for, whether it can serve or not."""
 
-    def preview(self, wish: str, call: Call) -> str:
-        return "composite" if wish == "auto" else wish
+    def preview(self, requested: str, call: Call) -> str:
+        return "composite" if requested == "auto" else requested
 
 
 BLIND = Blind(name="broken.blind", paths=AT_A_LOSS.paths, order=lambda call: ("composite",))

@@ -14,7 +14,7 @@ import attrs
 from medvlp_core.spec.component import ComponentSpec, component, param
 from medvlp_core.spec.contract import Contract, TensorSpec
 from medvlp_core.spec.roles import Role
-from medvlp_core.testing.partners.specs import (
+from medvlp_core.testing.stub_components.specs import (
     AlignmentSpec,
     Fault,
     FusionSpec,

@@ -10,7 +10,7 @@ from torch import Tensor
 from medvlp_core.nn.batch import ImageFeatures, MaskPlan
 from medvlp_core.nn.functional import patchify, random_patch_mask, visible_count
 from medvlp_core.spec.contract import Dims
-from medvlp_core.testing.partners.modules import PatchEncoder, RandomMasking, WordEncoder
+from medvlp_core.testing.stub_components.modules import PatchEncoder, RandomMasking, WordEncoder
 
 
 class OverridesForward(WordEncoder):

@@ -28,11 +28,11 @@ def test_a_class_that_cannot_be_used_fails_first_where_it_is_said_why(component:
     assert {"gives_the_declared_shapes", "ignores_padding", "passes_gradients_on"} <= found.keys()
 
 
-@pytest.mark.parametrize("room", CHECK_MODULES)
-def test_every_check_has_a_component_that_it_catches(room: str) -> None:
-    names = {one.name for role in Role for one in checks_of(role, room)}
+@pytest.mark.parametrize("module", CHECK_MODULES)
+def test_every_check_has_a_component_that_it_catches(module: str) -> None:
+    names = {one.name for role in Role for one in checks_of(role, module)}
     assert names
-    assert names == {row.check for row in rows_of(room)}
+    assert names == {row.check for row in rows_of(module)}
 
 
 def test_every_broken_component_is_in_the_table() -> None:

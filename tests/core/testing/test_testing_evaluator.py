@@ -11,7 +11,7 @@ from medvlp_core.spec.component import component
 from medvlp_core.spec.contract import Contract
 from medvlp_core.spec.roles import Role
 from medvlp_core.testing.check_modules import CHECKS
-from medvlp_core.testing.partners.specs import EvaluatorSpec
+from medvlp_core.testing.stub_components.specs import EvaluatorSpec
 
 GROUP = {name for name, one in CHECKS.items() if one.group == "evaluator"} | {"trains_in_a_model"}
 
@@ -25,7 +25,7 @@ def test_every_check_catches_something() -> None:
     assert frozenset(GROUP) == frozenset().union(*(fault.caught_by for fault in FAULTS[broken_evaluators.__name__]))
 
 
-@component("broken.of_strange_ports", role=Role.EVALUATOR, build="medvlp_core.testing.partners.evaluator:NearestText")
+@component("broken.of_strange_ports", role=Role.EVALUATOR, build="medvlp_core.testing.stub_components.evaluator:NearestText")
 @attrs.frozen(kw_only=True)
 class OfStrangePortsSpec(EvaluatorSpec):
     """Needs what no partner gives."""

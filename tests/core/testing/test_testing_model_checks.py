@@ -14,9 +14,9 @@ from medvlp_core.plugins.host import load_plugins
 from medvlp_core.spec.component import component
 from medvlp_core.spec.contract import Contract, TensorSpec
 from medvlp_core.spec.roles import Role
-from medvlp_core.testing.partners.specs import FusionSpec, ImageEncoderSpec
+from medvlp_core.testing.stub_components.specs import FusionSpec, ImageEncoderSpec
 from medvlp_core.testing.subject import Subject
-from medvlp_core.testing.whole_model import host_with_partners, plan_model
+from medvlp_core.testing.whole_model import host_with_stubs, plan_model
 
 CHECKS = ("trains_in_a_model", "reloads_from_a_checkpoint", "plans_again_from_resolved")
 
@@ -69,7 +69,7 @@ class OfImagesSpec(FusionSpec):
         return Contract(needs=needs, gives={"fused_image_tokens": "B S Dt"})
 
 
-@component("broken.clean_only", role=Role.IMAGE_ENCODER, build="medvlp_core.testing.partners.modules:PatchEncoder")
+@component("broken.clean_only", role=Role.IMAGE_ENCODER, build="medvlp_core.testing.stub_components.modules:PatchEncoder")
 @attrs.frozen(kw_only=True)
 class CleanOnlySpec(ImageEncoderSpec):
     """Has no masked view."""
@@ -88,7 +88,7 @@ SPECS += [EarlySpec, OfImagesSpec, CleanOnlySpec]
 
 def planned(name: str, folder: Path) -> ModelPlan:
     subject = Subject(host(), name)
-    return plan_model(subject.examples[0], host_with_partners(subject), folder)
+    return plan_model(subject.examples[0], host_with_stubs(subject), folder)
 
 
 def test_partners_take_the_sizes_that_a_part_asks_for(tmp_path: Path) -> None:
@@ -114,11 +114,11 @@ def test_losses_that_a_part_cannot_have_are_left_out(tmp_path: Path) -> None:
 
 
 def test_the_host_holds_the_bundle_and_the_partners_alone() -> None:
-    found = host_with_partners(Subject(host(), "broken.early"))
+    found = host_with_stubs(Subject(host(), "broken.early"))
     assert [plugin.namespace for plugin in found.plugins] == ["kit", "broken"]
 
 
 def test_the_bundle_keeps_its_distribution_beside_the_partners() -> None:
     installed = load_plugins(["mpma"])
-    found = host_with_partners(Subject(installed, "mpma.memory_fusion"))
+    found = host_with_stubs(Subject(installed, "mpma.memory_fusion"))
     assert found.components.distribution("mpma.memory_fusion").startswith("medvlp-mpma ")

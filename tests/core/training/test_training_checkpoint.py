@@ -55,7 +55,7 @@ def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     empty.mkdir()
     assert make_run_folder(empty, "x") == empty
     (empty / "start.json").write_text("{}")
-    assert make_run_folder(empty, "x") == empty, "killed before the recipe was there: there is no run to go on with"
+    assert make_run_folder(empty, "x") == empty, "killed before the recipe was there: there is no run to resume"
     (empty / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match=r"MV508.*not empty"):
         make_run_folder(empty, "x")

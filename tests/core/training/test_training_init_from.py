@@ -20,7 +20,7 @@ from medvlp_core.export.write import export_run
 from medvlp_core.model.build import build_model, build_tokenizer
 from medvlp_core.model.composed import ComposedModel
 from medvlp_core.training.checkpoint import find_checkpoint, load_run, weights_of
-from medvlp_core.training.init_from import begin_with_weights, starting_vocabulary
+from medvlp_core.training.init_from import load_initial_weights, starting_vocabulary
 
 Build = Callable[[str], ComposedModel]
 
@@ -48,15 +48,15 @@ def build(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     return make
 
 
-def begin(model: ComposedModel, folder: Path) -> list[str]:
+def start(model: ComposedModel, folder: Path) -> list[str]:
     console = Console(file=io.StringIO(), width=300)
-    begin_with_weights(model, folder, console)
+    load_initial_weights(model, folder, console)
     return console.file.getvalue().splitlines()  # type: ignore[attr-defined]
 
 
 def test_a_whole_model_of_the_same_recipe(build: Build, folder: Path, tmp_path: Path) -> None:
     model = build("init_from: {path: run}\n")
-    lines = begin(model, tmp_path)
+    lines = start(model, tmp_path)
     wanted = weights_of(load_run(folder / "run").model)
     assert all(torch.equal(value, wanted[name]) for name, value in weights_of(model).items())
     assert lines[0].startswith("init_from: run/checkpoints/step-")
@@ -72,7 +72,7 @@ def test_one_part_for_larger_images(build: Build, tmp_path: Path) -> None:
         "model: {image_encoder: {image_size: 64}, decoders: {image: {target_size: 128}}}\n"
     )
     before = weights_of(model)["text_encoder.bert.embeddings.word_embeddings.weight"].clone()
-    assert begin(model, tmp_path)[1:] == ["  image_encoder: 17 tensors matched, 1 resized, 0 unused"]
+    assert start(model, tmp_path)[1:] == ["  image_encoder: 17 tensors matched, 1 resized, 0 unused"]
     assert json.loads((tmp_path / "init_from.json").read_text())["parts"]["image_encoder"]["adapted"] == [
         "image_encoder.vit.pos_embed"
     ]
@@ -82,7 +82,7 @@ def test_one_part_for_larger_images(build: Build, tmp_path: Path) -> None:
 def test_positions_that_the_recipe_fixes_stay(build: Build, tmp_path: Path) -> None:
     model = build("init_from: {path: run, parts: [image_encoder]}\nmodel: {image_encoder: {positions: sincos}}\n")
     before = weights_of(model)["image_encoder.vit.pos_embed"].clone()
-    lines = begin(model, tmp_path)
+    lines = start(model, tmp_path)
     assert torch.equal(weights_of(model)["image_encoder.vit.pos_embed"], before)
     assert lines[1] == "  image_encoder: 17 tensors matched, 0 resized, 1 unused (image_encoder.vit.pos_embed)"
 
@@ -111,7 +111,7 @@ def test_weights_of_medvlp_without_their_run_bring_the_vocabulary_beside_them(bu
         "[MV509] init_from: lonely.safetensors holds a text encoder, and its vocabulary is not beside it\n"
     )
     model = build("init_from: {path: lonely.safetensors, parts: [image_encoder, fusion]}\n")
-    assert begin(model, tmp_path)[1] == "  image_encoder: 18 tensors matched, 0 resized, 0 unused"
+    assert start(model, tmp_path)[1] == "  image_encoder: 18 tensors matched, 0 resized, 0 unused"
 
 
 def test_an_image_encoder_from_an_mae_like_file(build: Build, folder: Path, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_an_image_encoder_from_an_mae_like_file(build: Build, folder: Path, tmp_
     state = {**plain.state_dict(), "decoder_embed.weight": torch.zeros(3, 3)}
     torch.save({"model": state, "epoch": 3}, folder / "mae.pth")
     model = build("init_from: {path: mae.pth, parts: [image_encoder]}\n")
-    assert begin(model, tmp_path)[1] == "  image_encoder: 16 tensors matched, 2 resized, 1 unused (decoder_embed.weight)"
+    assert start(model, tmp_path)[1] == "  image_encoder: 16 tensors matched, 2 resized, 1 unused (decoder_embed.weight)"
     assert torch.equal(weights_of(model)["image_encoder.vit.blocks.0.mlp.fc1.weight"], plain.blocks[0].mlp.fc1.weight)
 
 
@@ -135,7 +135,7 @@ def test_a_text_encoder_from_a_folder_of_transformers(build: Build, folder: Path
     plain = BertForMaskedLM(config)
     plain.save_pretrained(folder / "bert")
     model = build("init_from: {path: bert, parts: [text_encoder]}\n")
-    line = begin(model, tmp_path)[1]
+    line = start(model, tmp_path)[1]
     # another vocabulary, two kinds of segments instead of one, a longer table of positions
     assert line.startswith(
         "  text_encoder: 18 tensors matched, 1 resized, 2 of another shape (embeddings.word_embeddings.weight: (301, 32)"
@@ -163,7 +163,7 @@ def test_what_cannot_be_taken(build: Build, folder: Path, tmp_path: Path, text: 
     (folder / "empty").mkdir(exist_ok=True)
     torch.save({"other.weight": torch.zeros(2)}, folder / "plain.pt")
     with pytest.raises(MedvlpError) as caught:
-        begin(build(f"init_from: {text}\n"), tmp_path)
+        start(build(f"init_from: {text}\n"), tmp_path)
     assert str(caught.value).startswith(message)
     assert not (tmp_path / "init_from.json").exists()
 

@@ -128,7 +128,7 @@ def test_clipping_bounds_the_gradient_that_is_used() -> None:
 
     handle = register_optimizer_step_pre_hook(hook)
     try:
-        events, _ = run(model, TrainSpec(steps=3, batch_size=4, clip_norm=0.001))
+        events, _ = run(model, TrainSpec(steps=3, batch_size=4, max_grad_norm=0.001))
     finally:
         handle.remove()
     assert all(norm <= 0.00101 for norm in seen)
@@ -140,16 +140,16 @@ def test_a_step_that_is_not_finite_changes_nothing() -> None:
     model = Line(bad_calls=(3, 5))
     spec = TrainSpec(steps=6, batch_size=4, ema_decay=0.5)
     state = TrainState.fresh(model, spec, CPU)
-    assert state.average is not None
+    assert state.ema is not None
     before: list[list[Tensor]] = []
 
     def watch(_: object) -> None:
         adam = [value for one in state.optimizer.state.values() for value in one.values()]
-        everything = [*model.state_dict().values(), *state.average.weights.values(), *adam]  # type: ignore[union-attr]
+        everything = [*model.state_dict().values(), *state.ema.weights.values(), *adam]  # type: ignore[union-attr]
         before.append([value.clone() for value in everything])
 
     events, _ = run(model, spec, state=state, notify=watch)
-    assert [type(event).__name__[4:] for event in events] == ["Done", "Done", "LeftOut", "Done", "LeftOut", "Done"]
+    assert [type(event).__name__[4:] for event in events] == ["Done", "Done", "Skipped", "Done", "Skipped", "Done"]
     assert [event.step for event in events] == [1, 2, 3, 4, 5, 6]
     assert [getattr(event, "bad_steps", None) for event in events] == [0, 0, None, 1, None, 2]
     for bad in (2, 4):
@@ -195,19 +195,19 @@ def data(spec: TrainSpec, count: int) -> DataOrder:
     return data_order(spec, Pipeline(count))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("accumulate", [2, 3, 4])
-@pytest.mark.parametrize("last_batch", ["keep", "drop"])
-def test_passes_of_a_step_give_the_gradient_of_the_whole_batch(accumulate: int, last_batch: str) -> None:
+@pytest.mark.parametrize("gradient_accumulation_steps", [2, 3, 4])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_passes_of_a_step_give_the_gradient_of_the_whole_batch(gradient_accumulation_steps: int, drop_last: bool) -> None:
     """11 pairs in batches of 4 and 3, in 2, 3 or 4 unequal passes."""
     seen = []
-    for passes in (1, accumulate):
+    for micro_batches in (1, gradient_accumulation_steps):
         torch.manual_seed(0)
         model = Line().double()
-        spec = TrainSpec(epochs=2, batch_size=4, accumulate=passes, last_batch=last_batch, learning_rate=0.1)
+        spec = TrainSpec(epochs=2, batch_size=4, gradient_accumulation_steps=micro_batches, drop_last=drop_last, learning_rate=0.1)
         events, _ = run(model, spec, 11)
         seen.append((events, model.linear.weight.item()))
     (whole, weight), (parts, same) = seen
-    expected = [4, 4, 3] if last_batch == "keep" and accumulate < 4 else [4, 4]
+    expected = [4, 4, 3] if not drop_last and gradient_accumulation_steps < 4 else [4, 4]
     assert [event.pairs for event in parts] == expected * 2
     if len(whole) == len(parts):
         assert same == pytest.approx(weight, rel=1e-7)
@@ -234,21 +234,21 @@ def test_it_goes_on_to_the_same_bits() -> None:
         run(begun, spec, state=first, notify=stop)
     torch.rand(3)  # whatever happened in between
     again, _ = run(begun, spec, state=first)
-    assert [attrs.evolve(one, seconds=0, waiting=0) for one in again] == [
-        attrs.evolve(one, seconds=0, waiting=0) for one in events[5:]
+    assert [attrs.evolve(one, seconds=0, data_seconds=0) for one in again] == [
+        attrs.evolve(one, seconds=0, data_seconds=0) for one in events[5:]
     ]
     assert torch.equal(whole.linear.weight, begun.linear.weight)
-    assert state.average is not None
-    assert first.average is not None
-    assert torch.equal(state.average.weights["linear.weight"], first.average.weights["linear.weight"])
+    assert state.ema is not None
+    assert first.ema is not None
+    assert torch.equal(state.ema.weights["linear.weight"], first.ema.weights["linear.weight"])
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    [(field, text, _)] = TrainSpec(steps=1, batch_size=3, accumulate=4).problems()
-    assert (field, text) == ("accumulate", "4 passes cannot share batch_size=3 pairs")
+    [(field, text, _)] = TrainSpec(steps=1, batch_size=3, gradient_accumulation_steps=4).problems()
+    assert (field, text) == ("gradient_accumulation_steps", "4 micro-batches cannot share batch_size=3 pairs")
     monkeypatch.setattr("medvlp_core.training.loop.world_size", lambda: 3)
-    spec = TrainSpec(steps=1, batch_size=5, accumulate=2)
-    with pytest.raises(SpecError, match=r"MV104.*=5 pairs cannot be shared by 3 processes with 2 passes each\n.*6 or more"):
+    spec = TrainSpec(steps=1, batch_size=5, gradient_accumulation_steps=2)
+    with pytest.raises(SpecError, match=r"MV104.*=5 pairs cannot be shared by 3 processes with 2 micro-batches each\n.*6 or more"):
         data(spec, 8)
 
 
@@ -315,7 +315,7 @@ def test_a_loss_scale_takes_gradients_that_are_too_large_upon_itself(scale: floa
     assert state.bad_steps == bad
     assert state.scaler.get_scale() == scale / 2
     assert weights[0] == weights[1] != weights[2]
-    assert [type(event).__name__ for event in events] == ["StepDone", "StepLeftOut" if bad else "StepDone", "StepDone"]
+    assert [type(event).__name__ for event in events] == ["StepDone", "StepSkipped" if bad else "StepDone", "StepDone"]
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     plain = TrainState.fresh(Line(), spec, CPU)
     plain.scaler = torch.amp.GradScaler("cpu", enabled=True)

@@ -15,7 +15,7 @@ from medvlp_core.model.build import build_model
 from medvlp_core.planning.compose import plan_recipe
 from medvlp_core.plugins.host import PluginHost
 from medvlp_core.spec.blocks import TrainSpec
-from medvlp_core.training.optim import AverageWeights, learning_rate_at, make_optimizer, parameter_groups
+from medvlp_core.training.optim import WeightEMA, learning_rate_at, make_optimizer, parameter_groups
 
 
 class Parts(nn.Module):
@@ -84,7 +84,7 @@ def test_the_rate_rises_then_falls_and_stays_positive(steps: int, warmup: float)
 def test_the_average_is_that_of_torch() -> None:
     torch.manual_seed(0)
     model = Parts()
-    ours = AverageWeights(model, 0.9)
+    ours = WeightEMA(model, 0.9)
     theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9))
     theirs.update_parameters(model)  # its first update is a copy
     for _ in range(5):
@@ -101,14 +101,14 @@ def test_the_average_is_that_of_torch() -> None:
 
 def test_the_average_and_the_weights_change_places_and_back() -> None:
     model = nn.Linear(2, 2)
-    average = AverageWeights(model, 0.5)
+    ema = WeightEMA(model, 0.5)
     first = model.weight.detach().clone()
     with torch.no_grad():
         model.weight.add_(1)
     second = model.weight.detach().clone()
-    average.exchange(model)
+    ema.exchange(model)
     assert torch.equal(model.weight, first)
-    average.exchange(model)
+    ema.exchange(model)
     assert torch.equal(model.weight, second)
 
 

@@ -47,9 +47,9 @@ def test_recomputing_changes_no_number(host: PluginHost, tmp_path: Path, micro: 
     path = tmp_path / "recipe.yaml"
     path.write_text(micro if encoder == "timm_vit" else re.sub(r"(?<=image_encoder:)\s+{use: [^}]*}", f" {CNN}", micro))
     found = []
-    for recompute in (False, True):
+    for activation_checkpointing in (False, True):
         built = build_run(plan_recipe(path, host=host), seed=0)
-        prepare(built.model, TrainSpec(steps=1, recompute=recompute))
+        prepare(built.model, TrainSpec(steps=1, activation_checkpointing=activation_checkpointing))
         loss, gradient = gradients(built)
         found.append((loss, gradient, dict(built.model.named_buffers()), set(built.model.state_dict())))
     (loss, before, buffers, names), (again, after, buffers_after, names_after) = found

@@ -18,7 +18,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from medvlp_core.data.order import DataOrder, Share
 from medvlp_core.nn.batch import ImageTextBatch, StepOutput
-from medvlp_core.runtime.distributed import from_all, process_group, world_size
+from medvlp_core.runtime.distributed import all_gather_object, process_group, world_size
 from medvlp_core.spec.blocks import TrainSpec
 from medvlp_core.training.loop import train
 from medvlp_core.training.parallel import for_processes
@@ -30,16 +30,16 @@ CPU = torch.device("cpu")
 SPEC: dict[str, Any] = {
     "steps": 7,
     "batch_size": 8,
-    "last_batch": "keep",
+    "drop_last": False,
     "learning_rate": 0.01,
     "ema_decay": 0.9,
-    "clip_norm": 0.1,
+    "max_grad_norm": 0.1,
 }
 CASES: dict[str, dict[str, Any]] = {
     "ddp": {},
-    "ddp, 3 passes": {"accumulate": 3},
+    "ddp, 3 passes": {"gradient_accumulation_steps": 3},
     "fsdp": {"parallel": "fsdp"},
-    "fsdp, 3 passes": {"parallel": "fsdp", "accumulate": 3},
+    "fsdp, 3 passes": {"parallel": "fsdp", "gradient_accumulation_steps": 3},
 }
 
 
@@ -115,7 +115,7 @@ def run(change: dict[str, Any], *, is_bad: bool = False) -> dict[str, Any]:
         stop=StopRequest(),
     )
     handle.remove()
-    assert state.average is not None
+    assert state.ema is not None
     bias = dict(model.named_parameters())["blocks.0.linear.bias"].detach()
     bias = bias.full_tensor() if isinstance(bias, DTensor) else bias
     return {
@@ -123,8 +123,8 @@ def run(change: dict[str, Any], *, is_bad: bool = False) -> dict[str, Any]:
         "records": [sorted(event.records) for event in events if hasattr(event, "records")],
         "gradients": gradients,
         "weights": in_main(dict(model.named_parameters())),
-        "average": in_main(state.average.weights),
-        "is_equal_everywhere": len(set(from_all(bias.sum().item()))) == 1,
+        "ema": in_main(state.ema.weights),
+        "is_equal_everywhere": len(set(all_gather_object(bias.sum().item()))) == 1,
     }
 
 
@@ -134,13 +134,13 @@ def one_of_two(rank: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     with process_group(CPU):
         found = {name: run(change) for name, change in CASES.items()}
-        found["bad"] = run({"accumulate": 2}, is_bad=True)
+        found["bad"] = run({"gradient_accumulation_steps": 2}, is_bad=True)
     if rank == 0:
         torch.save(found, folder / "found.pt")
 
 
 @pytest.fixture(scope="module")
-def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def sync_errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What two processes found, by case."""
     folder = tmp_path_factory.mktemp("two")
     with socket.socket() as free:
@@ -152,19 +152,19 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_processes_do_what_one_does_with_the_whole_batch(together: dict[str, dict[str, Any]], case: str) -> None:
-    two, one = together[case], run({})
+def test_two_processes_do_what_one_does_with_the_whole_batch(sync_errors: dict[str, dict[str, Any]], case: str) -> None:
+    two, one = sync_errors[case], run({})
     assert len(one["totals"]) == 7
     assert two["totals"] == pytest.approx(one["totals"], rel=1e-6)  # they are summed in single precision
     close = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
     for theirs, ours in zip(two["gradients"], one["gradients"], strict=True):
         close(theirs, ours)
     close(two["weights"], one["weights"])
-    close(two["average"], one["average"])
+    close(two["ema"], one["ema"])
 
 
-def test_a_bad_step_in_one_process_is_left_out_in_all(together: dict[str, dict[str, Any]]) -> None:
-    two, one = together["bad"], run({}, is_bad=True)
+def test_a_bad_step_in_one_process_is_left_out_in_all(sync_errors: dict[str, dict[str, Any]]) -> None:
+    two, one = sync_errors["bad"], run({}, is_bad=True)
     assert two["is_equal_everywhere"]
     assert two["records"] == one["records"]
     assert len(two["records"]) >= 2, "once an epoch"

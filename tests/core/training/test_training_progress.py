@@ -10,7 +10,7 @@ import attrs
 import pytest
 from rich.console import Console
 
-from medvlp_core.training.events import CheckpointSaved, Event, StepDone, StepLeftOut
+from medvlp_core.training.events import CheckpointSaved, Event, StepDone, StepSkipped
 from medvlp_core.training.metrics_file import BadStepsFile, MetricsFile, StepWindow, read_metrics
 from medvlp_core.training.progress import ProgressDisplay, pace_text
 
@@ -134,13 +134,13 @@ def test_metrics_are_written_line_by_line_and_averaged(tmp_path: Path) -> None:
     assert lines[2]["grad_norm"] == pytest.approx(5.5)
 
 
-def left_out(number: int, steps: int) -> StepLeftOut:
+def skipped(number: int, steps: int) -> StepSkipped:
     losses = {"gla.global": float("nan"), "report.mlm": 1.0}
-    return StepLeftOut(step=number, steps=steps, losses=losses, grad_norm=float("inf"), records=("a", "b"))
+    return StepSkipped(step=number, steps=steps, losses=losses, grad_norm=float("inf"), records=("a", "b"))
 
 
 def story(steps: int, bad: tuple[int, ...]) -> list[Event]:
-    return [left_out(number, steps) if number in bad else step(number, steps=steps) for number in range(1, steps + 1)]
+    return [skipped(number, steps) if number in bad else step(number, steps=steps) for number in range(1, steps + 1)]
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_metrics_and_display_go_on_where_a_checkpoint_stood(tmp_path: Path, at: 
     def write(events: list[Event], progress: Any, done: int) -> tuple[Any, str]:
         console = Console(file=io.StringIO(), width=200)
         bad_steps, stood = BadStepsFile(bad_path, after=done), None
-        window = StepWindow.going_on(4, progress)
+        window = StepWindow.resumed(4, progress)
         with MetricsFile(path, log_every_steps=4, progress=progress) as metrics, ProgressDisplay(console, window) as display:
             for event in events:
                 metrics(event)
@@ -192,7 +192,7 @@ def test_metrics_and_display_go_on_where_a_checkpoint_stood(tmp_path: Path, at: 
 
 def test_bad_steps_are_plain_json(tmp_path: Path) -> None:
     path = tmp_path / "bad_steps.jsonl"
-    BadStepsFile(path)(left_out(7, 10))
+    BadStepsFile(path)(skipped(7, 10))
     assert path.read_text() == (
         '{"step": 7, "losses": {"gla.global": "nan", "report.mlm": 1.0}, "grad_norm": "inf", "records": ["a", "b"]}\n'
     )
@@ -201,11 +201,11 @@ def test_bad_steps_are_plain_json(tmp_path: Path) -> None:
 def test_left_out_steps_are_shown() -> None:
     console = Console(file=io.StringIO(), width=200)
     with ProgressDisplay(console, StepWindow(4)) as display:
-        for event in (left_out(1, 10), step(2), left_out(3, 10), attrs.evolve(step(4), bad_steps=2)):
+        for event in (skipped(1, 10), step(2), skipped(3, 10), attrs.evolve(step(4), bad_steps=2)):
             display(event)
     lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
-    assert lines[0] == "step 1 left out: gla.global not finite; its records are in bad_steps.jsonl"
-    assert re.fullmatch(r"step 4/10  epoch 1  16 pairs/s  ETA 0:00:03  2 left out  losses, mean of steps 2-4: .*", lines[2])
+    assert lines[0] == "step 1 skipped: gla.global not finite; its records are in bad_steps.jsonl"
+    assert re.fullmatch(r"step 4/10  epoch 1  16 pairs/s  ETA 0:00:03  2 skipped  losses, mean of steps 2-4: .*", lines[2])
 
 
 def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:

@@ -200,8 +200,8 @@ def test_forward_and_backward_go_the_same_way(monkeypatch: pytest.MonkeyPatch) -
     taken: list[tuple[str, str]] = []
     select = type(topk.KERNEL).select
 
-    def watch(kernel: Any, wish: str, call: Any) -> str:
-        taken.append((kernel.name, select(kernel, wish, call)))
+    def watch(kernel: Any, requested: str, call: Any) -> str:
+        taken.append((kernel.name, select(kernel, requested, call)))
         return taken[-1][1]
 
     monkeypatch.setattr(type(topk.KERNEL), "select", watch)

@@ -226,10 +226,10 @@ def test_bfloat16_is_not_interpreted() -> None:
 def test_why_not(is_interpreted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "is_interpreted", lambda: is_interpreted)
     for dtype in ("float32", "float16", "bfloat16"):
-        assert tuning.why_not(2048, 64, dtype) == ()
-        assert tuning.why_not(4096, 256, dtype) == ()
-        assert "4097 slots are too many, at most 4096 fit" in tuning.why_not(4097, 64, dtype)[0]
-        assert "heads are 257 wide, at most 256 fit" in tuning.why_not(4097, 257, dtype)[0]
+        assert tuning.unsupported_reasons(2048, 64, dtype) == ()
+        assert tuning.unsupported_reasons(4096, 256, dtype) == ()
+        assert "4097 slots are too many, at most 4096 fit" in tuning.unsupported_reasons(4097, 64, dtype)[0]
+        assert "heads are 257 wide, at most 256 fit" in tuning.unsupported_reasons(4097, 257, dtype)[0]
 
 
 def test_tables_of_other_architectures() -> None:

@@ -123,7 +123,7 @@ def import_problem() -> str | None:
     return None
 
 
-def why_not_triton(call: Call) -> list[str]:
+def unsupported_by_triton(call: Call) -> list[str]:
     """What keeps Triton from a call, whatever the op: package, device, dtype."""
     reasons = [problem] if (problem := import_problem()) else []
     if call.device == "cuda":

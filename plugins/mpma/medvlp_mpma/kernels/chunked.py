@@ -99,12 +99,12 @@ class _Chunk:
     ) -> None:
         self.inputs, self.samples, self.mem_k, self.mem_v = inputs, samples, mem_k, mem_v
         self.q, self.k, self.v = (self.by_head(x) for x in (inputs.q, inputs.k, inputs.v))
-        self.is_hidden: Tensor | None = None
+        self.is_masked: Tensor | None = None
         self.is_lost: Tensor | None = None
         self.threshold: Tensor | None = None
         if hidden is not None:  # so that not even NaN in padding gets through a product with weight 0
-            self.is_hidden = hidden[samples]
-            self.k, self.v = (x.masked_fill(self.is_hidden[..., None], 0.0) for x in (self.k, self.v))
+            self.is_masked = hidden[samples]
+            self.k, self.v = (x.masked_fill(self.is_masked[..., None], 0.0) for x in (self.k, self.v))
         if lost is not None:
             self.is_lost = lost[samples].expand(self.q.shape[:-1])
             self.q = self.q.masked_fill(self.is_lost[..., None], 0.0)
@@ -135,8 +135,8 @@ class _Chunk:
     def key_scores(self) -> Tensor:
         """Scores of the sample's own keys in base 2, (H, b, L, S)."""
         scores = (self.q @ self.k.mT).mul_(LOG2E * self.inputs.scale)
-        if self.is_hidden is not None:
-            scores.masked_fill_(self.is_hidden[None, :, None, :], -torch.inf)
+        if self.is_masked is not None:
+            scores.masked_fill_(self.is_masked[None, :, None, :], -torch.inf)
         return scores if self.is_lost is None else scores.masked_fill_(self.is_lost[..., None], -torch.inf)
 
     def dropout_factors(self) -> tuple[Tensor | None, Tensor | None]:
@@ -157,7 +157,7 @@ def _chunks(inputs: AttentionInputs) -> Iterator[_Chunk]:
     scores = max(1, queries * heads * (inputs.k.shape[1] + inputs.mem_k.shape[0]))
     step = max(1, SCORES_AT_A_TIME.get(inputs.q.device.type, SCORES_AT_A_TIME["cuda"]) // scores)
     mem_k, mem_v = (x.transpose(0, 1).to(inputs.dtype).contiguous() for x in (inputs.mem_k, inputs.mem_v))
-    masks = inputs.hidden_keys, inputs.lost_queries
+    masks = inputs.masked_keys, inputs.lost_queries
     for start in range(0, batch, step):
         yield _Chunk(inputs, slice(start, min(start + step, batch)), mem_k, mem_v, *masks)
 

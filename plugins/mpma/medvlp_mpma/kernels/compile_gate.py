@@ -99,7 +99,7 @@ def run_gate(cases: Sequence[Case], processes: int = 2) -> list[Compiled]:
     """Compile all cases in subprocesses; the results stand in the order of the cases."""
     shares = [share for i in range(processes) if (share := cases[i::processes])]
     with ThreadPoolExecutor(max(1, len(shares))) as pool:
-        parts = list(pool.map(_compile_elsewhere, shares))
+        parts = list(pool.map(_compile_in_processes, shares))
     return [parts[i % processes][i // processes] for i in range(len(cases))]
 
 
@@ -163,7 +163,7 @@ def _compiled(case: Case, result: Compiled) -> Compiled:
     )
 
 
-def _compile_elsewhere(cases: Sequence[Case]) -> list[Compiled]:
+def _compile_in_processes(cases: Sequence[Case]) -> list[Compiled]:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     request = json.dumps([attrs.asdict(case) for case in cases])
     command = [sys.executable, "-m", "medvlp_mpma.kernels.compile_gate"]

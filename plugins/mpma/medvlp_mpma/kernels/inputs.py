@@ -38,7 +38,7 @@ class AttentionInputs(NamedTuple):
         return torch.promote_types(self.q.dtype, torch.float32)
 
     @property
-    def hidden_keys(self) -> Tensor | None:
+    def masked_keys(self) -> Tensor | None:
         """The keys that nobody may attend to, (B, S) bool; None if all are open."""
         parts = [] if self.key_is_valid is None else [~self.key_is_valid]
         if self.key_lens is not None:

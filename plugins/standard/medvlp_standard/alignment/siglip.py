@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from medvlp_core import Dims
 from medvlp_core.nn import equal_texts, in_full_precision, in_passing
-from medvlp_core.runtime import gather_rows, rank, row_counts
+from medvlp_core.runtime import gather_rows, local_batch_sizes, rank
 from medvlp_standard.alignment.shared import PooledAlignment
 from medvlp_standard.specs.alignment import SigLipSpec
 
@@ -26,14 +26,14 @@ def sigmoid_pair_loss(image: Tensor, text: Tensor, scale: Tensor, bias: Tensor, 
     Shape:
         image, text (B, E); scale, bias scalars; is_ignored (B, T) bool, image by text; result a scalar.
     """
-    counts = row_counts(image)
+    counts = local_batch_sizes(image)
     if len(counts) == 1:
         return _sum_of_terms(image, text, scale, bias, is_ignored, has_pairs=True) / len(image)
     texts = gather_rows(text, counts).split(counts)
     ignored = is_ignored.split(counts, dim=1) if is_ignored is not None else [None] * len(counts)
     sums = [
-        in_passing(_sum_of_terms, image, one, scale, bias, left_out, has_pairs=process == rank())
-        for process, (one, left_out) in enumerate(zip(texts, ignored, strict=True))
+        in_passing(_sum_of_terms, image, one, scale, bias, skipped, has_pairs=process == rank())
+        for process, (one, skipped) in enumerate(zip(texts, ignored, strict=True))
     ]
     return torch.stack(sums).sum() / len(image)
 

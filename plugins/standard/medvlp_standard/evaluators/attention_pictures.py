@@ -44,10 +44,10 @@ class AttentionPictures(Evaluator):
     def evaluate(self, run: EvaluationRun) -> Card:
         """One picture; none if no part of the model has attention maps."""
         batch = next(batches(run, run.split, max_pairs=self.spec.images))
-        found = run.model.attention_maps_and_giver(batch)
+        found = run.model.attention_maps_and_provider(batch)
         if found is None:
             return Card(evaluator="", note="no attention maps: neither the fusion nor an alignment of this model has any.")
-        maps, giver = found[0].float(), run.plan.components[found[1]].label
+        maps, provider = found[0].float(), run.plan.components[found[1]].label
         rows, columns = run.port_dims("image_grid")
         if maps.shape[-1] != rows * columns:
             return Card(
@@ -56,7 +56,7 @@ class AttentionPictures(Evaluator):
         count, height, width = len(batch.image), batch.image.shape[-2], batch.image.shape[-1]
         figure, axes = new_figure(1.8 * (self.spec.words + 1), 2.0 * count + 0.5, count, self.spec.words + 1)
         caption = (
-            f"Attention from a word to the patches, of {giver}.\n"
+            f"Attention from a word to the patches, of {provider}.\n"
             f"(1.5x): the largest weight is 1.5 times the mean weight, 1/{rows * columns}. Each map has its own colour scale."
         )
         figure.suptitle(caption, fontsize=9, x=0.01, ha="left", parse_math=False)

@@ -50,13 +50,13 @@ def evenly_spread(count: int, wanted: int) -> list[int]:
     return [index * count // wanted for index in range(wanted)]
 
 
-def restore(run: EvaluationRun, port: str, batch: ImageTextBatch, *, seed: int) -> tuple[Tensor, Tensor]:
+def reconstruct(run: EvaluationRun, port: str, batch: ImageTextBatch, *, seed: int) -> tuple[Tensor, Tensor]:
     """The prediction of the decoder that gives ``port``, and what was hidden from it: (B, N) or (B, L), True = hidden.
 
     Only what that decoder needs is computed. Masks depend on ``seed`` and the texts alone, so two batches that differ in their
     images have the same things hidden. torch's random state stays as it was.
     """
-    decoder = run.giver(port)
+    decoder = run.provider(port)
     hidden: PortKey = ("text_is_masked" if port == "word_logits" else "image_is_masked", "masked")
     takes = run.plan.takes(decoder.path)
     with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):
@@ -104,8 +104,8 @@ def mean_interval(values: FloatArray) -> Interval | None:
 
 
 def target_image(run: EvaluationRun, batch: ImageTextBatch) -> Tensor:
-    """The image that the patch decoder restores: ``image_target`` if it needs that port, else ``image``."""
-    ports = {spec.port for spec in run.giver("patch_prediction").contract.needs.values()}
+    """The image that the patch decoder reconstructs: ``image_target`` if it needs that port, else ``image``."""
+    ports = {spec.port for spec in run.provider("patch_prediction").contract.needs.values()}
     if "image_target" not in ports:
         return batch.image
     assert batch.image_target is not None  # the pipeline makes it for a model that needs it
@@ -121,7 +121,7 @@ def patch_targets(run: EvaluationRun, batch: ImageTextBatch) -> Tensor:
 
 def is_normalised(run: EvaluationRun) -> bool:
     """Whether the patch decoder's target is normalised patch by patch; it says so with a parameter ``normalise_patches``."""
-    return bool(getattr(run.giver("patch_prediction").spec, "normalise_patches", False))
+    return bool(getattr(run.provider("patch_prediction").spec, "normalise_patches", False))
 
 
 def to_numpy(values: Tensor) -> FloatArray:

@@ -13,7 +13,7 @@ import torch
 from medvlp_core import Dims
 from medvlp_core.data import InputPipeline
 from medvlp_core.evaluation import Card, EvaluationRun, Evaluator, split_obstacle
-from medvlp_standard.evaluators.common import batches, restore
+from medvlp_standard.evaluators.common import batches, reconstruct
 from medvlp_standard.evaluators.drawing import (
     RIGHT_COLOUR,
     VISIBLE_COLOUR,
@@ -66,15 +66,15 @@ class MaskedReportPictures(Evaluator):
     def evaluate(self, run: EvaluationRun) -> Card:
         """A picture, and the same as ``masked_reports.txt``."""
         batch = next(batches(run, run.split, max_pairs=self.spec.reports))
-        logits, is_hidden = restore(run, "word_logits", batch, seed=run.seed)
+        logits, is_masked = reconstruct(run, "word_logits", batch, seed=run.seed)
         predicted = torch.zeros_like(batch.token_ids)
-        predicted[is_hidden] = logits.argmax(dim=-1)
+        predicted[is_masked] = logits.argmax(dim=-1)
         reports = []
         for row in range(len(batch.image)):
             shown = (batch.word_ids[row] >= 0) & batch.text_is_valid[row]
             truth = run.pipeline.tokenizer.token_strings(batch.token_ids[row][shown].tolist())
             guess = run.pipeline.tokenizer.token_strings(predicted[row][shown].tolist())
-            hidden = is_hidden[row][shown].tolist()
+            hidden = is_masked[row][shown].tolist()
             reports.append([Piece(one, two if gone else None) for one, two, gone in zip(truth, guess, hidden, strict=True)])
         records = run.pipeline.records(run.split)
         ids = [records[index].id for index in batch.record_index.tolist()]

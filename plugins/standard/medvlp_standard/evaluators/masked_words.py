@@ -1,4 +1,4 @@
-"""Does the model use the image when it restores words? The same hidden words, with three different images."""
+"""Does the model use the image when it reconstructs words? The same hidden words, with three different images."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from medvlp_core.evaluation import (
     reason_of,
     split_obstacle,
 )
-from medvlp_standard.evaluators.common import batches, evenly_spread, paired_gain, restore
+from medvlp_standard.evaluators.common import batches, evenly_spread, paired_gain, reconstruct
 from medvlp_standard.specs.evaluators import MaskedWordsSpec
 
 RIGHT, WRONG, BLANK, FREQUENCY = "right image", "wrong image", "blank image", "word frequency"
@@ -102,8 +102,8 @@ class MaskedWords(Evaluator):
                 start += len(part.image)
                 shown = {RIGHT: part.image, WRONG: images[wrong[rows]], BLANK: torch.zeros_like(part.image)}
                 for name, image in shown.items():
-                    logits, is_hidden = restore(run, "word_logits", part._replace(image=image), seed=seed)
-                    truth, owners = part.token_ids[is_hidden], rows[:, None].expand_as(is_hidden)[is_hidden]
+                    logits, is_masked = reconstruct(run, "word_logits", part._replace(image=image), seed=seed)
+                    truth, owners = part.token_ids[is_masked], rows[:, None].expand_as(is_masked)[is_masked]
                     nats = F.cross_entropy(logits, truth, reduction="none")
                     tallies[name].add(owners, logits.argmax(dim=-1) == truth, nats)
                 # The words hidden last are those hidden with the right image: the masks are the same.

@@ -1,4 +1,4 @@
-"""Specs of the standard decoders: what restores hidden patches and words. Light."""
+"""Specs of the standard decoders: what reconstructs hidden patches and words. Light."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from medvlp_core import ComponentSpec, Contract, Divides, Role, component, param
 @component("standard.patch_decoder", role=Role.DECODER, build="medvlp_standard.decoders:PatchDecoder")
 @attrs.frozen(kw_only=True)
 class PatchDecoderSpec(ComponentSpec):
-    """Restores the pixels of hidden patches of the input image, as in MAE."""
+    """Reconstructs the pixels of hidden patches of the input image, as in MAE."""
 
     width: int = param(512, help="width of the decoder; heads and 4 must divide it", at_least=4)
     depth: int = param(8, help="transformer blocks", at_least=1)
     heads: int = param(16, help="attention heads K", at_least=1)
     ffn_ratio: float = param(4.0, help="width of the feed-forward layer, as a multiple of the width", above=0)
-    normalise_patches: bool = param(True, help="restore pixels normalised by mean and deviation of their own patch")
+    normalise_patches: bool = param(True, help="reconstruct pixels normalised by mean and deviation of their own patch")
 
     def contract(self) -> Contract:
         """Tokens of the masked view, and the image as the target."""

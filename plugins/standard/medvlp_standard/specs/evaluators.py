@@ -31,19 +31,19 @@ class MaskedWordsSpec(ComponentSpec):
 
 
 @component(
-    "standard.patch_restoration",
+    "standard.patch_reconstruction",
     role=Role.EVALUATOR,
-    build="medvlp_standard.evaluators.patch_restoration:PatchRestoration",
+    build="medvlp_standard.evaluators.patch_reconstruction:PatchReconstruction",
 )
 @attrs.frozen(kw_only=True)
-class PatchRestorationSpec(ComponentSpec):
+class PatchReconstructionSpec(ComponentSpec):
     """Error on hidden patches, in the decoder's own target space, against predicting a mean patch."""
 
     draws: int = param(2, help="random masks per image", at_least=1)
     max_pairs: int = param(512, help="pairs to look at, evenly spread over the split", at_least=1)
 
     def contract(self) -> Contract:
-        """Restored patches and the images that they are restored from."""
+        """Reconstructed patches and the images that they are reconstructed from."""
         return Contract(needs=_PATCH_NEEDS)
 
     @classmethod
@@ -155,18 +155,18 @@ class LossCurvesSpec(ComponentSpec):
 
 
 @component(
-    "standard.restoration_pictures",
+    "standard.reconstruction_pictures",
     role=Role.EVALUATOR,
-    build="medvlp_standard.evaluators.restoration_pictures:RestorationPictures",
+    build="medvlp_standard.evaluators.reconstruction_pictures:ReconstructionPictures",
 )
 @attrs.frozen(kw_only=True)
-class RestorationPicturesSpec(ComponentSpec):
-    """Draws radiographs as input, masked, restored and original."""
+class ReconstructionPicturesSpec(ComponentSpec):
+    """Draws radiographs as input, masked, reconstructed and original."""
 
     images: int = param(6, help="radiographs to draw", at_least=1)
 
     def contract(self) -> Contract:
-        """Restored patches and the images that they are restored from."""
+        """Reconstructed patches and the images that they are reconstructed from."""
         return Contract(needs=_PATCH_NEEDS)
 
     @classmethod
@@ -220,12 +220,12 @@ class AttentionPicturesSpec(ComponentSpec):
 
 SPECS: tuple[type[ComponentSpec], ...] = (
     MaskedWordsSpec,
-    PatchRestorationSpec,
+    PatchReconstructionSpec,
     RetrievalSpec,
     ZeroShotSpec,
     LinearProbeSpec,
     LossCurvesSpec,
-    RestorationPicturesSpec,
+    ReconstructionPicturesSpec,
     MaskedReportPicturesSpec,
     AttentionPicturesSpec,
 )

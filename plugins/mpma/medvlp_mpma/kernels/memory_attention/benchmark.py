@@ -101,8 +101,8 @@ def concatenated(backend: SDPBackend | None = None) -> Callable[[Inputs], Callab
     return make
 
 
-def _why_not_backend(name: str) -> Callable[[torch.device, torch.dtype, Shape], tuple[str, ...]]:
-    def why_not(device: torch.device, dtype: torch.dtype, shape: Shape) -> tuple[str, ...]:
+def _unsupported_by_backend(name: str) -> Callable[[torch.device, torch.dtype, Shape], tuple[str, ...]]:
+    def unsupported_reasons(device: torch.device, dtype: torch.dtype, shape: Shape) -> tuple[str, ...]:
         if device.type == "cpu" and name == "flash":
             return ("it is what the default takes on a CPU",)
         if device.type == "cpu" and name != "math":
@@ -111,21 +111,23 @@ def _why_not_backend(name: str) -> Callable[[torch.device, torch.dtype, Shape], 
             return ("it computes in float16 and bfloat16",)
         return ()
 
-    return why_not
+    return unsupported_reasons
 
 
 def _sdpa(name: str, backend: SDPBackend) -> Contender:
     about = f"the same with torch's {name} backend"
-    return Contender(name=f"cat + {name}", about=about, make=concatenated(backend), why_not=_why_not_backend(name))
+    return Contender(
+        name=f"cat + {name}", about=about, make=concatenated(backend), unsupported_reasons=_unsupported_by_backend(name)
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------------------ ours
 
 
-def why_not_path(kernel: Kernel, path: str) -> Callable[[torch.device, torch.dtype, Shape], tuple[str, ...]]:
+def unsupported_by(kernel: Kernel, path: str) -> Callable[[torch.device, torch.dtype, Shape], tuple[str, ...]]:
     """Why a path of an op cannot be measured."""
 
-    def why_not(device: torch.device, dtype: torch.dtype, shape: Shape) -> tuple[str, ...]:
+    def unsupported_reasons(device: torch.device, dtype: torch.dtype, shape: Shape) -> tuple[str, ...]:
         sizes = tuple({"S": 0, **shape.sizes}.items())
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             reasons = kernel.reasons(Call(device.type, str(dtype).removeprefix("torch."), sizes))[path]
@@ -133,7 +135,7 @@ def why_not_path(kernel: Kernel, path: str) -> Callable[[torch.device, torch.dty
             return ("the speed of Triton's interpreter says nothing",)
         return reasons
 
-    return why_not
+    return unsupported_reasons
 
 
 class _Direct(torch.autograd.Function):
@@ -200,10 +202,10 @@ def triton_with(name: str, tiles: Mapping[str, Tiles]) -> Contender:
     """
     make = direct(launch.forward, launch.backward, lambda: with_tiles(tiles))
     about = f"our Triton kernels with other tiles ({', '.join(tiles)})"
-    return Contender(name=name, about=about, make=make, why_not=why_not_path(KERNEL, "triton"), is_ours=True)
+    return Contender(name=name, about=about, make=make, unsupported_reasons=unsupported_by(KERNEL, "triton"), is_ours=True)
 
 
-def _why_not_one_fold(device: torch.device, dtype: torch.dtype, shape: Shape) -> tuple[str, ...]:
+def _unsupported_by_one_fold(device: torch.device, dtype: torch.dtype, shape: Shape) -> tuple[str, ...]:
     return ("it is what the composite does on a CPU",) if device.type == "cpu" else ()
 
 
@@ -219,14 +221,14 @@ CONTENDERS = (
         name="composite, one fold",
         about="the same with all samples folded into one row, instead of groups that fill a GPU",
         make=direct(composite.forward, composite.backward, lambda: mock.patch.object(composite, "PROGRAMS_WANTED", 1)),
-        why_not=_why_not_one_fold,
+        unsupported_reasons=_unsupported_by_one_fold,
         is_ours=True,
     ),
     Contender(
         name="triton",
         about="our path `triton`",
         make=by_path("triton"),
-        why_not=why_not_path(KERNEL, "triton"),
+        unsupported_reasons=unsupported_by(KERNEL, "triton"),
         is_ours=True,
     ),
 )

@@ -117,11 +117,11 @@ class _FlashCall:
 def _keys_call(inputs: AttentionInputs) -> _FlashCall:
     q, k, v = (_computable(x) for x in (inputs.q, inputs.k, inputs.v))
     is_lost, bias = inputs.lost_queries, None
-    if (is_hidden := inputs.hidden_keys) is not None:
-        k, v = (x.masked_fill(is_hidden[..., None, None], 0.0) for x in (k, v))  # NaN in padding stays out of products
+    if (is_masked := inputs.masked_keys) is not None:
+        k, v = (x.masked_fill(is_masked[..., None, None], 0.0) for x in (k, v))  # NaN in padding stays out of products
         # Kernels read rows of biases in wide words: the storage is padded to a multiple of 8.
-        bias = q.new_zeros(len(q), -(-k.shape[1] // 8) * 8)[:, : k.shape[1]].masked_fill_(is_hidden, -torch.inf)
-        has_none = is_hidden.all(dim=1)[:, None].expand(q.shape[:2])
+        bias = q.new_zeros(len(q), -(-k.shape[1] // 8) * 8)[:, : k.shape[1]].masked_fill_(is_masked, -torch.inf)
+        has_none = is_masked.all(dim=1)[:, None].expand(q.shape[:2])
         is_lost = has_none if is_lost is None else is_lost | has_none
     return _FlashCall(q=_cleared(q, is_lost), k=k, v=v, scale=inputs.scale, bias=bias, is_lost=is_lost)
 

@@ -114,12 +114,12 @@ def memory_attention(
         of_keys = memory_attention(q, k, v, no_slots, no_slots, key_lens=key_lens, key_is_valid=key_is_valid, **common)
         of_slots = memory_attention(q, no_keys, no_keys, mem_k, mem_v, **common)
         return torch.lerp(of_keys, of_slots, gate[..., None].to(q.dtype))
-    wish = wanted(path)
-    if wish != "reference":
+    requested = wanted(path)
+    if requested != "reference":
         calls.refuse_forward_mode(NAME, q, k, v, mem_k, mem_v)
     seed = draw_seed(q.device) if dropout_p > 0.0 else None
     inputs = AttentionInputs(q, k, v, mem_k, mem_v, key_lens, key_is_valid, query_lens, mem_bias, None, seed, scale, dropout_p)
-    out, lse = reference.memory_attention(inputs) if wish == "reference" else forward_op(*inputs, wish)
+    out, lse = reference.memory_attention(inputs) if requested == "reference" else forward_op(*inputs, requested)
     return (out, lse) if return_lse else out
 
 
@@ -174,8 +174,8 @@ def _check(
 # ----------------------------------------------------------------------------------------------------------- choice of the path
 
 
-def _why_not_triton(call: Call) -> tuple[str, ...]:
-    return (*calls.why_not_triton(call), *(too_wide(call) if call.dtype in calls.DTYPES else ()))
+def _unsupported_by_triton(call: Call) -> tuple[str, ...]:
+    return (*calls.unsupported_by_triton(call), *(too_wide(call) if call.dtype in calls.DTYPES else ()))
 
 
 def too_wide(call: Call) -> tuple[str, ...]:
@@ -195,22 +195,22 @@ def _order(call: Call) -> tuple[str, ...]:
 KERNEL = Kernel(
     name=NAME,
     paths=(
-        Path(name="triton", why_not=_why_not_triton),
-        Path(name="composite", why_not=lambda call: ()),
-        Path(name="reference", why_not=lambda call: ()),
+        Path(name="triton", unsupported_reasons=_unsupported_by_triton),
+        Path(name="composite", unsupported_reasons=lambda call: ()),
+        Path(name="reference", unsupported_reasons=lambda call: ()),
     ),
     order=_order,
     example=Call("cpu", "float32", (("B", 256), ("L", 128), ("S", 50), ("M", 512), ("H", 12), ("D", 64))),
 )
 
 
-def _serving(inputs: AttentionInputs, wish: str) -> ModuleType:
+def _serving(inputs: AttentionInputs, requested: str) -> ModuleType:
     """The module whose ``forward`` and ``backward`` serve a call."""
     given = {"key_lens": inputs.key_lens, "key_is_valid": inputs.key_is_valid}
     features = [name for name, x in given.items() if x is not None]
     if inputs.dropout_p > 0.0:
         features.append("dropout")
-    path = KERNEL.select(wish, calls.describe(inputs.q, inputs.k.shape[1], inputs.mem_k.shape[0], *features))
+    path = KERNEL.select(requested, calls.describe(inputs.q, inputs.k.shape[1], inputs.mem_k.shape[0], *features))
     return launch if path == "triton" else composite
 
 
@@ -232,12 +232,12 @@ def forward_op(
     seed: Tensor | None,
     scale: float,
     dropout_p: float,
-    wish: str,
+    requested: str,
 ) -> tuple[Tensor, Tensor]:
-    """``out`` and ``lse`` of :class:`AttentionInputs`, by the path that ``wish`` leads to."""
+    """``out`` and ``lse`` of :class:`AttentionInputs`, by the path that ``requested`` leads to."""
     inputs = AttentionInputs(q, k, v, mem_k, mem_v, key_lens, key_is_valid, query_lens, mem_bias, threshold, seed, scale, dropout_p)
     with calls.running_on(q):
-        out, lse = _serving(inputs, wish).forward(inputs)
+        out, lse = _serving(inputs, requested).forward(inputs)
     return out.contiguous(), lse.contiguous()
 
 
@@ -260,12 +260,12 @@ def backward_op(
     seed: Tensor | None,
     scale: float,
     dropout_p: float,
-    wish: str,
+    requested: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Gradients of q, k, v, mem_k, mem_v and mem_bias, by the path that served the call."""
     inputs = AttentionInputs(q, k, v, mem_k, mem_v, key_lens, key_is_valid, query_lens, mem_bias, threshold, seed, scale, dropout_p)
     with calls.running_on(q):
-        found = _serving(inputs, wish).backward(inputs, out, lse, grad_out, grad_lse)
+        found = _serving(inputs, requested).backward(inputs, out, lse, grad_out, grad_lse)
     like = (q, k, v, mem_k, mem_v, lse if mem_bias is None else mem_bias)
     d_q, d_k, d_v, d_mem_k, d_mem_v, d_bias = (x.to(one.dtype).contiguous() for x, one in zip(found, like, strict=True))
     return d_q, d_k, d_v, d_mem_k, d_mem_v, d_bias

@@ -23,7 +23,7 @@ def memory_attention(inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
     Reference:
         Cornia et al., Meshed-Memory Transformer for Image Captioning, CVPR 2020 (slots beside keys). Deviation: the bias.
     """
-    dtype, hidden, lost = inputs.dtype, inputs.hidden_keys, inputs.lost_queries
+    dtype, hidden, lost = inputs.dtype, inputs.masked_keys, inputs.lost_queries
     with torch.autocast(inputs.q.device.type, enabled=False):
         query, keys, values, slot_keys, slot_values = (x.to(dtype) for x in inputs[:5])
         if hidden is not None:  # so that not even NaN in padding gets through a product with weight 0

@@ -102,7 +102,7 @@ def gathered(inputs: Inputs) -> Callable[[], Tensor]:
     return call
 
 
-def _why_not_gathered(device: torch.device, dtype: torch.dtype, shape: Shape) -> tuple[str, ...]:
+def _unsupported_by_gather(device: torch.device, dtype: torch.dtype, shape: Shape) -> tuple[str, ...]:
     needed = dtype.itemsize * shape["B"] * shape["H"] * shape["L"] * shape["M"] * shape["D"]
     free = free_bytes(device)
     # Beside the gradient of the expanded memory there are scores and rows.
@@ -152,7 +152,9 @@ def triton_with(name: str, *, threshold: Tiles | None = None, tiles: Mapping[str
         return attention.direct(forward, attention_launch.backward, lambda: attention.with_tiles(tiles or {}))(bare)
 
     about = "our Triton kernels with other tiles"
-    return Contender(name=name, about=about, make=make, why_not=attention.why_not_path(KERNEL, "triton"), is_ours=True)
+    return Contender(
+        name=name, about=about, make=make, unsupported_reasons=attention.unsupported_by(KERNEL, "triton"), is_ours=True
+    )
 
 
 CONTENDERS = (
@@ -165,7 +167,7 @@ CONTENDERS = (
         name="gather",
         about="rows of the winners gathered out of an expanded memory, the published way",
         make=gathered,
-        why_not=_why_not_gathered,
+        unsupported_reasons=_unsupported_by_gather,
     ),
     Contender(
         name="all slots",
@@ -184,7 +186,7 @@ CONTENDERS = (
         name="triton",
         about="our path `triton`",
         make=by_path("triton"),
-        why_not=attention.why_not_path(KERNEL, "triton"),
+        unsupported_reasons=attention.unsupported_by(KERNEL, "triton"),
         is_ours=True,
     ),
 )

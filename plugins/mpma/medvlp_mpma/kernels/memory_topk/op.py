@@ -58,13 +58,13 @@ def memory_topk(
     no_keys = q[:, :0]
     if topk >= mem_k.shape[0]:
         return memory_attention(q, no_keys, no_keys, mem_k, mem_v, scale=scale, dropout_p=dropout_p, path=path)
-    wish = wanted(path)
+    requested = wanted(path)
     seed = draw_seed(q.device) if dropout_p > 0.0 else None
-    if wish == "reference":
+    if requested == "reference":
         inputs = AttentionInputs(q, no_keys, no_keys, mem_k, mem_v, seed=seed, scale=scale, dropout_p=dropout_p)
         return reference.memory_topk(inputs, topk)[0]
     calls.refuse_forward_mode(NAME, q, mem_k, mem_v)
-    return forward_op(q, mem_k, mem_v, seed, topk, scale, dropout_p, wish)[0]
+    return forward_op(q, mem_k, mem_v, seed, topk, scale, dropout_p, requested)[0]
 
 
 def _check(q: Tensor, mem_k: Tensor, mem_v: Tensor, topk: int, scale: float, dropout_p: float) -> None:
@@ -85,10 +85,10 @@ def _check(q: Tensor, mem_k: Tensor, mem_v: Tensor, topk: int, scale: float, dro
 # ----------------------------------------------------------------------------------------------------------- choice of the path
 
 
-def _why_not_triton(call: Call) -> tuple[str, ...]:
-    reasons = calls.why_not_triton(call)
+def _unsupported_by_triton(call: Call) -> tuple[str, ...]:
+    reasons = calls.unsupported_by_triton(call)
     if call.dtype in calls.DTYPES:
-        reasons += tuning.why_not(call["M"], call["D"], call.dtype) or too_wide(call)
+        reasons += tuning.unsupported_reasons(call["M"], call["D"], call.dtype) or too_wide(call)
     return tuple(reasons)
 
 
@@ -101,18 +101,18 @@ def _order(call: Call) -> tuple[str, ...]:
 KERNEL = Kernel(
     name=NAME,
     paths=(
-        Path(name="triton", why_not=_why_not_triton),
-        Path(name="composite", why_not=lambda call: ()),
-        Path(name="reference", why_not=lambda call: ()),
+        Path(name="triton", unsupported_reasons=_unsupported_by_triton),
+        Path(name="composite", unsupported_reasons=lambda call: ()),
+        Path(name="reference", unsupported_reasons=lambda call: ()),
     ),
     order=_order,
     example=Call("cpu", "float32", (("B", 256), ("L", 149), ("S", 0), ("M", 2048), ("H", 12), ("D", 64))),
 )
 
 
-def _path(wish: str, q: Tensor, mem_k: Tensor) -> str:
+def _path(requested: str, q: Tensor, mem_k: Tensor) -> str:
     """The path of a call; forward and backward ask the same, and so go the same way."""
-    return KERNEL.select(wish, calls.describe(q, 0, mem_k.shape[0]))
+    return KERNEL.select(requested, calls.describe(q, 0, mem_k.shape[0]))
 
 
 # ----------------------------------------------------------------------------------------------------------------- torch's side
@@ -120,13 +120,13 @@ def _path(wish: str, q: Tensor, mem_k: Tensor) -> str:
 
 @torch.library.custom_op("medvlp_mpma::memory_topk", mutates_args=())
 def forward_op(
-    q: Tensor, mem_k: Tensor, mem_v: Tensor, seed: Tensor | None, topk: int, scale: float, dropout_p: float, wish: str
+    q: Tensor, mem_k: Tensor, mem_v: Tensor, seed: Tensor | None, topk: int, scale: float, dropout_p: float, requested: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """``out`` (B, L, H, D), ``lse`` and the threshold of winners in units of ``q mem_k^T`` (B, L, H), for ``topk`` < M."""
     no_keys = q[:, :0]
     inputs = AttentionInputs(q, no_keys, no_keys, mem_k, mem_v, seed=seed, scale=scale, dropout_p=dropout_p)
     with calls.running_on(q):
-        return (launch if _path(wish, q, mem_k) == "triton" else chunked).forward(inputs, topk)
+        return (launch if _path(requested, q, mem_k) == "triton" else chunked).forward(inputs, topk)
 
 
 @forward_op.register_fake
@@ -155,13 +155,13 @@ def backward_op(
     seed: Tensor | None,
     scale: float,
     dropout_p: float,
-    wish: str,
+    requested: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of q, mem_k and mem_v: those of memory attention under the threshold, by the path that served the call."""
     no_keys = q[:, :0]
     inputs = AttentionInputs(q, no_keys, no_keys, mem_k, mem_v, threshold=threshold, seed=seed, scale=scale, dropout_p=dropout_p)
     with calls.running_on(q):
-        serving = attention_launch if _path(wish, q, mem_k) == "triton" else chunked
+        serving = attention_launch if _path(requested, q, mem_k) == "triton" else chunked
         found = serving.backward(inputs, out, lse, grad_out, grad_lse)
     return found.q.contiguous(), found.mem_k.to(mem_k.dtype).contiguous(), found.mem_v.to(mem_v.dtype).contiguous()
 

@@ -44,7 +44,7 @@ class Tiles:
 def choose(slots: int, head_width: int, bits: int, device: torch.device) -> Tiles:
     """The tiles for a memory of ``slots`` slots and heads of ``head_width`` numbers of ``bits`` bits."""
     tiles = tiles_for(table_name(TABLES, device), slots, head_width, bits)
-    assert tiles is not None, "why_not is asked before"
+    assert tiles is not None, "unsupported_reasons is asked before"
     return tiles
 
 
@@ -70,11 +70,11 @@ def rules(table: str) -> list[dict[str, int]]:
     return read_table(TABLES, table)["threshold"]
 
 
-def why_not(slots: int, head_width: int, dtype: str) -> tuple[str, ...]:
+def unsupported_reasons(slots: int, head_width: int, dtype: str) -> tuple[str, ...]:
     """Why the kernel cannot serve on every GPU that has a table (in the interpreter: there); empty if it can.
 
     Example:
-        >>> why_not(5000, 64, "bfloat16")
+        >>> unsupported_reasons(5000, 64, "bfloat16")
         ('all scores of a query stay in registers: 5000 slots are too many, at most 4096 fit in bfloat16',)
     """
     bits = 32 if dtype == "float32" else 16

@@ -13,7 +13,7 @@ import torch
 from medvlp_core import DataError, Dims, Problem
 from medvlp_core.data import Tokenizer
 from medvlp_core.nn import TokenBatch
-from medvlp_core.testing.partners.specs import SPECIALS, WordsSpec
+from medvlp_core.testing.stub_components.specs import SPECIALS, WordsSpec
 
 _FILE = "words.json"
 _WORD = re.compile(r"\w+|[^\w\s]")

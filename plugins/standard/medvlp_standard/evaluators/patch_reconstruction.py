@@ -1,4 +1,4 @@
-"""How well hidden patches are restored, measured as the decoder was trained."""
+"""How well hidden patches are reconstructed, measured as the decoder was trained."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from torch import Tensor
 from medvlp_core import Dims
 from medvlp_core.data import InputPipeline
 from medvlp_core.evaluation import Card, EvaluationRun, Evaluator, FloatArray, Row, split_obstacle
-from medvlp_standard.evaluators.common import batches, is_normalised, mean_interval, patch_targets, restore, to_numpy
-from medvlp_standard.specs.evaluators import PatchRestorationSpec
+from medvlp_standard.evaluators.common import batches, is_normalised, mean_interval, patch_targets, reconstruct, to_numpy
+from medvlp_standard.specs.evaluators import PatchReconstructionSpec
 
 TRAINING_IMAGES = 512  # enough for a mean patch
 
 
-class PatchRestoration(Evaluator):
+class PatchReconstruction(Evaluator):
     """Mean squared error on hidden patches in the decoder's target space, beside two predictions without a model.
 
     ``patch mean``: the true mean of each patch at every pixel of it; with normalised targets that is 0 and its error close to 1.
@@ -23,7 +23,7 @@ class PatchRestoration(Evaluator):
     usually are. Intervals resample images.
     """
 
-    def __init__(self, spec: PatchRestorationSpec, dims: Dims) -> None:
+    def __init__(self, spec: PatchReconstructionSpec, dims: Dims) -> None:
         self.spec = spec
 
     def obstacle(self, pipeline: InputPipeline, split: str) -> str | None:
@@ -37,16 +37,16 @@ class PatchRestoration(Evaluator):
         hidden = 0
         for draw in range(self.spec.draws):
             for number, batch in enumerate(batches(run, run.split, max_pairs=self.spec.max_pairs)):
-                prediction, is_hidden = restore(run, "patch_prediction", batch, seed=run.seed + 100_000 * draw + number)
+                prediction, is_masked = reconstruct(run, "patch_prediction", batch, seed=run.seed + 100_000 * draw + number)
                 target = patch_targets(run, batch)
-                hidden += int(is_hidden.sum())
+                hidden += int(is_masked.sum())
                 guesses = {
                     "model": prediction,
                     "patch mean": target.mean(dim=-1, keepdim=True),
                     "mean training patch": mean_patch,
                 }
                 for name, guess in guesses.items():
-                    errors[name].append(image_errors(guess, target, is_hidden))
+                    errors[name].append(image_errors(guess, target, is_masked))
         # Draws of one image are not independent: they are averaged before anything is resampled.
         per_image = {name: np.concatenate(parts).reshape(self.spec.draws, -1).mean(axis=0) for name, parts in errors.items()}
         model, count = per_image.pop("model"), len(per_image["patch mean"])
@@ -73,11 +73,11 @@ class PatchRestoration(Evaluator):
         return total / count
 
 
-def image_errors(guess: Tensor, target: Tensor, is_hidden: Tensor) -> FloatArray:
+def image_errors(guess: Tensor, target: Tensor, is_masked: Tensor) -> FloatArray:
     """Mean squared error over the hidden patches of each image.
 
     Shape:
-        guess broadcasts to target (B, N, Q); is_hidden (B, N); result (B,).
+        guess broadcasts to target (B, N, Q); is_masked (B, N); result (B,).
     """
     error = (guess - target).square().mean(dim=-1)
-    return to_numpy((error * is_hidden).sum(dim=1) / is_hidden.sum(dim=1).clamp(min=1))
+    return to_numpy((error * is_masked).sum(dim=1) / is_masked.sum(dim=1).clamp(min=1))

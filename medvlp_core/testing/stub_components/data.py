@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from medvlp_core import Dims
 from medvlp_core.data import Record, RecordsBySplit
-from medvlp_core.testing.partners.specs import PairsSpec
+from medvlp_core.testing.stub_components.specs import PairsSpec
 
 #: What can be drawn: label, text if it is there, text if it is not.
 FINDINGS = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from medvlp_core import PluginComponents, hookimpl
-from medvlp_core.testing.partners.specs import SPECS
+from medvlp_core.testing.stub_components.specs import SPECS
 
 #: The version of medvlp's plugin interface that this bundle is written for.
 MEDVLP_INTERFACE = 1

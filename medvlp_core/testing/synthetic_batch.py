@@ -151,7 +151,7 @@ def _holds(constraint: Constraint, sizes: Mapping[str, int]) -> bool:
 
 
 @attrs.define
-class Scene:
+class SyntheticBatch:
     """One batch: texts of the given ``lengths``, patches of which some are hidden, and the tensors of any port on demand.
 
     ``layout`` says whether image tokens of the masked view lost the hidden patches (``dropped``) or kept their places.

@@ -12,9 +12,9 @@ from PIL import Image
 from medvlp_core.plugins.host import PluginHost
 from medvlp_core.spec.roles import Role
 from medvlp_core.testing.check_modules import CHECKS
-from medvlp_core.testing.partners import plugin
-from medvlp_core.testing.partners.specs import SPECS
 from medvlp_core.testing.runner import run_check
+from medvlp_core.testing.stub_components import plugin
+from medvlp_core.testing.stub_components.specs import SPECS
 from medvlp_core.testing.subject import Subject
 
 HOST = PluginHost.from_modules({"kit": plugin})
@@ -45,7 +45,8 @@ def test_the_pairs_are_files_that_differ() -> None:
 
 def test_the_folder_goes_with_the_process() -> None:
     code = (
-        "from medvlp_core.testing.partners.data import Pairs\nfrom medvlp_core.testing.partners.specs import PairsSpec\n"
+        "from medvlp_core.testing.stub_components.data import Pairs\n"
+        "from medvlp_core.testing.stub_components.specs import PairsSpec\n"
         "path = Pairs(PairsSpec(), {}).records('test')[0].image_path\nassert path.is_file()\nprint(path)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -21,17 +21,17 @@ from medvlp_core.nn import (
     MaskPlan,
     SelfAttentionBlock,
     TextEncoder,
-    hidden_patch_loss,
+    insert_mask_tokens,
     masked_mean,
+    masked_patch_loss,
     patchify,
     random_patch_mask,
     random_word_mask,
-    restore_masked,
     symmetric_info_nce,
     visible_count,
     word_loss,
 )
-from medvlp_core.testing.partners.specs import (
+from medvlp_core.testing.stub_components.specs import (
     AlignmentSpec,
     FusionSpec,
     ImageDecoderSpec,
@@ -92,12 +92,12 @@ class PatchEncoder(ImageEncoder):
         return ImageFeatures(image_tokens=tokens[:, count:], image_prefix=tokens[:, :count])
 
 
-def visible_tokens(tokens: Tensor, is_hidden: Tensor) -> Tensor:
+def visible_tokens(tokens: Tensor, is_masked: Tensor) -> Tensor:
     """The tokens that are not hidden, in their order: (B, N, D), (B, N) to (B, Nv, D); Nv is the same in every row."""
-    visible = int((~is_hidden[0]).sum().item())
+    visible = int((~is_masked[0]).sum().item())
     torch._check(visible >= 1)  # so that a compiler need not know the number
-    torch._check(visible <= is_hidden.shape[1])
-    order = is_hidden.to(torch.int8).argsort(dim=1, stable=True)
+    torch._check(visible <= is_masked.shape[1])
+    order = is_masked.to(torch.int8).argsort(dim=1, stable=True)
     return tokens.gather(1, order.narrow(1, 0, visible)[..., None].expand(-1, -1, tokens.shape[-1]))
 
 
@@ -182,9 +182,9 @@ class PatchDecoder(Decoder):
 
     def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:  # type: ignore[override]
         """Restore every patch; the loss ``reconstruction`` is that of the hidden ones."""
-        tokens = restore_masked(self.embed(image_tokens), image_is_masked, self.mask_token) + self.positions
+        tokens = insert_mask_tokens(self.embed(image_tokens), image_is_masked, self.mask_token) + self.positions
         prediction = self.to_pixels(self.block(tokens))
-        loss = hidden_patch_loss(prediction, patchify(image, *self.grid), image_is_masked)
+        loss = masked_patch_loss(prediction, patchify(image, *self.grid), image_is_masked)
         return DecoderOutput({"reconstruction": loss}, prediction)
 
 

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from medvlp_core.errors import Report
+from medvlp_core.errors import Diagnostics
 from medvlp_core.planning.parameters import read_block
 from medvlp_core.planning.plan import plain
 from medvlp_core.plugins.import_string import load_object
@@ -40,7 +40,7 @@ def ids_after_fit(tokenizer: Any, texts: list[str]) -> Any:
 QUESTIONS: dict[str, Callable[[Any, list[str]], Any]] = {one.__name__: one for one in (fingerprint, ids_after_fit)}
 
 
-def ask_elsewhere(question: str, example: Example, texts: list[str] | None = None) -> Any:
+def ask_other_process(question: str, example: Example, texts: list[str] | None = None) -> Any:
     """The answer of another process about an example that it builds for itself.
 
     Raises:
@@ -78,7 +78,7 @@ def _helper(path: tuple[str, ...]) -> subprocess.Popen[str]:
     """The process. It ends when this one closes the pipe."""
     seed = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(part for part in path if part), "PYTHONHASHSEED": seed}
-    command = [sys.executable, "-m", "medvlp_core.testing.elsewhere"]
+    command = [sys.executable, "-m", "medvlp_core.testing.other_process"]
     return subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment
     )
@@ -94,11 +94,13 @@ def _answer(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def _spec(asked: dict[str, Any]) -> ComponentSpec:
-    report = Report()
-    node = parse_yaml(asked["parameters"], file="example.yaml", report=report)
+    diagnostics = Diagnostics()
+    node = parse_yaml(asked["parameters"], file="example.yaml", diagnostics=diagnostics)
     assert node is not None
-    spec = read_block(load_object(f"{asked['module']}:{asked['spec']}", owner=asked["spec"]), node, path="", report=report)
-    report.raise_errors()
+    spec = read_block(
+        load_object(f"{asked['module']}:{asked['spec']}", owner=asked["spec"]), node, path="", diagnostics=diagnostics
+    )
+    diagnostics.raise_errors()
     assert spec is not None
     return spec
 

@@ -10,7 +10,7 @@ from medvlp_core.data import Collate, InputPipeline
 from medvlp_core.evaluation import Card, EvaluationRun, Evaluator, Row, split_obstacle
 from medvlp_core.nn import TokenBatch
 from medvlp_core.runtime import to_device
-from medvlp_core.testing.partners.specs import EvaluatorSpec
+from medvlp_core.testing.stub_components.specs import EvaluatorSpec
 
 PICTURE = "similarities.png"
 

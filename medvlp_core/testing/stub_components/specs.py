@@ -22,7 +22,7 @@ def _heads_fault(heads: int, width: int) -> Iterable[Fault]:
         yield "heads", f"heads={heads} must divide width={width}", None
 
 
-@component("kit.pairs", role=Role.DATA, build="medvlp_core.testing.partners.data:Pairs")
+@component("kit.pairs", role=Role.DATA, build="medvlp_core.testing.stub_components.data:Pairs")
 @attrs.frozen(kw_only=True)
 class PairsSpec(ComponentSpec):
     """Drawn chests as PNG files, with texts that say what was drawn, labels, patients and three splits."""
@@ -40,7 +40,7 @@ class PairsSpec(ComponentSpec):
         return (cls(), cls(patients=10, side=48))
 
 
-@component("kit.words", role=Role.TOKENIZER, build="medvlp_core.testing.partners.words:Words")
+@component("kit.words", role=Role.TOKENIZER, build="medvlp_core.testing.stub_components.words:Words")
 @attrs.frozen(kw_only=True)
 class WordsSpec(ComponentSpec):
     """A vocabulary of whole words, the most frequent ones of the training texts; others become [UNK]."""
@@ -60,7 +60,7 @@ class WordsSpec(ComponentSpec):
         return (cls(), cls(size=16, max_length=12))
 
 
-@component("kit.masking", role=Role.MASKING, build="medvlp_core.testing.partners.modules:RandomMasking")
+@component("kit.masking", role=Role.MASKING, build="medvlp_core.testing.stub_components.modules:RandomMasking")
 @attrs.frozen(kw_only=True)
 class MaskingSpec(ComponentSpec):
     """Random patches, the same number in every image, and whole words."""
@@ -86,7 +86,7 @@ class MaskingSpec(ComponentSpec):
         return (cls(), cls(image_ratio=0.75, text_ratio=0.6))
 
 
-@component("kit.image_encoder", role=Role.IMAGE_ENCODER, build="medvlp_core.testing.partners.modules:PatchEncoder")
+@component("kit.image_encoder", role=Role.IMAGE_ENCODER, build="medvlp_core.testing.stub_components.modules:PatchEncoder")
 @attrs.frozen(kw_only=True)
 class ImageEncoderSpec(ComponentSpec):
     """A linear embedding of each patch, positions, and one transformer block."""
@@ -128,7 +128,7 @@ class ImageEncoderSpec(ComponentSpec):
         return (cls(), cls(channels=3, rows=2, token_width=12, prefix=0, hidden="replaced"))
 
 
-@component("kit.text_encoder", role=Role.TEXT_ENCODER, build="medvlp_core.testing.partners.modules:WordEncoder")
+@component("kit.text_encoder", role=Role.TEXT_ENCODER, build="medvlp_core.testing.stub_components.modules:WordEncoder")
 @attrs.frozen(kw_only=True)
 class TextEncoderSpec(ComponentSpec):
     """Embeddings of words and positions, and one transformer block."""
@@ -153,7 +153,7 @@ class TextEncoderSpec(ComponentSpec):
         return (cls(), cls(width=12, heads=3))
 
 
-@component("kit.fusion", role=Role.FUSION, build="medvlp_core.testing.partners.modules:CrossAttention")
+@component("kit.fusion", role=Role.FUSION, build="medvlp_core.testing.stub_components.modules:CrossAttention")
 @attrs.frozen(kw_only=True)
 class FusionSpec(ComponentSpec):
     """Text tokens attend to image tokens in one block."""
@@ -174,7 +174,7 @@ class FusionSpec(ComponentSpec):
         return (cls(), cls(heads=1))
 
 
-@component("kit.alignment", role=Role.ALIGNMENT, build="medvlp_core.testing.partners.modules:InfoNce")
+@component("kit.alignment", role=Role.ALIGNMENT, build="medvlp_core.testing.stub_components.modules:InfoNce")
 @attrs.frozen(kw_only=True)
 class AlignmentSpec(ComponentSpec):
     """Contrast of whole pairs: mean patch against mean word, with a learned temperature."""
@@ -197,10 +197,10 @@ class AlignmentSpec(ComponentSpec):
         return (cls(), cls(dim=12, view="masked"))
 
 
-@component("kit.image_decoder", role=Role.DECODER, build="medvlp_core.testing.partners.modules:PatchDecoder")
+@component("kit.image_decoder", role=Role.DECODER, build="medvlp_core.testing.stub_components.modules:PatchDecoder")
 @attrs.frozen(kw_only=True)
 class ImageDecoderSpec(ComponentSpec):
-    """Restores the pixels of hidden patches with one transformer block."""
+    """Reconstructs the pixels of hidden patches with one transformer block."""
 
     reads: str = param("image_tokens", help="port that it reads", one_of=("image_tokens", "fused_image_tokens"))
     width: int = param(16, help="width of the block", at_least=2)
@@ -229,7 +229,7 @@ class ImageDecoderSpec(ComponentSpec):
         return (cls(), cls(width=8))
 
 
-@component("kit.report_decoder", role=Role.DECODER, build="medvlp_core.testing.partners.modules:WordDecoder")
+@component("kit.report_decoder", role=Role.DECODER, build="medvlp_core.testing.stub_components.modules:WordDecoder")
 @attrs.frozen(kw_only=True)
 class ReportDecoderSpec(ComponentSpec):
     """Predicts hidden words with one linear layer."""
@@ -255,7 +255,7 @@ class ReportDecoderSpec(ComponentSpec):
         return (cls(), cls(reads="text_tokens"))
 
 
-@component("kit.evaluator", role=Role.EVALUATOR, build="medvlp_core.testing.partners.evaluator:NearestText")
+@component("kit.evaluator", role=Role.EVALUATOR, build="medvlp_core.testing.stub_components.evaluator:NearestText")
 @attrs.frozen(kw_only=True)
 class EvaluatorSpec(ComponentSpec):
     """How often the text that is nearest to an image is its own, against chance; with a picture of all similarities."""
