@@ -3,6 +3,7 @@
     python tests/mpma/kernels/gate_record.py           compile what the record lacks, and write it
     python tests/mpma/kernels/gate_record.py --all     compile everything (minutes); write it if this is the constrained Triton
     python tests/mpma/kernels/gate_record.py --check   say why the record is out of date; exit code 1 if it is
+
 The figures of a case stand under a hash of the case (sizes, switches, dtypes, warps, stages, architecture: all that the tables
 decide) and of the text of the module that its kernel is in, and the record names its Triton. A changed kernel, table or compiler
 therefore finds no figures: none can pass for another's.
