@@ -108,7 +108,7 @@ def calls(draw: st.DrawFn) -> Call:
     width = draw(st.sampled_from([8, 16, 24, 64]))
     piece, chunk = draw(st.sampled_from([16, 32])), draw(st.sampled_from([16, 32]))
     counts = {"pieces": -(-slots // piece), "chunks": -(-width // chunk), "warps": 1, "stages": 1}
-    tiles = Tiles(queries=draw(st.sampled_from([2, 8])), piece=piece, chunk=chunk, **counts)
+    tiles = Tiles(queries=draw(st.sampled_from([4, 16])), piece=piece, chunk=chunk, **counts)
     return Call(
         batch=draw(st.integers(1, 3)),
         queries=draw(st.integers(1, 4)),
@@ -213,7 +213,9 @@ def test_nothing_to_do(batch: int, queries: int, heads: int) -> None:
 def test_tiles_of_the_gpus(table: str, slots: int, dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     tiles = tuning.tiles_for(table, slots, 24, torch.finfo(dtype).bits)
-    q, mem_k = (torch.randint(-3, 4, shape).to(dtype) for shape in ((2, 10, 1, 24), (slots, 1, 24)))
+    assert tiles is not None
+    rows = tiles.queries // 2 + 1  # two tiles, one of which holds queries of both samples
+    q, mem_k = (torch.randint(-3, 4, shape).to(dtype) for shape in ((2, rows, 1, 24), (slots, 1, 24)))
     check_exact(q, mem_k, 32, tiles)
 
 
