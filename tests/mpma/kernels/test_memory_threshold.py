@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from medvlp_mpma.kernels import calls as calls_of_kernels
 from medvlp_mpma.kernels.memory_topk import tuning
 from medvlp_mpma.kernels.memory_topk.launch import memory_threshold
 from medvlp_mpma.kernels.memory_topk.tuning import Tiles
@@ -232,6 +233,13 @@ def test_why_not(is_interpreted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         assert tuning.why_not(4096, 256, dtype) == ()
         assert "4097 slots are too many, at most 4096 fit" in tuning.why_not(4097, 64, dtype)[0]
         assert "heads are 257 wide, at most 256 fit" in tuning.why_not(4097, 257, dtype)[0]
+
+
+@pytest.mark.parametrize(("version", "is_new_enough"), [("3.4.0", False), ("3.5.0", True), ("3.10.1", True), ("4.0.0+git12", True)])
+def test_an_old_triton_is_refused(version: str, is_new_enough: bool) -> None:
+    with mock.patch("importlib.import_module", return_value=SimpleNamespace(__version__=version)):
+        problem = calls_of_kernels.import_problem.__wrapped__()
+    assert problem == (None if is_new_enough else f"the package triton is {version}, it needs 3.5 or newer")
 
 
 def test_tables_of_other_architectures() -> None:

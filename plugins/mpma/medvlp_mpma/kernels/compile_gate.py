@@ -163,7 +163,8 @@ def compile_case(case: Case) -> Compiled:
         result = _compiled(case, result)
     except Exception as error:  # whatever the compiler raises is the result
         lines = str(error).strip().splitlines() or [""]
-        result = attrs.evolve(result, error=f"{type(error).__name__}: {lines[-1]}")
+        cause = f" {error.__cause__}" if error.__cause__ else ""  # Triton points at the line, and its cause says what is wrong
+        result = attrs.evolve(result, error=f"{type(error).__name__}: {lines[-1].strip()}{cause}")
     return attrs.evolve(result, seconds=time.perf_counter() - started)
 
 
