@@ -7,8 +7,9 @@ Steps: ``device`` (rates), ``correctness`` (both ops, three dtypes, against floa
 ``sweep`` (tiles, new tables), ``crossover`` (up to how many keys our kernels win), ``model`` (a training step of ``mpma:base``).
 A step that fails is noted and the others go on; what does not fit in ``--minutes`` is left out and named. All is written as soon as
 it is known: device.json, correctness.csv, kernels.csv, roofline.png, measurements.json (sweep, crossover, model), a new table for
-each op, and summary.md: eight files. Look at the tables, then copy the two folders over ``medvlp_mpma/kernels``. Nothing needs to
-be installed: the packages of this repository are taken from its folders.
+each op, and summary.md: eight files. Look at the tables, then copy the two folders over ``medvlp_mpma/kernels`` and record what the
+compiler says of them (``python tests/mpma/kernels/gate_record.py``). Nothing needs to be installed: the packages of this repository
+are taken from its folders.
 
 Exit code 0; 1 if a number is wrong (then that path is not timed in that dtype) or a step failed; 2 without a GPU.
 """
@@ -49,6 +50,7 @@ from unittest import mock
 import attrs
 import torch
 from medvlp_mpma.kernels import calls, sweep
+from medvlp_mpma.kernels.compile_gate import register_budget
 from medvlp_mpma.kernels.inputs import AttentionInputs
 from medvlp_mpma.kernels.memory_attention import benchmark as attention
 from medvlp_mpma.kernels.memory_attention import launch as attention_launch
@@ -64,7 +66,7 @@ from torch import Tensor
 
 from medvlp_core import KernelError, MedvlpError, Role
 from medvlp_core import plan as plan_recipe
-from medvlp_core.cli.bench import write as write_benchmark
+from medvlp_core.cli import write as write_benchmark
 from medvlp_core.kernels import Call
 from medvlp_core.kernels import benchmark_report as report
 from medvlp_core.kernels.benchmark import TOLERANCES, Contender, KernelBenchmark, Shape, check, wrong_rivals
@@ -97,7 +99,7 @@ def name_of(dtype: torch.dtype) -> str:
 
 
 def in_rehearsal(shape: Shape) -> Shape:
-    """A shape at toy size in a rehearsal; D and G keep more queries than a tile has rows."""
+    """A shape at toy size in a rehearsal; D and G keep too many queries for the kernel that does the keys, too."""
     if not REHEARSE:
         return shape
     small = {letter: TOY[letter] for letter in shape.sizes}
@@ -134,7 +136,7 @@ class Case:
         return " ".join(f"{letter}={size}" for letter, size in zip("BHLSMDK", sizes, strict=True))
 
     def shrunk(self) -> Case:
-        """The same for a rehearsal: more queries than a tile has rows stay more."""
+        """The same for a rehearsal: too many queries for the kernel that does the keys, too, stay too many."""
         queries, keys, slots = -(-self.queries // 8), -(-self.keys // 16), -(-self.slots // 16)
         chosen = slots + 1 if self.topk >= self.slots else max(2, self.topk // 8)
         width, chosen = self.width // 4, chosen if self.topk else 0
@@ -333,6 +335,8 @@ def compile_rule(task: tuple[str, sweep.Rule, tuple[bool, ...]]) -> dict[str, An
         found |= launch.needs
         if launch.needs["spills"]:
             return {**found, "reason": f"spills {launch.needs['spills']} words"}
+        if (launch.needs["registers"] or 0) > (budget := register_budget(rule["warps"])):
+            return {**found, "reason": f"uses {launch.needs['registers']} registers, the budget is {budget}"}
     return found
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import attrs
 import pytest
 import torch
-from medvlp_core.estimate.report import component_lines, lines, time_lines
 from torch import Tensor, nn
 
 import medvlp_core
@@ -21,6 +20,7 @@ from medvlp_core.estimate.check import measure
 from medvlp_core.estimate.cost import count_steps, memory_of, pairs_of_a_micro_batch, seconds_of, seconds_of_op
 from medvlp_core.estimate.estimate import Estimate, count_pairs, estimate
 from medvlp_core.estimate.fake import GpuFunctions, fake_model
+from medvlp_core.estimate.report import component_lines, lines, time_lines
 from medvlp_core.estimate.step import Group, Parts, Weights, build_for_estimate, count_parts, follow
 from medvlp_core.estimate.trace import Op, StepTrace
 from medvlp_core.planning.plan import ModelPlan

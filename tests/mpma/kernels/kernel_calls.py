@@ -83,9 +83,12 @@ def cases(**fixed: Any) -> st.SearchStrategy[Case]:
 
 
 def attend(inputs: dict[str, Any], path: str, dtype: torch.dtype, *, with_lse: bool = False) -> dict[str, Tensor]:
-    """Output, lse and every gradient of one call in ``dtype``, by name; the upstream gradients are functions of the shape."""
+    """Output, lse and every gradient of one call in ``dtype``, by name; the upstream gradients are functions of the shape.
+
+    Tensors keep their strides (a clone would pack those that are slices).
+    """
     given = {name: x.to(dtype) if _is_float(x) else x for name, x in inputs.items()}
-    leaves = {name: given[name].clone().requires_grad_() for name in (*LARGE, "mem_bias") if given.get(name) is not None}
+    leaves = {name: given[name].detach().requires_grad_() for name in (*LARGE, "mem_bias") if given.get(name) is not None}
     torch.manual_seed(1234)  # dropout's seed
     out, lse = memory_attention(**(given | leaves), return_lse=True, path=path)
     is_reached = lse > -math.inf

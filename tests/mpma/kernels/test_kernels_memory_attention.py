@@ -179,16 +179,19 @@ def test_gate_mixes_two_attentions(path: str, per_query: bool) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_strides_do_not_matter(path: str) -> None:
+    torch.manual_seed(0)
     inputs = Case(batch=2, queries=4, keys=4, slots=4, heads=2, width=8).inputs(torch.float32)
     packed = torch.randn(2, 4, 3, 2, 8)
     inputs |= {"q": packed[:, :, 0], "k": packed[:, :, 1], "v": packed[:, :, 2]}  # as a joint projection leaves them
     inputs |= {"mem_k": torch.randn(8, 2, 4).permute(2, 1, 0), "mem_v": torch.randn(1, 2, 8).expand(4, 2, 8)}
     assert not any(inputs[name].is_contiguous() for name in ("q", "k", "v", "mem_k", "mem_v"))
-    found = memory_attention(**inputs, path=path)
-    wanted = memory_attention(**{name: x.contiguous() if isinstance(x, Tensor) else x for name, x in inputs.items()}, path=path)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
-    found = errors(attend(inputs, path, torch.float32), attend(inputs, "reference", torch.float64))
-    assert too_large(found, torch.float32) == {}
+    in_rows = {name: x.contiguous() if isinstance(x, Tensor) else x for name, x in inputs.items()}
+    found, of_rows = (attend(one, path, torch.float32) for one in (inputs, in_rows))
+    wanted = attend(inputs, "reference", torch.float64)
+    assert too_large(errors(found, wanted), torch.float32) == {}
+    assert too_large(errors(of_rows, wanted), torch.float32) == {}
+    if path == "triton":  # ours: the same bits; the library's kernels may add in another order
+        assert [name for name in found if not torch.equal(found[name], of_rows[name])] == []
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from medvlp_mpma.kernels import calls as calls_of_kernels
 from medvlp_mpma.kernels.memory_topk import tuning
 from medvlp_mpma.kernels.memory_topk.launch import memory_threshold
 from medvlp_mpma.kernels.memory_topk.tuning import Tiles
@@ -108,7 +109,7 @@ def calls(draw: st.DrawFn) -> Call:
     width = draw(st.sampled_from([8, 16, 24, 64]))
     piece, chunk = draw(st.sampled_from([16, 32])), draw(st.sampled_from([16, 32]))
     counts = {"pieces": -(-slots // piece), "chunks": -(-width // chunk), "warps": 1, "stages": 1}
-    tiles = Tiles(queries=draw(st.sampled_from([2, 8])), piece=piece, chunk=chunk, **counts)
+    tiles = Tiles(queries=draw(st.sampled_from([4, 16])), piece=piece, chunk=chunk, **counts)
     return Call(
         batch=draw(st.integers(1, 3)),
         queries=draw(st.integers(1, 4)),
@@ -213,7 +214,9 @@ def test_nothing_to_do(batch: int, queries: int, heads: int) -> None:
 def test_tiles_of_the_gpus(table: str, slots: int, dtype: torch.dtype) -> None:
     torch.manual_seed(1)
     tiles = tuning.tiles_for(table, slots, 24, torch.finfo(dtype).bits)
-    q, mem_k = (torch.randint(-3, 4, shape).to(dtype) for shape in ((2, 10, 1, 24), (slots, 1, 24)))
+    assert tiles is not None
+    rows = tiles.queries // 2 + 1  # two tiles, one of which holds queries of both samples
+    q, mem_k = (torch.randint(-3, 4, shape).to(dtype) for shape in ((2, rows, 1, 24), (slots, 1, 24)))
     check_exact(q, mem_k, 32, tiles)
 
 
@@ -230,6 +233,13 @@ def test_why_not(is_interpreted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
         assert tuning.unsupported_reasons(4096, 256, dtype) == ()
         assert "4097 slots are too many, at most 4096 fit" in tuning.unsupported_reasons(4097, 64, dtype)[0]
         assert "heads are 257 wide, at most 256 fit" in tuning.unsupported_reasons(4097, 257, dtype)[0]
+
+
+@pytest.mark.parametrize(("version", "is_new_enough"), [("3.4.0", False), ("3.5.0", True), ("3.10.1", True), ("4.0.0+git12", True)])
+def test_an_old_triton_is_refused(version: str, is_new_enough: bool) -> None:
+    with mock.patch("importlib.import_module", return_value=SimpleNamespace(__version__=version)):
+        problem = calls_of_kernels.import_problem.__wrapped__()
+    assert problem == (None if is_new_enough else f"the package triton is {version}, it needs 3.5 or newer")
 
 
 def test_tables_of_other_architectures() -> None:

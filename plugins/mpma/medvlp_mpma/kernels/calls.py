@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack
 from typing import NoReturn
 
 import torch
+from packaging.version import Version
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -18,6 +19,9 @@ from medvlp_core import KernelError, Problem
 from medvlp_core.kernels import Call
 
 DTYPES = ("float32", "float16", "bfloat16")
+
+#: Older ones compile no product with fewer than 16 columns, and top-k over a large memory has 2 to 8.
+OLDEST_TRITON = "3.5"
 
 
 def describe(q: Tensor, keys: int, slots: int, *features: str) -> Call:
@@ -113,13 +117,15 @@ def is_interpreted() -> bool:
 
 @functools.cache
 def import_problem() -> str | None:
-    """Why Triton cannot be imported, or None."""
+    """Why Triton cannot be imported or is too old, or None."""
     try:
-        importlib.import_module("triton")
+        triton = importlib.import_module("triton")
     except Exception as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "triton":
             return "the package triton is not installed (there are builds for Linux)"
         return f"the package triton cannot be imported: {type(error).__name__}: {error}"
+    if Version(triton.__version__) < Version(OLDEST_TRITON):
+        return f"the package triton is {triton.__version__}, it needs {OLDEST_TRITON} or newer"
     return None
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import attrs
 
 from medvlp_mpma.kernels.inputs import AttentionInputs
+from medvlp_mpma.kernels.options import launch_options
 from medvlp_mpma.kernels.tables import gpu_tables, read_table, table_name
 
 #: Up to so many keys a sample ``auto`` takes our kernels on a GPU: for more, library kernels are expected to be faster (a model,
@@ -34,9 +35,9 @@ class Tiles:
         """The kernels' compile-time sizes."""
         return {"BLOCK_L": self.block_l, "BLOCK_N": self.block_n, "BLOCK_D": self.block_d}
 
-    def launch(self) -> dict[str, int]:
+    def launch(self) -> dict[str, int | bool]:
         """Triton's launch options."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
+        return launch_options(self.warps, self.stages)
 
 
 def choose(kernel: str, inputs: AttentionInputs) -> Tiles:

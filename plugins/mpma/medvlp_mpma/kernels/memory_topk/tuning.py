@@ -14,6 +14,7 @@ import attrs
 import torch
 
 from medvlp_mpma.kernels.calls import is_interpreted
+from medvlp_mpma.kernels.options import launch_options
 from medvlp_mpma.kernels.tables import gpu_tables, read_table, table_name
 
 TABLES = Path(__file__).parent / "tuning"
@@ -36,9 +37,9 @@ class Tiles:
         names = {"QUERIES": self.queries, "PIECE": self.piece, "PIECES": self.pieces}
         return {**names, "CHUNK": self.chunk, "CHUNKS": self.chunks}
 
-    def launch(self) -> dict[str, int]:
+    def launch(self) -> dict[str, int | bool]:
         """Triton's launch options."""
-        return {"num_warps": self.warps, "num_stages": self.stages}
+        return launch_options(self.warps, self.stages)
 
 
 def choose(slots: int, head_width: int, bits: int, device: torch.device) -> Tiles:
