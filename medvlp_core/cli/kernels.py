@@ -13,7 +13,7 @@ import attrs
 from medvlp_core.cli.common import columns, print_problems
 from medvlp_core.cli.folding import print_folded
 from medvlp_core.errors import KernelError, PluginError, Problem
-from medvlp_core.kernels.dispatch import VARIABLE, Call, Kernel, wanted
+from medvlp_core.kernels.dispatch import VARIABLE, Call, Kernel, requested_backend
 from medvlp_core.spec.kernel import KernelOp
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -39,13 +39,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Print op by op. 1 if one of them cannot be loaded, or MEDVLP_KERNELS is wrong."""
-    requested = wanted()
+    requested = requested_backend()
     from medvlp_core.plugins.host import load_plugins
 
     host = load_plugins()
     problems: list[Problem] = []
     if VARIABLE in os.environ:
-        print(f"{VARIABLE}={requested} (a path that a recipe names counts more)\n")
+        print(f"{VARIABLE}={requested} (a backend that a recipe names counts more)\n")
     devices = devices_here()
     for index, op in enumerate(sorted(host.kernels.values(), key=lambda op: op.name)):
         print_folded([*([""] if index else []), f"{op.name}: {op.summary}"])
@@ -95,13 +95,13 @@ def op_lines(op: KernelOp, requested: str, devices: list[Device], dtype: str | N
     for device in devices:
         used = dtype or ("bfloat16" if device.type == "cuda" else "float32")
         call = attrs.evolve(kernel.example, device=device.type, dtype=used)
-        # A path may look at the current GPU, so let it be the one in question.
+        # A backend may look at the current GPU, so let it be the one in question.
         with torch.cuda.device(device.name) if device.type == "cuda" else nullcontext():
             try:
                 found = device_lines(kernel, requested, call)
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}"
-                hint = "Kernel(example=Call(...)) needs every size that its paths look at"
+                hint = "Kernel(example=Call(...)) needs every size that its backends look at"
                 text = f"{op.name} cannot say who serves its example call: {reason}"
                 raise PluginError(Problem(code="MV302", text=text, details=(op.build,), hint=hint)) from error
         yield f"  {device.label}, {used}: {found[0]}"
@@ -121,7 +121,7 @@ def device_lines(kernel: Kernel, requested: str, call: Call) -> list[str]:
         if reasons:
             return f"cannot serve: {'; '.join(reasons)}"
         if requested != "auto":
-            return f"can serve; {VARIABLE} asks for {requested}"
+            return f"can serve; {VARIABLE} requests {requested}"
         return f"can serve; {chosen} comes first" if name in order else "can serve, only when asked for by name"
 
     rows = [(name, state(name, why)) for name, why in kernel.reasons(call).items() if name != chosen]

@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from medvlp_core.kernels.dispatch import Call, Kernel, Path, wanted
+from medvlp_core.kernels.dispatch import Backend, Call, Kernel, requested_backend
 
 __all__ = [
+    "Backend",
     "Call",
     "Kernel",
-    "Path",
-    "wanted",
+    "requested_backend",
 ]

@@ -1,12 +1,13 @@
-"""Ops with several implementations ("paths") and the choice between them. Light.
+"""Ops with several implementations ("backends") and the choice between them. Light.
 
 A plugin declares an op with :class:`KernelOp` (torch-free) through the hook ``medvlp_register_kernels``; the import string leads to
-a :class:`Kernel`, which knows its paths and why one cannot serve a call. Which path serves is decided per call::
+a :class:`Kernel`, which knows its backends and why one cannot serve a call. Which backend serves is decided per call::
 
     wish of the caller (YAML: kernel)  ->  else MEDVLP_KERNELS  ->  else auto
 
-A path that is wished for by name and cannot serve is an error with its reasons. ``auto`` takes the first path of the op's order
-that can serve; if it had to pass over a better one, it says so once per process. ``medvlp kernels`` shows all this for a machine.
+A backend that is requested by name and cannot serve is an error with its reasons. ``auto`` takes the first backend of the op's
+order that can serve; if it had to pass over a better one, it says so once per process. ``medvlp kernels`` shows all this for a
+machine.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from medvlp_core.spec.kernel import KernelOp
 #: The environment variable that chooses for every op.
 VARIABLE = "MEDVLP_KERNELS"
 
-#: What can be wished for. ``reference`` is the definition, ``composite`` plain PyTorch as an expert would write it.
+#: What can be requested. ``reference`` is the definition, ``composite`` plain PyTorch as an expert would write it.
 BACKENDS = ("auto", "reference", "composite", "triton")
 
 log = logging.getLogger("medvlp.kernels")
@@ -51,7 +52,7 @@ class Call:
 
 
 @attrs.frozen(kw_only=True)
-class Path:
+class Backend:
     """One implementation of an op: its name, and why it cannot serve a call (empty: it can)."""
 
     name: str = attrs.field(validator=attrs.validators.in_(BACKENDS[1:]))
@@ -60,31 +61,33 @@ class Path:
 
 @attrs.frozen(kw_only=True, eq=False)  # one object for each op: compared and hashed as such, which is quick
 class Kernel:
-    """An op with its paths. ``order`` gives the names of the paths that ``auto`` may take for a call, best first.
+    """An op with its backends. ``order`` gives the names of the backends that ``auto`` may take for a call, best first.
 
     ``name`` is that of its :class:`KernelOp`. ``example`` is a call of usual size: ``medvlp kernels`` asks about it, on the devices
     of the machine.
 
     Example:
-        >>> composite = Path(name="composite", unsupported_reasons=lambda call: ())
-        >>> Kernel(name="acme.gate", paths=(composite,), order=lambda call: ("composite",)).select("auto", Call("cpu", "float32"))
+        >>> composite = Backend(name="composite", unsupported_reasons=lambda call: ())
+        >>> gate = Kernel(name="acme.gate", backends=(composite,), order=lambda call: ("composite",))
+        >>> gate.select("auto", Call("cpu", "float32"))
         'composite'
     """
 
     name: str
-    paths: tuple[Path, ...]
+    backends: tuple[Backend, ...]
     order: Callable[[Call], tuple[str, ...]]
     example: Call = Call("cpu", "float32")
 
     def reasons(self, call: Call) -> dict[str, tuple[str, ...]]:
-        """For each path why it cannot serve the call; no reasons mean that it can."""
-        return {path.name: path.unsupported_reasons(call) for path in self.paths}
+        """For each backend why it cannot serve the call; no reasons mean that it can."""
+        return {backend.name: backend.unsupported_reasons(call) for backend in self.backends}
 
     def select(self, requested: str, call: Call) -> str:
-        """The path that serves a call.
+        """The backend that serves a call.
 
         Raises:
-            KernelError: ``requested`` names a path that cannot serve, or none that exists; or nothing is left for ``auto`` (MV401).
+            KernelError: ``requested`` names a backend that cannot serve, or none that exists; or nothing is left for ``auto``
+            (MV401).
         """
         return _select(self, requested, call)
 
@@ -97,7 +100,7 @@ class Kernel:
         return _pick(self, requested, call, self.reasons(call))
 
 
-def wanted(explicit: str = "auto") -> str:
+def requested_backend(explicit: str = "auto") -> str:
     """The wish that counts: the caller's own, else that of the environment variable ``MEDVLP_KERNELS``, else ``auto``.
 
     Raises:
@@ -108,7 +111,7 @@ def wanted(explicit: str = "auto") -> str:
         return requested
     source = f"{VARIABLE}={requested}" if requested != explicit else repr(requested)
     raise KernelError(
-        Problem(code="MV401", text=f"{source}: no such kernel path", hint=did_you_mean(requested, BACKENDS, what="paths"))
+        Problem(code="MV401", text=f"{source}: no such kernel backend", hint=did_you_mean(requested, BACKENDS, what="backends"))
     )
 
 
@@ -126,19 +129,19 @@ def _select(kernel: Kernel, requested: str, call: Call) -> str:
 def _pick(kernel: Kernel, requested: str, call: Call, reasons: dict[str, tuple[str, ...]]) -> str:
     if requested != "auto":
         if requested not in reasons:
-            text, hint = f"{kernel.name} has no path {requested!r}", f"paths: {', '.join(reasons)}"
+            text, hint = f"{kernel.name} has no backend {requested!r}", f"backends: {', '.join(reasons)}"
             raise KernelError(Problem(code="MV401", text=text, hint=hint))
         if reasons[requested]:
-            text = f"{kernel.name}: the path {requested!r} was asked for and cannot serve this call"
-            hint = f"paths that can: {_that_can(reasons)}; or leave the choice to 'auto'"
+            text = f"{kernel.name}: the backend {requested!r} was requested and cannot serve this call"
+            hint = f"backends that can: {_that_can(reasons)}; or leave the choice to 'auto'"
             raise KernelError(Problem(code="MV401", text=text, details=reasons[requested], hint=hint))
         return requested
     order = kernel.order(call)
     chosen = next((name for name in order if not reasons[name]), None)
     if chosen is None:
         details = tuple(f"{name}: {', '.join(reasons[name])}" for name in order)
-        text = f"{kernel.name}: 'auto' has no path that can serve this call"
-        raise KernelError(Problem(code="MV401", text=text, details=details, hint=f"paths that can: {_that_can(reasons)}"))
+        text = f"{kernel.name}: 'auto' has no backend that can serve this call"
+        raise KernelError(Problem(code="MV401", text=text, details=details, hint=f"backends that can: {_that_can(reasons)}"))
     return chosen
 
 
@@ -148,8 +151,8 @@ def _that_can(reasons: dict[str, tuple[str, ...]]) -> str:
 
 @functools.cache
 def _say_once(name: str, device: str, chosen: str, passed_over: tuple[tuple[str, tuple[str, ...]], ...]) -> None:
-    why = "; ".join(f"{path}: {', '.join(reasons)}" for path, reasons in passed_over)
-    log.warning("%s on %s: the path %s serves (%s)", name, device, chosen, why)
+    why = "; ".join(f"{backend}: {', '.join(reasons)}" for backend, reasons in passed_over)
+    log.warning("%s on %s: the backend %s serves (%s)", name, device, chosen, why)
 
 
 def load_kernel(op: KernelOp) -> Kernel:

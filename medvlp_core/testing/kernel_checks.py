@@ -32,7 +32,7 @@ class KernelSubject:
         return self.host.kernels[self.name]
 
     def kernel(self) -> Kernel:
-        """The op with its paths.
+        """The op with its backends.
 
         Raises:
             NotApplicable: it cannot be imported.
@@ -82,9 +82,9 @@ def loads_its_kernel(subject: KernelSubject) -> None:
 def has_a_definition(subject: KernelSubject) -> None:
     """It has the path ``reference``, which serves every device and dtype, and no path twice."""
     kernel = subject.kernel()
-    names = [path.name for path in kernel.paths]
-    expect(len(set(names)) == len(names), f"the paths are {', '.join(names)}: one stands twice")
-    expect(DEFINITION in names, f"the paths are {', '.join(names)}: {DEFINITION!r}, the definition, is missing")
+    names = [backend.name for backend in kernel.backends]
+    expect(len(set(names)) == len(names), f"the backends are {', '.join(names)}: one stands twice")
+    expect(DEFINITION in names, f"the backends are {', '.join(names)}: {DEFINITION!r}, the definition, is missing")
     for call in calls(kernel):
         reasons = kernel.reasons(call)[DEFINITION]
         expect(not reasons, f"{DEFINITION!r} does not serve {call.dtype} on {call.device}: {'; '.join(reasons)}")
@@ -116,13 +116,13 @@ def says_why_a_path_cannot_serve(subject: KernelSubject) -> None:
 def agrees_with_its_definition(subject: KernelSubject) -> None:
     """Every path that serves here gives the output and the gradients of ``reference``, at small odd-sized calls."""
     kernel, benchmark = subject.kernel(), subject.benchmark()
-    paths = _contenders(kernel, benchmark)
-    if not paths:
-        raise NotApplicable(f"it has no path but {DEFINITION!r}")
+    backends = _contenders(kernel, benchmark)
+    if not backends:
+        raise NotApplicable(f"it has no backend but {DEFINITION!r}")
     compared: set[str] = set()
     for device in devices():
         for dtype in DTYPES:
-            for finding in compare(benchmark, benchmark.shapes[:1], device, dtype, contenders=paths):
+            for finding in compare(benchmark, benchmark.shapes[:1], device, dtype, contenders=backends):
                 compared.add(finding.contender)
                 where = f"{str(dtype).removeprefix('torch.')} on {device.type}, {finding.case}"
                 expect(not finding.is_red, f"the path {finding.contender!r} is wrong in {where}: {finding.worst}")
@@ -131,9 +131,9 @@ def agrees_with_its_definition(subject: KernelSubject) -> None:
 
 
 def _contenders(kernel: Kernel, benchmark: KernelBenchmark) -> list[Contender]:
-    """The contenders of the benchmark that are paths of the op: those with their names."""
+    """The contenders of the benchmark that are backends of the op: those with their names."""
     by_name = {one.name: one for one in benchmark.contenders}
-    names = [path.name for path in kernel.paths if path.name != DEFINITION]
+    names = [backend.name for backend in kernel.backends if backend.name != DEFINITION]
     missing = [name for name in names if name not in by_name]
     expect(not missing, f"the benchmark has no contender named {', '.join(missing)}, after the path of the op")
     strange = [name for name in names if not by_name[name].is_same_op]

@@ -66,7 +66,7 @@ from torch import Tensor
 
 from medvlp_core import KernelError, MedvlpError, Role
 from medvlp_core import plan as plan_recipe
-from medvlp_core.cli import write as write_benchmark
+from medvlp_core.cli.bench import write as write_benchmark
 from medvlp_core.kernels import Call
 from medvlp_core.kernels import benchmark_report as report
 from medvlp_core.kernels.benchmark import TOLERANCES, Contender, KernelBenchmark, Shape, check, wrong_rivals

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from medvlp_core.kernels import Call, Kernel, wanted
+from medvlp_core.kernels import Call, Kernel, requested_backend
 from medvlp_core.nn import MultiHeadAttention, xavier_linear
 from medvlp_mpma.kernels.memory_attention.op import KERNEL as ATTENTION
 from medvlp_mpma.kernels.memory_attention.op import memory_attention
@@ -48,7 +48,7 @@ class SharedMemory(nn.Module):
         if self.training and value.requires_grad and self.topk < len(self.slots) and not torch.compiler.is_compiling():
             value.register_hook(self._note_in_use)
         dropout = self.dropout if self.training else 0.0
-        return self.output(memory_topk(query, key, value, self.topk, dropout_p=dropout, path=self.kernel).flatten(2))
+        return self.output(memory_topk(query, key, value, self.topk, dropout_p=dropout, backend=self.kernel).flatten(2))
 
     def statistics(self) -> dict[str, Tensor]:
         """``slots_in_use``: the share of slots with a gradient since it was asked last; empty if every slot answers to all.
@@ -108,7 +108,7 @@ class SlotCrossAttention(nn.Module):
             )
         )
         dropout = part.dropout if self.training else 0.0
-        mixed = memory_attention(query, key, value, slot_keys, slot_values, dropout_p=dropout, path=self.kernel)
+        mixed = memory_attention(query, key, value, slot_keys, slot_values, dropout_p=dropout, backend=self.kernel)
         return part.output(mixed.flatten(2))
 
     def kernel_choices(self, device: str, dtype: str) -> dict[str, str]:
@@ -124,4 +124,4 @@ class SlotCrossAttention(nn.Module):
 
 
 def _choice(op: Kernel, kernel: str, call: Call) -> dict[str, str]:
-    return {op.name: op.select(wanted(kernel), call)}
+    return {op.name: op.select(requested_backend(kernel), call)}

@@ -17,8 +17,7 @@ from torch import nn
 from medvlp_core.cli import main
 from medvlp_core.cli.kernels import devices_here
 from medvlp_core.errors import KernelError
-from medvlp_core.kernels.dispatch import Call, Kernel, wanted
-from medvlp_core.kernels.dispatch import Path as KernelPath
+from medvlp_core.kernels.dispatch import Backend, Call, Kernel, requested_backend
 from medvlp_core.model.build import build_run
 from medvlp_core.nn.interfaces import ChoosesKernels
 from medvlp_core.runtime.device import usable_devices
@@ -27,7 +26,7 @@ from medvlp_core.training.describe_run import describe_run, kernels_in_use
 NUMBERS = itertools.count()
 
 OPS = """\
-from medvlp_core.kernels.dispatch import Call, Kernel, Path
+from medvlp_core.kernels.dispatch import Backend, Call, Kernel
 
 def needs_half(call):
     return () if call.dtype in ("bfloat16", "float16") else (f"{call.dtype} is too wide", "needs a fast unit")
@@ -36,11 +35,11 @@ def serves(call):
     return ()
 
 NEEDS = {"triton": needs_half, "composite": serves, "reference": serves}
-PATHS = tuple(Path(name=name, unsupported_reasons=reasons) for name, reasons in NEEDS.items())
+BACKENDS = tuple(Backend(name=name, unsupported_reasons=reasons) for name, reasons in NEEDS.items())
 ORDER = lambda call: ("triton", "composite")
 EXAMPLE = Call("cpu", "float32", (("B", 2), ("M", 40)), frozenset(["bias"]))
-GATE = Kernel(name="{space}.gate", paths=PATHS, order=ORDER, example=EXAMPLE)
-FORGETFUL = Kernel(name="{space}.forgetful", paths=PATHS, order=lambda call: ("triton",) * call["M"])
+GATE = Kernel(name="{space}.gate", backends=BACKENDS, order=ORDER, example=EXAMPLE)
+FORGETFUL = Kernel(name="{space}.forgetful", backends=BACKENDS, order=lambda call: ("triton",) * call["M"])
 """
 
 PLUGIN = """\
@@ -124,7 +123,7 @@ def test_the_variable_is_shown_and_counts(capsys: Capture, tmp_path: Path, space
     monkeypatch.setenv("MEDVLP_KERNELS", "reference")
     code, lines, _ = run(capsys, "kernels")
     assert code == 0
-    assert lines[0] == "MEDVLP_KERNELS=reference (a path that a recipe names counts more)"
+    assert lines[0] == "MEDVLP_KERNELS=reference (a backend that a recipe names counts more)"
     assert lines[4:] == [
         "  cpu, float32: reference",
         "    triton     cannot serve: float32 is too wide; needs a fast unit",
@@ -139,7 +138,7 @@ def test_a_wish_that_cannot_be_met_is_shown_where_it_cannot(
     monkeypatch.setenv("MEDVLP_KERNELS", "triton")
     code, lines, err = run(capsys, "kernels")
     assert (code, err) == (0, "")
-    text = f"{space}.gate: the path 'triton' was asked for and cannot serve this call"
+    text = f"{space}.gate: the backend 'triton' was requested and cannot serve this call"
     assert lines[4] == f"  cpu, float32: a call stops with [MV401] {text}"
     assert lines[5] == "    triton     cannot serve: float32 is too wide; needs a fast unit"
 
@@ -148,7 +147,7 @@ def test_a_wrong_variable_is_a_problem(capsys: Capture, space: str, monkeypatch:
     monkeypatch.setenv("MEDVLP_KERNELS", "fast")
     code, lines, err = run(capsys, "kernels")
     assert (code, lines) == (1, [])
-    assert err.startswith("[MV401] MEDVLP_KERNELS=fast: no such kernel path\n    hint: ")
+    assert err.startswith("[MV401] MEDVLP_KERNELS=fast: no such kernel backend\n    hint: ")
 
 
 def test_an_op_that_cannot_be_used_does_not_hide_the_others(capsys: Capture, tmp_path: Path, space: str) -> None:
@@ -199,9 +198,9 @@ def needs_gpu(call: Call) -> tuple[str, ...]:
 
 GATE = Kernel(
     name="acme.gate",
-    paths=(
-        KernelPath(name="triton", unsupported_reasons=needs_gpu),
-        KernelPath(name="composite", unsupported_reasons=lambda call: ()),
+    backends=(
+        Backend(name="triton", unsupported_reasons=needs_gpu),
+        Backend(name="composite", unsupported_reasons=lambda call: ()),
     ),
     order=lambda call: ("triton", "composite") if call.device == "cuda" else ("composite",),
 )
@@ -216,7 +215,7 @@ class Gate(nn.Module):
 
     def kernel_choices(self, device: str, dtype: str) -> dict[str, str]:
         call = attrs.evolve(GATE.example, device=device, dtype=dtype)
-        return {GATE.name: GATE.select(wanted(self.kernel), call)}
+        return {GATE.name: GATE.select(requested_backend(self.kernel), call)}
 
 
 def test_modules_at_any_depth_name_their_choices(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +232,7 @@ def test_modules_at_any_depth_name_their_choices(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_wish_that_cannot_be_met_stops_a_run_at_its_start() -> None:
-    with pytest.raises(KernelError, match=re.escape("[MV401] acme.gate: the path 'triton' was asked for")):
+    with pytest.raises(KernelError, match=re.escape("[MV401] acme.gate: the backend 'triton' was requested")):
         kernels_in_use(Gate("triton"), torch.device("cpu"), "fp32")
 
 

@@ -29,11 +29,11 @@ NUMBERS = itertools.count()
 TOY = """\
 import torch
 from medvlp_core.kernels.benchmark import CheckCase, Contender, Inputs, KernelBenchmark, Shape, Work
-from medvlp_core.kernels.dispatch import Call, Kernel, Path
+from medvlp_core.kernels.dispatch import Backend, Call, Kernel
 
 CALLS = []
-ALWAYS = Path(name="composite", unsupported_reasons=lambda call: ())
-KERNEL = Kernel(name="{space}.gate", paths=(ALWAYS,), order=lambda call: ("composite",))
+ALWAYS = Backend(name="composite", unsupported_reasons=lambda call: ())
+KERNEL = Kernel(name="{space}.gate", backends=(ALWAYS,), order=lambda call: ("composite",))
 
 def make_inputs(shape, device, dtype, seed):
     x, w, grad = torch.randn(3, shape["B"], shape["N"], dtype=dtype, generator=torch.Generator().manual_seed(seed))

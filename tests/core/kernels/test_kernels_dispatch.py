@@ -11,7 +11,7 @@ import attrs
 import pytest
 
 from medvlp_core.errors import KernelError, PluginError
-from medvlp_core.kernels.dispatch import Call, Kernel, Path, wanted
+from medvlp_core.kernels.dispatch import Backend, Call, Kernel, requested_backend
 from medvlp_core.plugins.registry import PluginKernels
 from medvlp_core.spec.kernel import KernelOp
 
@@ -32,10 +32,10 @@ def make_kernel(**changes: Any) -> Kernel:
     """An op of three paths, under a name of its own: what is said once is said once per process."""
     kernel = Kernel(
         name=f"acme.gate_{next(NUMBERS)}",
-        paths=(
-            Path(name="triton", unsupported_reasons=needs_gpu),
-            Path(name="composite", unsupported_reasons=serves),
-            Path(name="reference", unsupported_reasons=serves),
+        backends=(
+            Backend(name="triton", unsupported_reasons=needs_gpu),
+            Backend(name="composite", unsupported_reasons=serves),
+            Backend(name="reference", unsupported_reasons=serves),
         ),
         order=lambda call: ("triton", "composite"),
     )
@@ -61,26 +61,26 @@ def test_the_callers_own_wish_comes_before_the_variable(
     monkeypatch.delenv("MEDVLP_KERNELS", raising=False)
     if variable is not None:
         monkeypatch.setenv("MEDVLP_KERNELS", variable)
-    assert wanted(explicit) == counts
+    assert requested_backend(explicit) == counts
 
 
 def test_an_unknown_wish_names_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDVLP_KERNELS", "tritn")
     with pytest.raises(KernelError) as caught:
-        wanted()
+        requested_backend()
     assert str(caught.value).splitlines() == [
-        "[MV401] MEDVLP_KERNELS=tritn: no such kernel path",
-        "    hint: did you mean 'triton'? other paths: auto, composite, reference",
+        "[MV401] MEDVLP_KERNELS=tritn: no such kernel backend",
+        "    hint: did you mean 'triton'? other backends: auto, composite, reference",
     ]
-    with pytest.raises(KernelError, match=re.escape("[MV401] 'eager': no such kernel path")):
-        wanted("eager")
+    with pytest.raises(KernelError, match=re.escape("[MV401] 'eager': no such kernel backend")):
+        requested_backend("eager")
 
 
 # ------------------------------------------------------------------------------------------------------------------ who serves
 
 
 @pytest.mark.parametrize(
-    ("requested", "call", "path"),
+    ("requested", "call", "backend"),
     [
         ("auto", CPU, "composite"),
         ("auto", GPU, "triton"),
@@ -89,9 +89,9 @@ def test_an_unknown_wish_names_its_source(monkeypatch: pytest.MonkeyPatch) -> No
         ("reference", CPU, "reference"),
     ],
 )
-def test_a_path_that_can_serve_is_taken(requested: str, call: Call, path: str) -> None:
+def test_a_path_that_can_serve_is_taken(requested: str, call: Call, backend: str) -> None:
     kernel = make_kernel()
-    assert kernel.select(requested, call) == kernel.preview(requested, call) == path
+    assert kernel.select(requested, call) == kernel.preview(requested, call) == backend
 
 
 def test_reasons_are_those_of_each_path_for_the_call() -> None:
@@ -107,17 +107,17 @@ def test_a_named_path_that_cannot_serve_is_an_error_with_its_reasons() -> None:
         with pytest.raises(KernelError) as caught:
             choose("triton", CPU)
         assert str(caught.value).splitlines() == [
-            f"[MV401] {kernel.name}: the path 'triton' was asked for and cannot serve this call",
+            f"[MV401] {kernel.name}: the backend 'triton' was requested and cannot serve this call",
             "    cpu is not a GPU",
-            "    hint: paths that can: composite, reference; or leave the choice to 'auto'",
+            "    hint: backends that can: composite, reference; or leave the choice to 'auto'",
         ]
 
 
 def test_a_path_that_the_op_lacks_is_an_error() -> None:
-    kernel = make_kernel(paths=(Path(name="composite", unsupported_reasons=serves),), order=lambda call: ("composite",))
+    kernel = make_kernel(backends=(Backend(name="composite", unsupported_reasons=serves),), order=lambda call: ("composite",))
     with pytest.raises(KernelError) as caught:
         kernel.select("triton", GPU)
-    assert str(caught.value) == f"[MV401] {kernel.name} has no path 'triton'\n    hint: paths: composite"
+    assert str(caught.value) == f"[MV401] {kernel.name} has no backend 'triton'\n    hint: backends: composite"
 
 
 def test_auto_without_a_path_that_can_serve_is_an_error() -> None:
@@ -125,9 +125,9 @@ def test_auto_without_a_path_that_can_serve_is_an_error() -> None:
     with pytest.raises(KernelError) as caught:
         kernel.select("auto", CPU)
     assert str(caught.value).splitlines() == [
-        f"[MV401] {kernel.name}: 'auto' has no path that can serve this call",
+        f"[MV401] {kernel.name}: 'auto' has no backend that can serve this call",
         "    triton: cpu is not a GPU",
-        "    hint: paths that can: composite, reference",
+        "    hint: backends that can: composite, reference",
     ]
 
 
@@ -139,7 +139,7 @@ def test_the_choice_for_equal_calls_is_computed_once() -> None:
         return ()
 
     kernel = make_kernel(
-        paths=(Path(name="composite", unsupported_reasons=unsupported_reasons),), order=lambda call: ("composite",)
+        backends=(Backend(name="composite", unsupported_reasons=unsupported_reasons),), order=lambda call: ("composite",)
     )
     for _ in range(3):
         assert kernel.select("auto", Call("cpu", "float32", (("M", 1),))) == "composite"
@@ -160,9 +160,9 @@ def test_a_fallback_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
         assert caplog.messages == []
         for slots in (40, 41, 40):
             kernel.select("auto", attrs.evolve(CPU, sizes=(("M", slots),)))
-    assert caplog.messages == [f"{kernel.name} on cpu: the path composite serves (triton: cpu is not a GPU)"]
+    assert caplog.messages == [f"{kernel.name} on cpu: the backend composite serves (triton: cpu is not a GPU)"]
     kernel.select("auto", attrs.evolve(GPU, sizes=(("M", 65),)))
-    assert caplog.messages[1:] == [f"{kernel.name} on cuda: the path composite serves (triton: more than 64 slots)"]
+    assert caplog.messages[1:] == [f"{kernel.name} on cuda: the backend composite serves (triton: more than 64 slots)"]
 
 
 def test_nothing_is_said_where_the_best_path_serves_or_one_was_named(caplog: pytest.LogCaptureFixture) -> None:
@@ -180,7 +180,7 @@ def test_nothing_is_said_where_the_best_path_serves_or_one_was_named(caplog: pyt
 def test_paths_have_the_names_that_can_be_asked_for() -> None:
     for name in ("auto", "cuda"):
         with pytest.raises(ValueError, match="'name' must be in"):
-            Path(name=name, unsupported_reasons=serves)
+            Backend(name=name, unsupported_reasons=serves)
 
 
 def test_ops_are_kept_by_name_and_belong_to_the_namespace() -> None:

@@ -385,9 +385,9 @@ def test_import_strings_that_fail_say_why(site: Path, build: str, reason: str, h
 
 def test_a_kernel_is_imported_when_it_is_used(site: Path) -> None:
     (site / "ops_of_acme.py").write_text(
-        "from medvlp_core.kernels.dispatch import Kernel, Path\n"
-        "PATHS = (Path(name='composite', unsupported_reasons=lambda call: ()),)\n"
-        "KERNEL = Kernel(name='acme.gate', paths=PATHS, order=lambda call: ('composite',))\n"
+        "from medvlp_core.kernels.dispatch import Backend, Kernel\n"
+        "BACKENDS = (Backend(name='composite', unsupported_reasons=lambda call: ()),)\n"
+        "KERNEL = Kernel(name='acme.gate', backends=BACKENDS, order=lambda call: ('composite',))\n"
     )
     kernel = load_kernel(make_op("acme.gate", "ops_of_acme:KERNEL"))
     assert kernel.select("auto", kernel.example) == "composite"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from medvlp_core.kernels.benchmark import CheckCase, Contender, Inputs, KernelBenchmark, Shape, Work
-from medvlp_core.kernels.dispatch import Call, Kernel, Path
+from medvlp_core.kernels.dispatch import Backend, Call, Kernel
 from medvlp_core.plugins.hooks import hookimpl
 from medvlp_core.plugins.registry import PluginKernels
 from medvlp_core.spec.kernel import KernelOp
@@ -57,8 +57,8 @@ def benchmark(name: str, function: Callable[[Tensor, Tensor], Tensor], contender
 
 
 def kernel(name: str, **changes: Any) -> Kernel:
-    paths = (Path(name="composite", unsupported_reasons=serves), Path(name="reference", unsupported_reasons=serves))
-    return attrs.evolve(Kernel(name=name, paths=paths, order=lambda call: ("composite",)), **changes)
+    backends = (Backend(name="composite", unsupported_reasons=serves), Backend(name="reference", unsupported_reasons=serves))
+    return attrs.evolve(Kernel(name=name, backends=backends, order=lambda call: ("composite",)), **changes)
 
 
 def right(x: Tensor, w: Tensor) -> Tensor:
@@ -69,7 +69,7 @@ RIGHT = kernel("broken.right")
 RIGHT_BENCHMARK = benchmark("broken.right", right)
 
 ONLY_DEFINED = kernel(
-    "broken.only_defined", paths=(Path(name="reference", unsupported_reasons=serves),), order=lambda call: ("reference",)
+    "broken.only_defined", backends=(Backend(name="reference", unsupported_reasons=serves),), order=lambda call: ("reference",)
 )
 ONLY_DEFINED_BENCHMARK = benchmark("broken.only_defined", right, "naive")
 
@@ -82,12 +82,12 @@ NO_GRADIENT_BENCHMARK = benchmark("broken.no_gradient", lambda x, w: x * w.detac
 UNNAMED = kernel("broken.unnamed")
 UNNAMED_BENCHMARK = benchmark("broken.unnamed", right, "ours")
 
-UNDEFINED = kernel("broken.undefined", paths=(Path(name="composite", unsupported_reasons=serves),))
+UNDEFINED = kernel("broken.undefined", backends=(Backend(name="composite", unsupported_reasons=serves),))
 UNDEFINED_BENCHMARK = benchmark("broken.undefined", right)
 
 AT_A_LOSS = kernel(
     "broken.at_a_loss",
-    paths=(Path(name="composite", unsupported_reasons=not_here), Path(name="reference", unsupported_reasons=serves)),
+    backends=(Backend(name="composite", unsupported_reasons=not_here), Backend(name="reference", unsupported_reasons=serves)),
 )
 
 OTHER_NAME = kernel("broken.another")
@@ -100,7 +100,7 @@ class Blind(Kernel):
         return "composite" if requested == "auto" else requested
 
 
-BLIND = Blind(name="broken.blind", paths=AT_A_LOSS.paths, order=lambda call: ("composite",))
+BLIND = Blind(name="broken.blind", backends=AT_A_LOSS.backends, order=lambda call: ("composite",))
 
 
 @hookimpl

@@ -17,8 +17,8 @@ FAULTS = {
     "wrong": ("agrees_with_its_definition", "the path 'composite' is wrong in float32 on cpu, odd: gradient of w 1.0e-01 (at most"),
     "no_gradient": ("agrees_with_its_definition", "the path 'composite' is wrong in float32 on cpu, odd: gradient of w 1.0e+00"),
     "unnamed": ("agrees_with_its_definition", "the benchmark has no contender named composite, after the path of the op"),
-    "undefined": ("has_a_definition", "the paths are composite: 'reference', the definition, is missing"),
-    "at_a_loss": ("says_why_a_path_cannot_serve", "'auto' has no path that can serve this call"),
+    "undefined": ("has_a_definition", "the backends are composite: 'reference', the definition, is missing"),
+    "at_a_loss": ("says_why_a_path_cannot_serve", "'auto' has no backend that can serve this call"),
     "blind": ("says_why_a_path_cannot_serve", "asking for 'composite' with float32 on cpu gave 'composite' and no error"),
     "other_name": ("loads_its_kernel", "broken_kernels:OTHER_NAME is the kernel of 'broken.another'"),
 }
@@ -51,7 +51,7 @@ def test_a_right_op_passes() -> None:
 @pytest.mark.parametrize(
     ("name", "why"),
     [
-        ("only_defined", "it has no path but 'reference'"),
+        ("only_defined", "it has no backend but 'reference'"),
         ("at_a_loss", "it declares no benchmark, and only that says how the op is called"),
         ("other_name", "the kernel cannot be loaded; loads_its_kernel says why"),
     ],

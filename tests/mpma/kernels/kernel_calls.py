@@ -82,7 +82,7 @@ def cases(**fixed: Any) -> st.SearchStrategy[Case]:
     return st.builds(Case, **(free | {name: st.booleans() for name in flags} | {name: st.just(x) for name, x in fixed.items()}))
 
 
-def attend(inputs: dict[str, Any], path: str, dtype: torch.dtype, *, with_lse: bool = False) -> dict[str, Tensor]:
+def attend(inputs: dict[str, Any], backend: str, dtype: torch.dtype, *, with_lse: bool = False) -> dict[str, Tensor]:
     """Output, lse and every gradient of one call in ``dtype``, by name; the upstream gradients are functions of the shape.
 
     Tensors keep their strides (a clone would pack those that are slices).
@@ -90,7 +90,7 @@ def attend(inputs: dict[str, Any], path: str, dtype: torch.dtype, *, with_lse: b
     given = {name: x.to(dtype) if _is_float(x) else x for name, x in inputs.items()}
     leaves = {name: given[name].detach().requires_grad_() for name in (*LARGE, "mem_bias") if given.get(name) is not None}
     torch.manual_seed(1234)  # dropout's seed
-    out, lse = memory_attention(**(given | leaves), return_lse=True, path=path)
+    out, lse = memory_attention(**(given | leaves), return_lse=True, backend=backend)
     is_reached = lse > -math.inf
     total = (out * upstream(out, given.get("query_lens"))).sum()
     if with_lse:
@@ -101,11 +101,11 @@ def attend(inputs: dict[str, Any], path: str, dtype: torch.dtype, *, with_lse: b
     return {"out": out.detach(), "lse": lse.detach().masked_fill(~is_reached, -1e4)} | found
 
 
-def answer(inputs: dict[str, Any], topk: int, path: str, dtype: torch.dtype) -> dict[str, Tensor]:
+def answer(inputs: dict[str, Any], topk: int, backend: str, dtype: torch.dtype) -> dict[str, Tensor]:
     """The same for ``memory_topk``."""
     leaves = {name: inputs[name].to(dtype).clone().requires_grad_() for name in ("q", "mem_k", "mem_v")}
     torch.manual_seed(1234)
-    out = memory_topk(**leaves, topk=topk, scale=inputs["scale"], dropout_p=inputs["dropout_p"], path=path)
+    out = memory_topk(**leaves, topk=topk, scale=inputs["scale"], dropout_p=inputs["dropout_p"], backend=backend)
     grads = torch.autograd.grad((out * upstream(out)).sum(), list(leaves.values()))
     return {"out": out.detach()} | {f"grad {name}": x for name, x in zip(leaves, grads, strict=True)}
 

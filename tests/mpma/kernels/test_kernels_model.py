@@ -19,7 +19,7 @@ from medvlp_core.nn.batch import ImageTextBatch
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.training.describe_run import kernels_in_use
 
-PATHS = ("reference", "composite", "triton")
+BACKENDS = ("reference", "composite", "triton")
 SMALL = MemoryFusionSpec(slots=10, topk=3, heads=2, layers=1, ffn_ratio=2.0, dropout=0.2)
 
 
@@ -44,8 +44,8 @@ def test_all_paths_agree_in_output_and_gradients(memory: str, fuse: str, positio
     if list(spec.problems()):
         pytest.skip("slots need an attention to stand in")
     wanted = outputs_and_gradients(attrs.evolve(spec, kernel="reference"))
-    for path in PATHS[1:]:
-        for name, value in outputs_and_gradients(attrs.evolve(spec, kernel=path)).items():
+    for backend in BACKENDS[1:]:
+        for name, value in outputs_and_gradients(attrs.evolve(spec, kernel=backend)).items():
             torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
@@ -70,11 +70,11 @@ def test_training_gives_the_same_losses_on_every_path(
 ) -> None:
     assert batch.image_target is not None
     batch = batch._replace(image=batch.image.float(), image_target=batch.image_target.float())
-    changes = {path: f"model: {{fusion: {{memory: {memory}, kernel: {path}}}}}" for path in PATHS}
+    changes = {backend: f"model: {{fusion: {{memory: {memory}, kernel: {backend}}}}}" for backend in BACKENDS}
     wanted = losses(plan_of(changes["reference"]), batch, steps=40)
     assert sum(wanted[-10:]) < sum(wanted[:10]) - 5.0, "it learns"
-    for path in PATHS[1:]:
-        found = losses(plan_of(changes[path]), batch, steps=8)
+    for backend in BACKENDS[1:]:
+        found = losses(plan_of(changes[backend]), batch, steps=8)
         torch.testing.assert_close(found[:4], wanted[:4], rtol=1e-4, atol=0)
         # From there roundings grow: a slot that wins by the last digit on one path loses on another, and Adam walks on.
         torch.testing.assert_close(found, wanted[:8], rtol=1e-2, atol=0)

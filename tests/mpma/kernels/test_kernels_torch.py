@@ -36,8 +36,8 @@ def attend(*x: Tensor, path: str = "composite", dropout_p: float = 0.0) -> Tenso
     """Both ops in one function."""
     q, k, v, mem_k, mem_v = x
     bias = torch.tensor([0.5, -1.0])
-    mixed = memory_attention(q, k, v, mem_k, mem_v, key_lens=LENS, mem_bias=bias, dropout_p=dropout_p, path=path)
-    return mixed + memory_topk(q, mem_k, mem_v, 3, dropout_p=dropout_p, path=path)
+    mixed = memory_attention(q, k, v, mem_k, mem_v, key_lens=LENS, mem_bias=bias, dropout_p=dropout_p, backend=path)
+    return mixed + memory_topk(q, mem_k, mem_v, 3, dropout_p=dropout_p, backend=path)
 
 
 def gradients(out: Tensor, x: list[Tensor]) -> list[Tensor]:
@@ -96,7 +96,7 @@ def test_compile_follows_the_environment(monkeypatch: pytest.MonkeyPatch) -> Non
         return graph.forward
 
     def run() -> None:
-        torch.compile(lambda *x: attend(*x, path="auto"), fullgraph=True, backend=look)(*x)
+        torch.compile(lambda *x: attend(*x, backend="auto"), fullgraph=True, backend=look)(*x)
 
     run()
     monkeypatch.setenv("MEDVLP_KERNELS", "reference")
@@ -133,7 +133,7 @@ def test_checkpointing_draws_the_same_dropout_again(path: str) -> None:
         return [out, *gradients(out, x)]
 
     def dropping(*x: Tensor) -> Tensor:
-        return attend(*x, path=path, dropout_p=0.4)
+        return attend(*x, backend=path, dropout_p=0.4)
 
     plain, again = run(dropping), run(lambda *x: checkpoint(dropping, *x, use_reentrant=False))
     assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
@@ -143,33 +143,33 @@ def test_checkpointing_draws_the_same_dropout_again(path: str) -> None:
 def test_autocast_decides_the_dtype(path: str) -> None:
     x = tensors()
     with torch.autocast("cpu", torch.bfloat16):
-        out = attend(*x, path=path)
+        out = attend(*x, backend=path)
         below = [one.bfloat16() for one in x]
     assert out.dtype == torch.bfloat16
     with torch.autocast("cpu", torch.float16):
-        assert memory_topk(x[0], x[3], x[4], 3, path=path).dtype == torch.float16
-    torch.testing.assert_close(out, attend(*below, path=path))
+        assert memory_topk(x[0], x[3], x[4], 3, backend=path).dtype == torch.float16
+    torch.testing.assert_close(out, attend(*below, backend=path))
     assert {grad.dtype for grad in gradients(out.float(), x)} == {torch.float32}
     doubles = tensors(dtype=torch.float64)
     with torch.autocast("cpu", torch.bfloat16):
-        assert attend(*doubles, path=path).dtype == torch.float64
+        assert attend(*doubles, backend=path).dtype == torch.float64
 
 
 def test_scores_inside_autocast_are_float32() -> None:
     q, k, v = (x.detach().bfloat16() for x in (torch.randn(1, 40, H, 16), torch.randn(300, H, 16), torch.randn(300, H, 16)))
-    exact = memory_topk(q.float(), k.float(), v.float(), 3, path="reference")
+    exact = memory_topk(q.float(), k.float(), v.float(), 3, backend="reference")
     with torch.autocast("cpu", torch.bfloat16):
-        found = memory_topk(q, k, v, 3, path="composite")
+        found = memory_topk(q, k, v, 3, backend="composite")
     torch.testing.assert_close(found.float(), exact, rtol=1e-2, atol=1e-2)  # other slots would be wrong by ones
 
 
 def test_flops_are_counted() -> None:
     x = tensors()
     with FlopCounterMode(display=False) as counter:
-        memory_attention(*x, path="composite").sum().backward()
+        memory_attention(*x, backend="composite").sum().backward()
     assert counter.get_total_flops() == 14 * B * L * H * (S + M) * D
     with FlopCounterMode(display=False) as counter:
-        memory_topk(x[0], x[3], x[4], 3, path="composite").sum().backward()
+        memory_topk(x[0], x[3], x[4], 3, backend="composite").sum().backward()
     assert counter.get_total_flops() == 14 * B * L * H * M * D
 
 
@@ -179,7 +179,7 @@ def test_flops_are_counted() -> None:
 @pytest.mark.parametrize("path", ["composite", "triton"])
 def test_a_second_derivative_is_refused(path: str) -> None:
     x = tensors()
-    for out in (memory_attention(*x, path=path), memory_topk(x[0], x[3], x[4], 3, path=path)):
+    for out in (memory_attention(*x, backend=path), memory_topk(x[0], x[3], x[4], 3, backend=path)):
         (first,) = torch.autograd.grad(out.square().sum(), x[0], create_graph=True)
         with pytest.raises(KernelError, match=r"MV403.*cannot be differentiated again"):
             torch.autograd.grad(first.sum(), x[0])
@@ -188,11 +188,11 @@ def test_a_second_derivative_is_refused(path: str) -> None:
 @pytest.mark.parametrize("path", ["composite", "triton"])
 def test_forward_mode_is_refused_instead_of_giving_zero(path: str) -> None:
     x = [one.detach() for one in tensors()]
-    calls = (lambda q: memory_attention(q, *x[1:], path=path), lambda q: memory_topk(q, x[3], x[4], 3, path=path))
+    calls = (lambda q: memory_attention(q, *x[1:], backend=path), lambda q: memory_topk(q, x[3], x[4], 3, backend=path))
     for call in calls:
         with pytest.raises(KernelError, match=r"MV403.*no forward-mode derivative"):
             torch.func.jvp(call, (x[0],), (torch.ones_like(x[0]),))
-    _, tangent = torch.func.jvp(lambda q: memory_topk(q, x[3], x[4], 3, path="reference"), (x[0],), (torch.ones_like(x[0]),))
+    _, tangent = torch.func.jvp(lambda q: memory_topk(q, x[3], x[4], 3, backend="reference"), (x[0],), (torch.ones_like(x[0]),))
     assert tangent.any()
 
 
@@ -213,7 +213,7 @@ def test_forward_and_backward_go_the_same_way(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_reference_has_a_second_derivative() -> None:
     x = [one.requires_grad_() for one in tensors(dtype=torch.float64)]
-    assert torch.autograd.gradgradcheck(lambda *x: memory_attention(*x, path="reference"), x)
+    assert torch.autograd.gradgradcheck(lambda *x: memory_attention(*x, backend="reference"), x)
 
 
 def test_all_faults_of_a_call_at_once() -> None:
@@ -235,7 +235,7 @@ def test_all_faults_of_a_call_at_once() -> None:
         with pytest.raises(KernelError, match=r"MV402.*topk is "):
             memory_topk(q, mem_k, mem_v, wrong)  # type: ignore[arg-type]
     with pytest.raises(KernelError, match=r"(?s)MV402.*q is torch.int64, expected floating"):
-        memory_attention(q.long(), k, v, mem_k, mem_v, path="reference")
+        memory_attention(q.long(), k, v, mem_k, mem_v, backend="reference")
     with pytest.raises(KernelError, match=r"MV402.*gate has the shape \(2, 3\), expected \(2,\) or \(2, 3, 2\)"):
         memory_attention(q, k, v, mem_k, mem_v, gate=torch.zeros(2, 3))
     with pytest.raises(KernelError, match=r"MV402.*no slots"):
@@ -244,7 +244,7 @@ def test_all_faults_of_a_call_at_once() -> None:
 
 def test_bfloat16_is_refused_in_the_interpreter() -> None:
     x = tensors(dtype=torch.bfloat16)
-    for call in (lambda: memory_attention(*x, path="triton"), lambda: memory_topk(x[0], x[3], x[4], 3, path="triton")):
+    for call in (lambda: memory_attention(*x, backend="triton"), lambda: memory_topk(x[0], x[3], x[4], 3, backend="triton")):
         with pytest.raises(KernelError, match=r"(?s)MV401.*interpreter gives wrong numbers in bfloat16"):
             call()
 
@@ -252,11 +252,11 @@ def test_bfloat16_is_refused_in_the_interpreter() -> None:
 def test_triton_is_refused_where_it_cannot_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TRITON_INTERPRET")
     x = tensors(batch=1, queries=11)
-    with pytest.raises(KernelError, match=r"(?s)MV401.*needs a GPU.*paths that can: composite, reference"):
-        memory_attention(*x, path="triton")
+    with pytest.raises(KernelError, match=r"(?s)MV401.*needs a GPU.*backends that can: composite, reference"):
+        memory_attention(*x, backend="triton")
     with pytest.raises(KernelError, match=r"(?s)MV401.*computes in float32, float16, bfloat16, not in float64"):
-        memory_attention(*tensors(dtype=torch.float64), path="triton")
-    assert memory_attention(*x, path="auto").shape == x[0].shape
+        memory_attention(*tensors(dtype=torch.float64), backend="triton")
+    assert memory_attention(*x, backend="auto").shape == x[0].shape
 
 
 # ------------------------------------------------------------------------------------------------------------- other processes
@@ -287,7 +287,7 @@ x, slots = torch.randn(2, 3, 2, 8, requires_grad=True), torch.randn(9, 2, 8)
 (memory_topk(x, slots, slots, 2) + memory_attention(x, x, x, slots, slots)).sum().backward()
 print(tuple(x.grad.shape), "triton is not installed" in str(KERNEL.reasons(KERNEL.example)))
 try:
-    memory_topk(x, slots, slots, 2, path="triton")
+    memory_topk(x, slots, slots, 2, backend="triton")
 except KernelError as error:
     print(error)
 """
@@ -299,7 +299,7 @@ def test_the_bundle_works_without_triton(tmp_path: Path) -> None:
     printed = run(str(program))
     assert printed.startswith("(2, 3, 2, 8) ")
     assert "the package triton is not installed" in printed
-    assert "paths that can: composite, reference" in printed
+    assert "backends that can: composite, reference" in printed
 
 
 TWO_PROCESSES = """

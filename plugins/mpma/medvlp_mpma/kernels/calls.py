@@ -75,7 +75,7 @@ def refuse_derivative(op: str, what: str) -> NoReturn:
     Raises:
         KernelError: always (MV403).
     """
-    hint = "use the path 'reference' for that (kernel: reference in a recipe, or MEDVLP_KERNELS=reference)"
+    hint = "use the backend 'reference' for that (kernel: reference in a recipe, or MEDVLP_KERNELS=reference)"
     raise KernelError(Problem(code="MV403", text=f"{op}: {what}", hint=hint))
 
 

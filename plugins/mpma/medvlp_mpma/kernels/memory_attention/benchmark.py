@@ -60,12 +60,12 @@ def check_cases(shape: Shape, device: torch.device, dtype: torch.dtype) -> Itera
     yield CheckCase(name="padding", inputs=inputs, skip=[one.name for one in CONTENDERS if one.name.startswith("cat + ")])
 
 
-def by_path(path: str) -> Callable[[Inputs], Callable[[], Tensor]]:
-    """The op by a path."""
+def by_backend(backend: str) -> Callable[[Inputs], Callable[[], Tensor]]:
+    """The op by a backend."""
 
     def make(inputs: Inputs) -> Callable[[], Tensor]:
         large = [inputs[name] for name in NAMES]
-        return lambda: memory_attention(*large, **inputs.options, path=path)
+        return lambda: memory_attention(*large, **inputs.options, backend=backend)
 
     return make
 
@@ -215,8 +215,8 @@ CONTENDERS = (
     _sdpa("cuDNN", SDPBackend.CUDNN_ATTENTION),
     _sdpa("efficient", SDPBackend.EFFICIENT_ATTENTION),
     _sdpa("math", SDPBackend.MATH),
-    Contender(name="naive", about="einsum and softmax, gradients by autograd: the path `reference`", make=by_path("reference")),
-    Contender(name="composite", about="our path `composite`: two flash calls, merged", make=by_path("composite"), is_ours=True),
+    Contender(name="naive", about="einsum and softmax, gradients by autograd: the path `reference`", make=by_backend("reference")),
+    Contender(name="composite", about="our path `composite`: two flash calls, merged", make=by_backend("composite"), is_ours=True),
     Contender(
         name="composite, one fold",
         about="the same with all samples folded into one row, instead of groups that fill a GPU",
@@ -227,7 +227,7 @@ CONTENDERS = (
     Contender(
         name="triton",
         about="our path `triton`",
-        make=by_path("triton"),
+        make=by_backend("triton"),
         unsupported_reasons=unsupported_by(KERNEL, "triton"),
         is_ours=True,
     ),
@@ -240,6 +240,6 @@ BENCHMARK = KernelBenchmark(
     baseline="cat + SDPA",
     make_inputs=make_inputs,
     check_cases=check_cases,
-    reference=lambda inputs: by_path("reference")(inputs)(),
+    reference=lambda inputs: by_backend("reference")(inputs)(),
     work=work,
 )

@@ -1,4 +1,4 @@
-"""``mpma.memory_attention`` as an op of torch: the public function, the choice of a path, gradients, fake tensors, FLOPs."""
+"""``mpma.memory_attention`` as an op of torch: the public function, the choice of a backend, gradients, fake tensors, FLOPs."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from medvlp_core.kernels import Call, Kernel, Path, wanted
+from medvlp_core.kernels import Backend, Call, Kernel, requested_backend
 from medvlp_mpma.kernels import calls
 from medvlp_mpma.kernels.dropout import draw_seed
 from medvlp_mpma.kernels.inputs import AttentionInputs
@@ -34,7 +34,7 @@ def memory_attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
     return_lse: Literal[False] = False,
-    path: str = "auto",
+    backend: str = "auto",
 ) -> Tensor: ...
 
 
@@ -54,7 +54,7 @@ def memory_attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
     return_lse: Literal[True],
-    path: str = "auto",
+    backend: str = "auto",
 ) -> tuple[Tensor, Tensor]: ...
 
 
@@ -73,17 +73,17 @@ def memory_attention(
     scale: float | None = None,
     dropout_p: float = 0.0,
     return_lse: bool = False,
-    path: str = "auto",
+    backend: str = "auto",
 ) -> Tensor | tuple[Tensor, Tensor]:
     """Attend from each query to the keys of its sample and to memory slots that all samples share.
 
     One softmax: ``s = [scale q k^T ; scale q mem_k^T + mem_bias]``, ``out = softmax(s) [v ; mem_v]``. With ``gate`` two softmaxes:
     ``out = (1 - gate) Attn(q, k, v) + gate Attn(q, mem_k, mem_v)``.
 
-    Neither the memory nor the scores are held once per sample, in no path but ``reference``. A key counts if it is below the
+    Neither the memory nor the scores are held once per sample, in no backend but ``reference``. A key counts if it is below the
     sample's length and valid; others may hold anything and get zero gradients. A query beyond ``query_lens``, or one that reaches
     nothing, gives 0 (lse -inf). Dropout acts on the weights; its mask comes from torch's generator. Under autocast the inputs are
-    cast to the context's dtype; scores and sums are float32 at least. On a CPU, and on the path
+    cast to the context's dtype; scores and sums are float32 at least. On a CPU, and on the backend
     ``triton``, gradients repeat bit by bit.
 
     Shape:
@@ -93,7 +93,7 @@ def memory_attention(
         ``scale`` > 0 defaults to 1 / sqrt(D).
 
     Raises:
-        KernelError: shapes, dtypes or devices disagree (MV402); the path that is asked for cannot serve (MV401).
+        KernelError: shapes, dtypes or devices disagree (MV402); the backend that is asked for cannot serve (MV401).
 
     Example:
         >>> import torch
@@ -110,11 +110,11 @@ def memory_attention(
     _check(q, k, v, mem_k, mem_v, small, scale, dropout_p, return_lse)
     if gate is not None:  # two calls, each with its own normaliser: a kernel of its own would save no large tensor
         no_keys, no_slots = k[:, :0], mem_k[:0]
-        common: dict[str, Any] = {"query_lens": query_lens, "scale": scale, "dropout_p": dropout_p, "path": path}
+        common: dict[str, Any] = {"query_lens": query_lens, "scale": scale, "dropout_p": dropout_p, "backend": backend}
         of_keys = memory_attention(q, k, v, no_slots, no_slots, key_lens=key_lens, key_is_valid=key_is_valid, **common)
         of_slots = memory_attention(q, no_keys, no_keys, mem_k, mem_v, **common)
         return torch.lerp(of_keys, of_slots, gate[..., None].to(q.dtype))
-    requested = wanted(path)
+    requested = requested_backend(backend)
     if requested != "reference":
         calls.refuse_forward_mode(NAME, q, k, v, mem_k, mem_v)
     seed = draw_seed(q.device) if dropout_p > 0.0 else None
@@ -171,7 +171,7 @@ def _check(
     calls.refuse(NAME, faults)
 
 
-# ----------------------------------------------------------------------------------------------------------- choice of the path
+# ----------------------------------------------------------------------------------------------------------- choice of the backend
 
 
 def _unsupported_by_triton(call: Call) -> tuple[str, ...]:
@@ -194,10 +194,10 @@ def _order(call: Call) -> tuple[str, ...]:
 
 KERNEL = Kernel(
     name=NAME,
-    paths=(
-        Path(name="triton", unsupported_reasons=_unsupported_by_triton),
-        Path(name="composite", unsupported_reasons=lambda call: ()),
-        Path(name="reference", unsupported_reasons=lambda call: ()),
+    backends=(
+        Backend(name="triton", unsupported_reasons=_unsupported_by_triton),
+        Backend(name="composite", unsupported_reasons=lambda call: ()),
+        Backend(name="reference", unsupported_reasons=lambda call: ()),
     ),
     order=_order,
     example=Call("cpu", "float32", (("B", 256), ("L", 128), ("S", 50), ("M", 512), ("H", 12), ("D", 64))),
@@ -210,8 +210,8 @@ def _serving(inputs: AttentionInputs, requested: str) -> ModuleType:
     features = [name for name, x in given.items() if x is not None]
     if inputs.dropout_p > 0.0:
         features.append("dropout")
-    path = KERNEL.select(requested, calls.describe(inputs.q, inputs.k.shape[1], inputs.mem_k.shape[0], *features))
-    return launch if path == "triton" else composite
+    backend = KERNEL.select(requested, calls.describe(inputs.q, inputs.k.shape[1], inputs.mem_k.shape[0], *features))
+    return launch if backend == "triton" else composite
 
 
 # ----------------------------------------------------------------------------------------------------------------- torch's side
@@ -234,7 +234,7 @@ def forward_op(
     dropout_p: float,
     requested: str,
 ) -> tuple[Tensor, Tensor]:
-    """``out`` and ``lse`` of :class:`AttentionInputs`, by the path that ``requested`` leads to."""
+    """``out`` and ``lse`` of :class:`AttentionInputs`, by the backend that ``requested`` leads to."""
     inputs = AttentionInputs(q, k, v, mem_k, mem_v, key_lens, key_is_valid, query_lens, mem_bias, threshold, seed, scale, dropout_p)
     with calls.running_on(q):
         out, lse = _serving(inputs, requested).forward(inputs)
@@ -262,7 +262,7 @@ def backward_op(
     dropout_p: float,
     requested: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, mem_k, mem_v and mem_bias, by the path that served the call."""
+    """Gradients of q, k, v, mem_k, mem_v and mem_bias, by the backend that served the call."""
     inputs = AttentionInputs(q, k, v, mem_k, mem_v, key_lens, key_is_valid, query_lens, mem_bias, threshold, seed, scale, dropout_p)
     with calls.running_on(q):
         found = _serving(inputs, requested).backward(inputs, out, lse, grad_out, grad_lse)

@@ -69,11 +69,11 @@ def work(shape: Shape, direction: str, number_bytes: int) -> Work:
     return Work(flops=10.0 * rows * width * chosen, bytes=moved, exps=rows * chosen)
 
 
-def by_path(path: str) -> Callable[[Inputs], Callable[[], Tensor]]:
-    """The op by a path."""
+def by_backend(backend: str) -> Callable[[Inputs], Callable[[], Tensor]]:
+    """The op by a backend."""
 
     def make(inputs: Inputs) -> Callable[[], Tensor]:
-        return lambda: memory_topk(inputs["q"], inputs["mem_k"], inputs["mem_v"], inputs.options["topk"], path=path)
+        return lambda: memory_topk(inputs["q"], inputs["mem_k"], inputs["mem_v"], inputs.options["topk"], backend=backend)
 
     return make
 
@@ -161,7 +161,7 @@ CONTENDERS = (
     Contender(
         name="masked-dense",
         about="all scores, those of losers masked, gradients by autograd; memory projected once: the path `reference`",
-        make=by_path("reference"),
+        make=by_backend("reference"),
     ),
     Contender(
         name="gather",
@@ -179,13 +179,13 @@ CONTENDERS = (
     Contender(
         name="composite",
         about="our path `composite`: masked-dense in chunks, nothing large kept",
-        make=by_path("composite"),
+        make=by_backend("composite"),
         is_ours=True,
     ),
     Contender(
         name="triton",
         about="our path `triton`",
-        make=by_path("triton"),
+        make=by_backend("triton"),
         unsupported_reasons=attention.unsupported_by(KERNEL, "triton"),
         is_ours=True,
     ),
@@ -198,6 +198,6 @@ BENCHMARK = KernelBenchmark(
     baseline="masked-dense",
     make_inputs=make_inputs,
     check_cases=check_cases,
-    reference=lambda inputs: by_path("reference")(inputs)(),
+    reference=lambda inputs: by_backend("reference")(inputs)(),
     work=work,
 )

@@ -1,4 +1,4 @@
-"""``mpma.memory_topk`` as an op of torch: the public function, the choice of a path, gradients, fake tensors, FLOPs."""
+"""``mpma.memory_topk`` as an op of torch: the public function, the choice of a backend, gradients, fake tensors, FLOPs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from medvlp_core.kernels import Call, Kernel, Path, wanted
+from medvlp_core.kernels import Backend, Call, Kernel, requested_backend
 from medvlp_mpma.kernels import calls, chunked
 from medvlp_mpma.kernels.dropout import draw_seed
 from medvlp_mpma.kernels.inputs import AttentionInputs
@@ -27,7 +27,7 @@ def memory_topk(
     *,
     scale: float | None = None,
     dropout_p: float = 0.0,
-    path: str = "auto",
+    backend: str = "auto",
 ) -> Tensor:
     """Attend from each query to its K best memory slots, chosen per head.
 
@@ -35,13 +35,13 @@ def memory_topk(
 
     Slots that tie with the K-th are all winners; only winners get a gradient; ``topk >= M`` is attention over all slots
     (``mpma.memory_attention``). Scores are compared in float32 at least. No tensor with a number per query and slot is saved, in no
-    path but ``reference``. Dropout acts on the weights after the selection. Under autocast the inputs are cast to its dtype.
+    backend but ``reference``. Dropout acts on the weights after the selection. Under autocast the inputs are cast to its dtype.
 
     Shape:
         q (B, L, H, D), mem_k and mem_v (M, H, D) with M >= 1, result (B, L, H, D); ``scale`` > 0 defaults to 1 / sqrt(D).
 
     Raises:
-        KernelError: shapes, dtypes or devices disagree (MV402); the path that is asked for cannot serve (MV401).
+        KernelError: shapes, dtypes or devices disagree (MV402); the backend that is asked for cannot serve (MV401).
 
     Example:
         >>> import torch
@@ -57,8 +57,8 @@ def memory_topk(
     _check(q, mem_k, mem_v, topk, scale, dropout_p)
     no_keys = q[:, :0]
     if topk >= mem_k.shape[0]:
-        return memory_attention(q, no_keys, no_keys, mem_k, mem_v, scale=scale, dropout_p=dropout_p, path=path)
-    requested = wanted(path)
+        return memory_attention(q, no_keys, no_keys, mem_k, mem_v, scale=scale, dropout_p=dropout_p, backend=backend)
+    requested = requested_backend(backend)
     seed = draw_seed(q.device) if dropout_p > 0.0 else None
     if requested == "reference":
         inputs = AttentionInputs(q, no_keys, no_keys, mem_k, mem_v, seed=seed, scale=scale, dropout_p=dropout_p)
@@ -82,7 +82,7 @@ def _check(q: Tensor, mem_k: Tensor, mem_v: Tensor, topk: int, scale: float, dro
     calls.refuse(NAME, faults)
 
 
-# ----------------------------------------------------------------------------------------------------------- choice of the path
+# ----------------------------------------------------------------------------------------------------------- choice of the backend
 
 
 def _unsupported_by_triton(call: Call) -> tuple[str, ...]:
@@ -100,18 +100,18 @@ def _order(call: Call) -> tuple[str, ...]:
 
 KERNEL = Kernel(
     name=NAME,
-    paths=(
-        Path(name="triton", unsupported_reasons=_unsupported_by_triton),
-        Path(name="composite", unsupported_reasons=lambda call: ()),
-        Path(name="reference", unsupported_reasons=lambda call: ()),
+    backends=(
+        Backend(name="triton", unsupported_reasons=_unsupported_by_triton),
+        Backend(name="composite", unsupported_reasons=lambda call: ()),
+        Backend(name="reference", unsupported_reasons=lambda call: ()),
     ),
     order=_order,
     example=Call("cpu", "float32", (("B", 256), ("L", 149), ("S", 0), ("M", 2048), ("H", 12), ("D", 64))),
 )
 
 
-def _path(requested: str, q: Tensor, mem_k: Tensor) -> str:
-    """The path of a call; forward and backward ask the same, and so go the same way."""
+def _backend(requested: str, q: Tensor, mem_k: Tensor) -> str:
+    """The backend of a call; forward and backward ask the same, and so go the same way."""
     return KERNEL.select(requested, calls.describe(q, 0, mem_k.shape[0]))
 
 
@@ -126,7 +126,7 @@ def forward_op(
     no_keys = q[:, :0]
     inputs = AttentionInputs(q, no_keys, no_keys, mem_k, mem_v, seed=seed, scale=scale, dropout_p=dropout_p)
     with calls.running_on(q):
-        return (launch if _path(requested, q, mem_k) == "triton" else chunked).forward(inputs, topk)
+        return (launch if _backend(requested, q, mem_k) == "triton" else chunked).forward(inputs, topk)
 
 
 @forward_op.register_fake
@@ -157,11 +157,11 @@ def backward_op(
     dropout_p: float,
     requested: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of q, mem_k and mem_v: those of memory attention under the threshold, by the path that served the call."""
+    """Gradients of q, mem_k and mem_v: those of memory attention under the threshold, by the backend that served the call."""
     no_keys = q[:, :0]
     inputs = AttentionInputs(q, no_keys, no_keys, mem_k, mem_v, threshold=threshold, seed=seed, scale=scale, dropout_p=dropout_p)
     with calls.running_on(q):
-        serving = attention_launch if _path(requested, q, mem_k) == "triton" else chunked
+        serving = attention_launch if _backend(requested, q, mem_k) == "triton" else chunked
         found = serving.backward(inputs, out, lse, grad_out, grad_lse)
     return found.q.contiguous(), found.mem_k.to(mem_k.dtype).contiguous(), found.mem_v.to(mem_v.dtype).contiguous()
 
