@@ -97,7 +97,7 @@ class Position:
         return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
 
 
-def _known_code(instance: object, attribute: attrs.Attribute, value: str) -> None:
+def _known_code(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
     if value not in CODES:
         raise ValueError(f"unknown message code {value!r}; add it to medvlp_core.errors.CODES")
 

@@ -13,7 +13,7 @@ from medvlp_core.errors import Diagnostics, describe_error, did_you_mean
 from medvlp_core.planning.connect import connect
 from medvlp_core.planning.parameters import B, describe, read_block
 from medvlp_core.planning.plan import FORMAT_VERSION, ModelPlan, SkippedEvaluator
-from medvlp_core.planning.wiring import PlannedComponent, PortKey, Wiring
+from medvlp_core.planning.wiring import PlannedComponent, PortKey, Step, Wiring
 from medvlp_core.recipe.load import Node, Override, load_recipe
 from medvlp_core.spec.blocks import InitSpec, InputSpec, TrainSpec
 from medvlp_core.spec.component import contract_of
@@ -291,7 +291,7 @@ def _skip_evaluators(
     return tuple(skipped)
 
 
-def _route(wiring: Wiring, heads: Sequence[PlannedComponent], diagnostics: Diagnostics) -> tuple:
+def _route(wiring: Wiring, heads: Sequence[PlannedComponent], diagnostics: Diagnostics) -> tuple[Step, ...]:
     """The steps of a training pass."""
     wanted: list[PortKey] = [key for head in heads for _, key in wiring.takes(head.path)]
     try:
@@ -304,7 +304,7 @@ def _route(wiring: Wiring, heads: Sequence[PlannedComponent], diagnostics: Diagn
 def _warn_unused(
     wiring: Wiring,
     components: Mapping[str, PlannedComponent],
-    steps: tuple,
+    steps: tuple[Step, ...],
     heads: Sequence[PlannedComponent],
     diagnostics: Diagnostics,
 ) -> None:

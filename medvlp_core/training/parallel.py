@@ -6,7 +6,6 @@ import functools
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -89,8 +88,8 @@ def for_processes(model: nn.Module, spec: TrainSpec, device: torch.device, world
         model.register_forward_pre_hook(lambda module, arguments: take_buffers_of_main(module))
         # Losses are sums of views; nobody changes them in place.
         warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
-        sharded: Any = fully_shard(model)
-        return sharded
+        fully_shard(model)  # in place
+        return model
     from torch.nn.parallel import DistributedDataParallel
 
     # Gradients of CLS tokens are slices of others; that costs nothing worth a warning from each process.

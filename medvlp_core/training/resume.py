@@ -100,7 +100,8 @@ class Resume:
             return 0
         begun = self.progress["metrics"]
         lines = [line for line in read_metrics(self.folder / METRICS) if line["step"] <= begun["last_line"]]
-        return max(0, begun["lines"] - len(lines))
+        found: int = max(0, begun["lines"] - len(lines))
+        return found
 
     def changes(self, machine: dict[str, Any]) -> Iterator[str]:
         """What is not as it was when the run began, and may change how numbers are rounded. ``machine``: what it is now."""

@@ -14,6 +14,7 @@ from medvlp_mpma.kernels import calls
 from medvlp_mpma.kernels.inputs import AttentionInputs
 from medvlp_mpma.kernels.memory_attention import benchmark as attention
 from medvlp_mpma.kernels.memory_attention import launch as attention_launch
+from medvlp_mpma.kernels.memory_attention.tuning import Tiles as AttentionTiles
 from medvlp_mpma.kernels.memory_topk.launch import memory_threshold
 from medvlp_mpma.kernels.memory_topk.op import KERNEL, NAME, memory_topk
 from medvlp_mpma.kernels.memory_topk.tuning import Tiles
@@ -133,7 +134,7 @@ def selection(inputs: Inputs) -> Callable[[], Tensor]:
 # ------------------------------------------------------------------------------------------------------------------------ ours
 
 
-def triton_with(name: str, *, threshold: Tiles | None = None, tiles: Mapping[str, attention.Tiles] | None = None) -> Contender:
+def triton_with(name: str, *, threshold: Tiles | None = None, tiles: Mapping[str, AttentionTiles] | None = None) -> Contender:
     """Our Triton kernels with tiles of choice: of the threshold kernel, and by name of the kernels of memory attention.
 
     Example:
