@@ -26,7 +26,7 @@ STEPS = ("device", "correctness", "timings", "sweep", "crossover", "model")
 
 
 def run(out: Path, *, minutes: float, steps: Sequence[str], is_rehearsal: bool) -> bool:
-    """See :class:`medvlp_core.kernels.benchmark.RunsFirst`. Triton must not be imported before: then it reads who runs its kernels."""
+    """See :class:`medvlp_core.kernels.benchmark.RunsFirst`. Triton must not be imported yet: then it reads who runs kernels."""
     os.environ["TRITON_INTERPRET"] = str(int(is_rehearsal))  # worker processes inherit it
     from medvlp_mpma.kernels.first_run.steps import run_steps
 

@@ -215,12 +215,8 @@ CONTENDERS = (
     _sdpa("cuDNN", SDPBackend.CUDNN_ATTENTION),
     _sdpa("efficient", SDPBackend.EFFICIENT_ATTENTION),
     _sdpa("math", SDPBackend.MATH),
-    Contender(
-        name="naive", about="einsum and softmax, gradients by autograd: the backend `reference`", make=by_backend("reference")
-    ),
-    Contender(
-        name="composite", about="our backend `composite`: two flash calls, merged", make=by_backend("composite"), is_ours=True
-    ),
+    Contender(name="naive", about="einsum and softmax, gradients by autograd: backend `reference`", make=by_backend("reference")),
+    Contender(name="composite", about="backend `composite`: two flash calls, merged", make=by_backend("composite"), is_ours=True),
     Contender(
         name="composite, one fold",
         about="the same with all samples folded into one row, instead of groups that fill a GPU",
@@ -230,7 +226,7 @@ CONTENDERS = (
     ),
     Contender(
         name="triton",
-        about="our backend `triton`",
+        about="backend `triton`",
         make=by_backend("triton"),
         unsupported_reasons=unsupported_by(KERNEL, "triton"),
         is_ours=True,

@@ -160,7 +160,7 @@ def triton_with(name: str, *, threshold: Tiles | None = None, tiles: Mapping[str
 CONTENDERS = (
     Contender(
         name="masked-dense",
-        about="all scores, those of losers masked, gradients by autograd; memory projected once: the backend `reference`",
+        about="all scores, those of losers masked, gradients by autograd; memory projected once: backend `reference`",
         make=by_backend("reference"),
     ),
     Contender(
@@ -178,13 +178,13 @@ CONTENDERS = (
     Contender(name="torch.topk", about="only the selection, scores given", make=selection, is_same_op=False, has_backward=False),
     Contender(
         name="composite",
-        about="our backend `composite`: masked-dense in chunks, nothing large kept",
+        about="backend `composite`: masked-dense in chunks, nothing large kept",
         make=by_backend("composite"),
         is_ours=True,
     ),
     Contender(
         name="triton",
-        about="our backend `triton`",
+        about="backend `triton`",
         make=by_backend("triton"),
         unsupported_reasons=attention.unsupported_by(KERNEL, "triton"),
         is_ours=True,
