@@ -34,7 +34,7 @@ def test_the_walk_finds_nested_imports() -> None:
 
 
 def test_all_packages_are_looked_at() -> None:
-    assert {"medvlp_core", "medvlp_standard", "medvlp_mpma", "medvlp_open_cxr"} <= set(PACKAGES)
+    assert {"medvlp_core", "medvlp_standard", "medvlp_mpma", "medvlp_open_cxr", "medvlp_bench"} <= set(PACKAGES)
     assert len(FILES) > 40
 
 

@@ -161,7 +161,7 @@ def triton_with(name: str, *, threshold: Tiles | None = None, tiles: Mapping[str
 CONTENDERS = (
     Contender(
         name="masked-dense",
-        about="all scores, those of losers masked, gradients by autograd; memory projected once: the path `reference`",
+        about="all scores, those of losers masked, gradients by autograd; memory projected once: backend `reference`",
         make=by_backend("reference"),
     ),
     Contender(
@@ -179,13 +179,13 @@ CONTENDERS = (
     Contender(name="torch.topk", about="only the selection, scores given", make=selection, is_same_op=False, has_backward=False),
     Contender(
         name="composite",
-        about="our path `composite`: masked-dense in chunks, nothing large kept",
+        about="backend `composite`: masked-dense in chunks, nothing large kept",
         make=by_backend("composite"),
         is_ours=True,
     ),
     Contender(
         name="triton",
-        about="our path `triton`",
+        about="backend `triton`",
         make=by_backend("triton"),
         unsupported_reasons=attention.unsupported_by(KERNEL, "triton"),
         is_ours=True,

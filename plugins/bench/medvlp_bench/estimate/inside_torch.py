@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from medvlp_core.errors import MedvlpError, Problem
+from medvlp_core import MedvlpError, Problem
 
 try:
     from torch._C import _current_autograd_node as current_node

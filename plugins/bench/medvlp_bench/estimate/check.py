@@ -10,18 +10,16 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils.flop_counter import FlopCounterMode
 
-from medvlp_core.cli.common import columns, number
-from medvlp_core.estimate.cost import memory_of, seconds_of
-from medvlp_core.estimate.estimate import measured_cpu
-from medvlp_core.estimate.fake import fake_model
-from medvlp_core.estimate.step import build_for_estimate, count_parts, follow, full_batch
-from medvlp_core.estimate.trace import CPU_ATTENTION, unprepare
-from medvlp_core.model.composed import ComposedModel
-from medvlp_core.nn.batch import ImageTextBatch
-from medvlp_core.planning.plan import ModelPlan
-from medvlp_core.spec.blocks import TrainSpec
-from medvlp_core.training.parallel import prepare
-from medvlp_core.training.state import TrainState
+from medvlp_bench.estimate.cost import memory_of, seconds_of
+from medvlp_bench.estimate.estimate import measured_cpu
+from medvlp_bench.estimate.fake import fake_model
+from medvlp_bench.estimate.step import build_for_estimate, count_parts, follow, full_batch
+from medvlp_bench.estimate.trace import CPU_ATTENTION, unprepare
+from medvlp_core.cli import columns, number
+from medvlp_core.model import ComposedModel
+from medvlp_core.nn import ImageTextBatch
+from medvlp_core.planning import ModelPlan, TrainSpec
+from medvlp_core.training import TrainState, prepare
 
 #: More pairs would tell nothing new, and paper-scale models take seconds for each.
 CHECKED_PAIRS = 8

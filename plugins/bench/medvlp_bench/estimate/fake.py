@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from medvlp_core.estimate.inside_torch import FakeTensor, FakeTensorMode, efficient_attention, flash_attention, tree_map_only
-from medvlp_core.model.composed import ComposedModel
-from medvlp_core.nn.batch import ImageTextBatch
+from medvlp_bench.estimate.inside_torch import FakeTensor, FakeTensorMode, efficient_attention, flash_attention, tree_map_only
+from medvlp_core.model import ComposedModel
+from medvlp_core.nn import ImageTextBatch
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -41,21 +39,20 @@ def fake_batch(batch: ImageTextBatch, model: nn.Module) -> ImageTextBatch:
     return batch._replace(image=fake.from_tensor(batch.image), image_target=target)
 
 
-def processes(world: int) -> Any:
-    """In place of ``torch.distributed``: processes that have all what this one has. What they gather has its true size."""
+def processes(world: int) -> dict[str, Any]:
+    """Functions of ``torch.distributed`` for processes that have all what this one has. What they gather has its true size."""
 
     def all_gather(parts: list[Tensor], own: Tensor) -> None:
         if not isinstance(own, FakeTensor):
             torch._foreach_copy_(parts, [own] * len(parts))
 
-    return SimpleNamespace(
-        is_initialized=lambda: True,
-        get_world_size=lambda: world,
-        get_rank=lambda: 0,
-        all_gather=all_gather,
-        all_reduce=lambda values, operation=None: None,
-        ReduceOp=dist.ReduceOp,
-    )
+    return {
+        "is_initialized": lambda: True,
+        "get_world_size": lambda: world,
+        "get_rank": lambda: 0,
+        "all_gather": all_gather,
+        "all_reduce": lambda values, operation=None: None,
+    }
 
 
 class GpuFunctions(TorchFunctionMode):

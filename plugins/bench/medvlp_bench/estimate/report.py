@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from medvlp_core.cli.common import columns, number
-from medvlp_core.estimate.cards import GIB, MIB
-from medvlp_core.estimate.cost import count_issued, seconds_of_component
+from medvlp_bench.estimate.cards import GIB, MIB
+from medvlp_bench.estimate.cost import count_issued, seconds_of_component
+from medvlp_core.cli import columns, number
 
 if TYPE_CHECKING:
-    from medvlp_core.estimate.estimate import Estimate
+    from medvlp_bench.estimate.estimate import Estimate
 
 
 def lines(found: Estimate) -> Iterator[str]:

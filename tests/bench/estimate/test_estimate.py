@@ -9,20 +9,20 @@ from typing import Any
 import attrs
 import pytest
 import torch
+from medvlp_bench.estimate import cards
+from medvlp_bench.estimate.cards import CARDS, GIB, Card
+from medvlp_bench.estimate.check import measure
+from medvlp_bench.estimate.cost import count_steps, memory_of, pairs_of_a_micro_batch, seconds_of, seconds_of_op
+from medvlp_bench.estimate.estimate import Estimate, count_pairs, estimate
+from medvlp_bench.estimate.fake import GpuFunctions, fake_model
+from medvlp_bench.estimate.report import component_lines, lines, time_lines
+from medvlp_bench.estimate.step import Group, Parts, Weights, build_for_estimate, count_parts, follow
+from medvlp_bench.estimate.trace import Op, StepTrace
 from torch import Tensor, nn
 
 import medvlp_core
 from medvlp_core.cli import main
 from medvlp_core.errors import DataError, Diagnostics, MedvlpError
-from medvlp_core.estimate import cards
-from medvlp_core.estimate.cards import CARDS, GIB, Card
-from medvlp_core.estimate.check import measure
-from medvlp_core.estimate.cost import count_steps, memory_of, pairs_of_a_micro_batch, seconds_of, seconds_of_op
-from medvlp_core.estimate.estimate import Estimate, count_pairs, estimate
-from medvlp_core.estimate.fake import GpuFunctions, fake_model
-from medvlp_core.estimate.report import component_lines, lines, time_lines
-from medvlp_core.estimate.step import Group, Parts, Weights, build_for_estimate, count_parts, follow
-from medvlp_core.estimate.trace import Op, StepTrace
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.recipe.load import parse_override
 from medvlp_core.spec.blocks import TrainSpec
@@ -283,10 +283,10 @@ def test_only_the_boards_of_the_table_have_a_card(name: str, card: str | None) -
 
 
 def test_a_torch_without_the_parts_that_are_needed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, "medvlp_core.estimate.inside_torch")
+    monkeypatch.delitem(sys.modules, "medvlp_bench.estimate.inside_torch")
     monkeypatch.delattr(torch._C, "_current_autograd_node")
     with pytest.raises(MedvlpError, match=r"\[MV603\] torch .* lacks something .*: cannot import name '_current_autograd_node'"):
-        importlib.import_module("medvlp_core.estimate.inside_torch")
+        importlib.import_module("medvlp_bench.estimate.inside_torch")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""``medvlp bench WHAT``: measures speed on this machine, after a check. Imports torch when it runs."""
+"""``medvlp bench kernels``: every op against others' ways, or the first time on a GPU. Imports torch when it runs."""
 
 from __future__ import annotations
 
@@ -8,53 +8,50 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from medvlp_core.cli import bench_train
-from medvlp_core.cli.common import print_problems
-from medvlp_core.cli.folding import print_folded
-from medvlp_core.cli.kernels import DTYPES
-from medvlp_core.errors import did_you_mean
+from medvlp_bench.commands import first_run
+from medvlp_bench.commands.numbers import count, share
+from medvlp_core import did_you_mean
+from medvlp_core.cli import print_folded, print_problems
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     import torch
 
+    from medvlp_core import KernelOp
     from medvlp_core.kernels.benchmark import KernelBenchmark
-    from medvlp_core.kernels.benchmark_report import Outcome, Setting
+    from medvlp_core.kernels.benchmark_report import Outcome
 
 USAGE = 2
+DTYPES = ("float32", "bfloat16", "float16")
 DIRECTIONS = {"all": ("forward", "backward", "both"), "forward": ("forward",), "backward": ("backward",), "both": ("both",)}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """What is measured: a command below this one each."""
-    commands = parser.add_subparsers(dest="what", metavar="WHAT", required=True)
-    configure_kernels(commands.add_parser("kernels", help="every op: our paths against others' ways"))
-    bench_train.configure(commands.add_parser("train", help="the training loop of a recipe: against a loop written by hand"))
-
-
-def configure_kernels(parser: argparse.ArgumentParser) -> None:
-    """How kernels are measured."""
+    """Which ops, how they are measured, and the options of a first run."""
     parser.add_argument("--op", metavar="NAME", action="append", default=[], help="only this op; may stand several times")
     parser.add_argument("--shape", metavar="LETTER", action="append", default=[], help="only this shape; may stand several times")
     parser.add_argument("--device", metavar="D", help="torch device, e.g. cpu or cuda:0 (default: the GPU if there is one)")
-    parser.add_argument("--dtype", choices=DTYPES[:3], help="dtype of the tensors (default: bfloat16 on a GPU, else float32)")
+    parser.add_argument("--dtype", choices=DTYPES, help="dtype of the tensors (default: bfloat16 on a GPU, else float32)")
     parser.add_argument("--direction", choices=list(DIRECTIONS), default="all", help="pass that is timed (default: all)")
     help_scale = "times the batch, 0 < S <= 1 (default: 1 on a GPU; on a CPU what takes about three minutes in all)"
-    parser.add_argument("--scale", metavar="S", type=_share, help=help_scale)
-    parser.add_argument("--repeats", metavar="N", type=_count, help="rounds at a shape (default: 50 on a GPU, 7 on a CPU)")
+    parser.add_argument("--scale", metavar="S", type=share, help=help_scale)
+    parser.add_argument("--repeats", metavar="N", type=count, help="rounds at a shape (default: 50 on a GPU, 7 on a CPU)")
     parser.add_argument("--out", metavar="DIR", help="folder of the result, new or empty (default: runs/bench-kernels-DATE-TIME)")
+    first_run.configure(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Check, measure, write. 1 if something of ours is wrong (then nothing is timed) or cannot be imported, 2 for unknown names."""
-    if arguments.what == "train":
-        return bench_train.run(arguments)
-    from medvlp_core.kernels.machine import on_device
-    from medvlp_core.runtime.device import choose_device
-    from medvlp_core.training.folder import check_run_folder
+    if complaint := first_run.complaint(arguments):
+        return _usage(complaint)
+    from medvlp_core.training import check_run_folder
 
     check_run_folder(arguments.out)
+    if arguments.first_run:
+        ops = _ops(arguments, "first_run")
+        return ops if isinstance(ops, int) else first_run.run(arguments, ops)
+    from medvlp_core.kernels.machine import on_device
+    from medvlp_core.runtime import choose_device
+
     device = choose_device(arguments.device)
     found = _benchmarks(arguments)
     if isinstance(found, int):
@@ -63,21 +60,30 @@ def run(arguments: argparse.Namespace) -> int:
         return _measure(arguments, found, device)
 
 
+def _ops(arguments: argparse.Namespace, what: str) -> list[KernelOp] | int:
+    """The ops that are wanted and declare a benchmark or first run, or the exit code if there is something wrong with the names."""
+    from medvlp_core.plugins import load_plugins
+
+    host, shown = load_plugins(), what.replace("_", " ")
+    print_problems((broken.problem for broken in host.broken), sys.stderr)
+    able = {name: op for name, op in sorted(host.kernels.items()) if getattr(op, what)}
+    for name in arguments.op:
+        if name not in able:
+            text = f"the op {name!r} has no {shown}" if name in host.kernels else f"there is no op {name!r}"
+            return _usage(f"{text}\n    hint: {did_you_mean(name, able, what='ops')}")
+    if not able:
+        return _usage(f"no plugin registers a kernel that has a {shown}")
+    return [op for name, op in able.items() if not arguments.op or name in arguments.op]
+
+
 def _benchmarks(arguments: argparse.Namespace) -> list[KernelBenchmark] | int:
     """The benchmarks that are wanted, or the exit code if there is something wrong with the names."""
     from medvlp_core.kernels.benchmark import load_benchmark
-    from medvlp_core.plugins.host import load_plugins
 
-    host = load_plugins()
-    print_problems((broken.problem for broken in host.broken), sys.stderr)
-    able = {name: op for name, op in sorted(host.kernels.items()) if op.benchmark}
-    for name in arguments.op:
-        if name not in able:
-            text = f"the op {name!r} has no benchmark" if name in host.kernels else f"there is no op {name!r}"
-            return _usage(f"{text}\n    hint: {did_you_mean(name, able, what='ops')}")
-    benchmarks = [load_benchmark(op) for name, op in able.items() if not arguments.op or name in arguments.op]
-    if not benchmarks:
-        return _usage("no plugin registers a kernel that has a benchmark")
+    ops = _ops(arguments, "benchmark")
+    if isinstance(ops, int):
+        return ops
+    benchmarks = [load_benchmark(op) for op in ops]
     letters = [shape.letter for one in benchmarks for shape in one.shapes]
     for letter in arguments.shape:
         if letter not in letters:
@@ -97,7 +103,7 @@ def _measure(arguments: argparse.Namespace, benchmarks: list[KernelBenchmark], d
     from medvlp_core.kernels.benchmark import check, scaled, wrong_rivals
     from medvlp_core.kernels.machine import device_label, measure_rates
     from medvlp_core.kernels.timing import measure
-    from medvlp_core.training.folder import make_run_folder
+    from medvlp_core.training import make_run_folder
 
     dtype = getattr(torch, arguments.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
     shapes = {one.op: tuple(scaled(one, one.at(arguments.shape), device, arguments.scale)) for one in benchmarks}
@@ -144,7 +150,7 @@ def _measure(arguments: argparse.Namespace, benchmarks: list[KernelBenchmark], d
         command=command_line(arguments),
     )
     folder = make_run_folder(arguments.out, "bench-kernels")
-    print(f"\nwritten to {folder}: {', '.join(write(folder, setting, outcomes))}")
+    print(f"\nwritten to {folder}: {', '.join(report.write_files(folder, setting, outcomes))}")
     return 0
 
 
@@ -173,25 +179,6 @@ def _table_lines(outcome: Outcome) -> Iterator[str]:
         yield f"  not timed: {line}"
 
 
-def write(folder: Path, setting: Setting, outcomes: list[Outcome]) -> list[str]:
-    """Write all files of a result; their names. Without matplotlib there is no picture, and a line says so."""
-    from medvlp_core.kernels.benchmark_picture import draw_roofline
-    from medvlp_core.kernels.benchmark_report import write_csv, write_summary
-
-    write_csv(folder / "kernels.csv", setting, outcomes)
-    write_summary(folder / "summary.md", setting, outcomes)
-    names = ["kernels.csv", "summary.md"]
-    try:
-        draw_roofline(folder / "roofline.png", setting, outcomes)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        print("roofline.png is skipped: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
-    else:
-        names.append("roofline.png")
-    return names
-
-
 def command_line(arguments: argparse.Namespace) -> str:
     """The command as it could be typed again, without the folder."""
     words = ["medvlp", "bench", arguments.what]
@@ -210,17 +197,3 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0.0 < value <= 1.0:
-        raise argparse.ArgumentTypeError(f"{text} is not in 0 < S <= 1")
-    return value
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value

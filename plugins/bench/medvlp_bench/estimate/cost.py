@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import attrs
 
-from medvlp_core.data.order import DataOrder
-from medvlp_core.estimate.cards import GPUS_OF_A_MACHINE, NETWORK, Card
-from medvlp_core.spec.blocks import TrainSpec
-from medvlp_core.training.loop import count_steps as steps_of
+from medvlp_bench.estimate.cards import GPUS_OF_A_MACHINE, NETWORK, Card
+from medvlp_core.data import DataOrder
+from medvlp_core.planning import TrainSpec
+from medvlp_core.training import count_steps as steps_of
 
 if TYPE_CHECKING:
-    from medvlp_core.estimate.step import Parts
-    from medvlp_core.estimate.trace import Op, StepTrace
+    from medvlp_bench.estimate.step import Parts
+    from medvlp_bench.estimate.trace import Op, StepTrace
 
 
 @attrs.frozen(kw_only=True)

@@ -1,4 +1,4 @@
-"""The script for the first time on a GPU: a rehearsal runs all of it, and no rehearsal looks like a result."""
+"""The first time on a GPU, `medvlp bench kernels --first-run`: a rehearsal runs all of it, and no rehearsal looks like a result."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from medvlp_mpma.kernels import sweep
 from medvlp_mpma.kernels.memory_attention import tuning as attention_tuning
 from medvlp_mpma.kernels.memory_topk import tuning as topk_tuning
 
-SCRIPT = Path(__file__).parents[3] / "plugins" / "mpma" / "first_gpu_run.py"
+COMMAND = ("-m", "medvlp_core.cli", "bench", "kernels", "--first-run")
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, str(SCRIPT), "--out", str(folder / "out"), *options]
+    command = [sys.executable, *COMMAND, "--out", str(folder / "out"), *options]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -49,8 +49,8 @@ def test_what_it_checks_is_green(rehearsal: Path) -> None:
     with (rehearsal / "correctness.csv").open(encoding="utf-8", newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert {row["verdict"] for row in rows} == {"green"}
-    assert {(row["op"], row["path"]) for row in rows} == {
-        (op, path) for op in ("mpma.memory_attention", "mpma.memory_topk") for path in ("composite", "triton")
+    assert {(row["op"], row["backend"]) for row in rows} == {
+        (op, backend) for op in ("mpma.memory_attention", "mpma.memory_topk") for backend in ("composite", "triton")
     }
     assert {row["dtype"] for row in rows} == {"float32", "float16"}
     assert {row["tensor"] for row in rows} >= {"out", "lse", "grad q", "grad mem_k", "grad mem_bias", "same bits twice"}
@@ -111,5 +111,5 @@ def test_a_rehearsal_out_of_time_says_so(tmp_path: Path) -> None:
 def test_without_a_gpu_it_says_what_is_missing(tmp_path: Path) -> None:
     done = run(tmp_path)
     assert done.returncode == 2
-    assert done.stderr.splitlines() == ["first_gpu_run: torch finds no GPU here (--rehearse tries the script without one)"]
+    assert done.stderr.splitlines() == ["medvlp bench: torch finds no GPU here (--rehearse tries the first run without one)"]
     assert not (tmp_path / "out").exists()

@@ -10,12 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medvlp_core.cli.common import add_recipe_arguments, plan_or_complain
+from medvlp_bench.commands.numbers import count
+from medvlp_core.cli import add_recipe_arguments, plan_or_complain
 
 if TYPE_CHECKING:
     import torch
 
-    from medvlp_core.training.benchmark import Overhead, Result, Timing
+    from medvlp_bench.rival.benchmark import Overhead, Result, Timing
 
 FEWEST_STEPS = 3
 FEWEST_FOR_QUARTILES = 4
@@ -25,7 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The recipe, how long, and how much overhead is too much."""
     add_recipe_arguments(parser)
     parser.add_argument("--steps", metavar="N", type=_steps, default=6, help="steps of a round, the first not counted (default: 6)")
-    parser.add_argument("--rounds", metavar="N", type=_count, default=20, help="rounds of each loop, in turn (default: 20)")
+    parser.add_argument("--rounds", metavar="N", type=count, default=20, help="rounds of each loop, in turn (default: 20)")
     parser.add_argument("--device", metavar="D", help="torch device, e.g. cpu or cuda:0 (default: the GPU if there is one)")
     parser.add_argument("--limit", metavar="P", type=float, help="exit with 1 if the overhead is more than P percent")
     parser.add_argument("--out", metavar="DIR", help="folder of the result, new or empty (default: runs/bench-train-DATE-TIME)")
@@ -36,11 +37,11 @@ def run(arguments: argparse.Namespace) -> int:
     plan = plan_or_complain(arguments)
     if plan is None:
         return 1
+    from medvlp_bench.rival.benchmark import run_benchmark
     from medvlp_core.kernels.machine import device_label, on_device
-    from medvlp_core.model.build import build_run
-    from medvlp_core.runtime.device import autocast, choose_device
-    from medvlp_core.training.benchmark import run_benchmark
-    from medvlp_core.training.run import check_run_folder, make_run_folder
+    from medvlp_core.model import build_run
+    from medvlp_core.runtime import autocast, choose_device
+    from medvlp_core.training import check_run_folder, make_run_folder
 
     check_run_folder(arguments.out)
     device = choose_device(arguments.device)
@@ -149,13 +150,6 @@ def command_line(arguments: argparse.Namespace) -> str:
     words += [word for kind, text in arguments.overrides for word in (f"--{kind}", text)]
     words += ["--steps", str(arguments.steps), "--rounds", str(arguments.rounds)]
     return shlex.join([*words, *(["--device", arguments.device] if arguments.device else [])])
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value
 
 
 def _steps(text: str) -> int:

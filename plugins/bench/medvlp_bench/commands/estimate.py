@@ -6,10 +6,9 @@ import argparse
 import os
 import sys
 
-from medvlp_core.cli.common import add_recipe_arguments, plan_or_complain, print_problems
-from medvlp_core.cli.folding import print_folded
-from medvlp_core.errors import did_you_mean
-from medvlp_core.estimate.cards import NAMES
+from medvlp_bench.estimate.cards import NAMES
+from medvlp_core import did_you_mean
+from medvlp_core.cli import add_recipe_arguments, plan_or_complain, print_folded, print_problems
 
 USAGE = 2
 
@@ -35,12 +34,12 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.check:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells its inner life otherwise
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        from medvlp_core.estimate.check import check_lines
+        from medvlp_bench.estimate.check import check_lines
 
         print_folded(check_lines(plan))
         return 0
-    from medvlp_core.estimate.estimate import card_for, estimate
-    from medvlp_core.estimate.report import lines
+    from medvlp_bench.estimate.estimate import card_for, estimate
+    from medvlp_bench.estimate.report import lines
 
     card = card_for(name, needs_half=plan.train.precision != "fp32")
     found = estimate(plan, card, gpus, arguments.pairs)

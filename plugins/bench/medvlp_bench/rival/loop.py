@@ -14,15 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from medvlp_core.data.order import DataOrder, Share, seed_of
-from medvlp_core.data.pipeline import Collate, InputPipeline
-from medvlp_core.nn.batch import ImageTextBatch
-from medvlp_core.planning.plan import ModelPlan
-from medvlp_core.planning.wiring import PortKey, Step
-from medvlp_core.runtime.device import autocast, to_device
-from medvlp_core.spec.blocks import TrainSpec
-from medvlp_core.spec.roles import Role
-from medvlp_core.training.optim import learning_rate_at, parameter_groups
+from medvlp_core import Role
+from medvlp_core.data import Collate, DataOrder, InputPipeline, Share, seed_of
+from medvlp_core.nn import ImageTextBatch
+from medvlp_core.planning import ModelPlan, PortKey, Step, TrainSpec
+from medvlp_core.runtime import autocast, to_device
+from medvlp_core.training import learning_rate_at, parameter_groups
 
 Forward = Callable[[ImageTextBatch], tuple[Tensor, list[Tensor]]]
 

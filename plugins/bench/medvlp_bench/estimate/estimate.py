@@ -8,18 +8,15 @@ import time
 import attrs
 import torch
 
-from medvlp_core.errors import DataError, Problem, SpecError
-from medvlp_core.estimate.cards import CARDS, GIB, Card
-from medvlp_core.estimate.cost import Memory, Seconds, count_steps, memory_of, pairs_of_a_micro_batch, seconds_of
-from medvlp_core.estimate.fake import fake_model
-from medvlp_core.estimate.step import Parts, build_for_estimate, count_parts, follow
-from medvlp_core.estimate.trace import StepTrace
+from medvlp_bench.estimate.cards import CARDS, GIB, Card
+from medvlp_bench.estimate.cost import Memory, Seconds, count_steps, memory_of, pairs_of_a_micro_batch, seconds_of
+from medvlp_bench.estimate.fake import fake_model
+from medvlp_bench.estimate.step import Parts, build_for_estimate, count_parts, follow
+from medvlp_bench.estimate.trace import StepTrace
+from medvlp_core import DataError, Problem, Role, SpecError
 from medvlp_core.kernels.machine import measure_rates
-from medvlp_core.model.build import build_pipeline, build_source, build_tokenizer
-from medvlp_core.model.composed import ComposedModel
-from medvlp_core.planning.plan import ModelPlan
-from medvlp_core.spec.blocks import TrainSpec
-from medvlp_core.spec.roles import Role
+from medvlp_core.model import ComposedModel, build_pipeline, build_source, build_tokenizer
+from medvlp_core.planning import ModelPlan, TrainSpec
 
 #: Code of the message for a run that does not fit on the GPU.
 TOO_LARGE = "MV604"

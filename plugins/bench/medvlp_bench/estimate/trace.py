@@ -20,9 +20,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from medvlp_core.errors import MedvlpError, Problem
-from medvlp_core.estimate.fake import HALF, GpuFunctions, fake_mode_of, processes
-from medvlp_core.estimate.inside_torch import (
+from medvlp_bench.estimate.fake import HALF, GpuFunctions, fake_mode_of, processes
+from medvlp_bench.estimate.inside_torch import (
     FakeTensor,
     TorchDispatchMode,
     cpu_attention,
@@ -36,13 +35,12 @@ from medvlp_core.estimate.inside_torch import (
     tree_leaves,
     tree_map_only,
 )
-from medvlp_core.model.composed import ComposedModel, PartFailed
-from medvlp_core.nn.batch import ImageTextBatch
-from medvlp_core.runtime import distributed
-from medvlp_core.runtime.device import AUTOCAST_DTYPES
-from medvlp_core.spec.blocks import TrainSpec
-from medvlp_core.spec.roles import Role
-from medvlp_core.training.parallel import layers_of, prepare
+from medvlp_core import MedvlpError, Problem, Role
+from medvlp_core.model import ComposedModel, PartFailed
+from medvlp_core.nn import ImageTextBatch
+from medvlp_core.planning import TrainSpec
+from medvlp_core.runtime import AUTOCAST_DTYPES
+from medvlp_core.training import layers_of, prepare
 
 aten = torch.ops.aten
 
@@ -118,7 +116,7 @@ def trace_step(model: ComposedModel, batch: ImageTextBatch, spec: TrainSpec, *, 
     prepare(model, attrs.evolve(spec, compile=False))
     recorder = Recorder(model, batch)
     dtype = AUTOCAST_DTYPES.get(spec.precision)
-    others = patch.object(distributed, "dist", processes(gpus)) if gpus > 1 else nullcontext()
+    others = patch.multiple(torch.distributed, **processes(gpus)) if gpus > 1 else nullcontext()
     try:
         with others, recorder, GpuFunctions(dtype) if is_gpu else nullcontext():
             with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):

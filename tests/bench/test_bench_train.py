@@ -6,14 +6,8 @@ from pathlib import Path
 import attrs
 import pytest
 import torch
-from torch.nn.attention import SDPBackend, sdpa_kernel
-
-import medvlp_core
-from medvlp_core.cli import main
-from medvlp_core.cli.bench_train import above, lines_of, masking_line, speed_lines
-from medvlp_core.errors import MedvlpError
-from medvlp_core.model.build import build_run
-from medvlp_core.training.benchmark import (
+from medvlp_bench.commands.train import above, lines_of, masking_line, speed_lines
+from medvlp_bench.rival.benchmark import (
     Lap,
     MaskedPass,
     Overhead,
@@ -24,7 +18,13 @@ from medvlp_core.training.benchmark import (
     flops_per_pair,
     masked_pass,
 )
-from medvlp_core.training.plain import forward_source
+from medvlp_bench.rival.loop import forward_source
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import medvlp_core
+from medvlp_core.cli import main
+from medvlp_core.errors import MedvlpError
+from medvlp_core.model.build import build_run
 
 CPU = torch.device("cpu")
 #: An image encoder that computes hidden cells too, and none that sees a masked image.

@@ -6,17 +6,13 @@ import attrs
 import torch
 from torch import nn
 
-from medvlp_core.errors import MedvlpError, Problem
-from medvlp_core.estimate.fake import fake_batch
-from medvlp_core.estimate.trace import StepTrace, trace_step
-from medvlp_core.model.build import build_model, build_run, build_tokenizer, image_geometry
-from medvlp_core.model.composed import ComposedModel
-from medvlp_core.nn.batch import ImageTextBatch
-from medvlp_core.planning.plan import ModelPlan
-from medvlp_core.spec.blocks import TrainSpec
-from medvlp_core.spec.contract import Symbol
-from medvlp_core.spec.roles import Role
-from medvlp_core.training.parallel import layers_of
+from medvlp_bench.estimate.fake import fake_batch
+from medvlp_bench.estimate.trace import StepTrace, trace_step
+from medvlp_core import MedvlpError, Problem, Role
+from medvlp_core.model import ComposedModel, build_model, build_run, build_tokenizer, image_geometry
+from medvlp_core.nn import ImageTextBatch
+from medvlp_core.planning import ModelPlan, TrainSpec
+from medvlp_core.training import layers_of
 
 
 @attrs.frozen(kw_only=True)
@@ -102,20 +98,13 @@ def _bytes(*tensors: torch.Tensor) -> int:
     return sum(x.numel() * x.element_size() for x in tensors)
 
 
-def _number(plan: ModelPlan, port: str, place: int) -> int | None:
-    """A dimension of a tokenizer's port."""
-    owner = next(one for (name, _), one in plan.wiring.providers.items() if name == port)
-    dim = owner.spec.dims[place]
-    return dim if isinstance(dim, int) else plan.wiring.table.value(Symbol(owner.path, dim))
-
-
 def text_length(plan: ModelPlan) -> int:
     """Tokens of the longest text.
 
     Raises:
         MedvlpError: no component fixes it (MV603).
     """
-    found = _number(plan, "token_ids", 1)
+    found = plan.port_size("token_ids", 1)
     if found is None:
         hint = "its tokenizer declares no longest text: give token_ids a number of tokens in the contract"
         raise MedvlpError(Problem(code="MV603", text="the length of the texts is not known before training", hint=hint))
@@ -129,7 +118,7 @@ def full_batch(plan: ModelPlan, pairs: int) -> ImageTextBatch:
         as the input pipeline makes it, (pairs, ...).
     """
     sizes, length = image_geometry(plan), text_length(plan)
-    vocabulary = _number(plan, "vocabulary", 0)
+    vocabulary = plan.port_size("vocabulary", 0)
     assert vocabulary is not None  # the text encoder is built
     target = None
     if sizes.target_height is not None and sizes.target_width is not None:

@@ -21,23 +21,28 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from medvlp_core.errors import MedvlpError, Problem
-from medvlp_core.estimate.cards import card_of
-from medvlp_core.estimate.trace import CPU_ATTENTION
+from medvlp_bench.estimate.cards import card_of
+from medvlp_bench.estimate.trace import CPU_ATTENTION
+from medvlp_bench.rival.loop import PlainLoop, forward_source, plain_forward
+from medvlp_core import MedvlpError, Problem
 from medvlp_core.kernels.machine import clock_for, device_label, measure_rates
-from medvlp_core.model.build import BuiltRun
-from medvlp_core.model.composed import ComposedModel
-from medvlp_core.nn.batch import ImageTextBatch
-from medvlp_core.runtime.device import AUTOCAST_DTYPES, autocast, to_device
-from medvlp_core.spec.blocks import TrainSpec
-from medvlp_core.training.events import Event, StepDone
-from medvlp_core.training.loop import data_order, train
-from medvlp_core.training.metrics_file import MetricsFile, StepWindow
-from medvlp_core.training.parallel import buffers_kept, prepare
-from medvlp_core.training.plain import PlainLoop, forward_source, plain_forward
-from medvlp_core.training.progress import ProgressDisplay
-from medvlp_core.training.state import TrainState
-from medvlp_core.training.stop import StopRequest
+from medvlp_core.model import BuiltRun, ComposedModel
+from medvlp_core.nn import ImageTextBatch
+from medvlp_core.planning import TrainSpec
+from medvlp_core.runtime import AUTOCAST_DTYPES, autocast, to_device
+from medvlp_core.training import (
+    Event,
+    MetricsFile,
+    ProgressDisplay,
+    StepDone,
+    StepWindow,
+    StopRequest,
+    TrainState,
+    buffers_kept,
+    data_order,
+    prepare,
+    train,
+)
 
 #: Steps in which both loops must give the same losses, and by how much these may differ (products in half precision: by rounding).
 CHECKED_STEPS = 3

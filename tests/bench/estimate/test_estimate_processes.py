@@ -7,6 +7,11 @@ from typing import Any
 import attrs
 import pytest
 import torch
+from medvlp_bench.estimate.cards import CARDS
+from medvlp_bench.estimate.check import allocated
+from medvlp_bench.estimate.cost import memory_of, seconds_of
+from medvlp_bench.estimate.fake import fake_model
+from medvlp_bench.estimate.step import build_for_estimate, count_parts, follow, full_batch
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -14,11 +19,6 @@ from torch.utils._pytree import tree_leaves
 
 import medvlp_core
 from medvlp_core.errors import Diagnostics
-from medvlp_core.estimate.cards import CARDS
-from medvlp_core.estimate.check import allocated
-from medvlp_core.estimate.cost import memory_of, seconds_of
-from medvlp_core.estimate.fake import fake_model
-from medvlp_core.estimate.step import build_for_estimate, count_parts, follow, full_batch
 from medvlp_core.recipe.load import parse_override
 from medvlp_core.runtime import distributed
 from medvlp_core.training.parallel import for_processes
