@@ -24,6 +24,7 @@ DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 RUNNABLE = (
     "../README.md",
+    "README.md",
     "ablations.md",
     "concepts.md",
     "errors.md",
