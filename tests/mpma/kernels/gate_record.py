@@ -29,6 +29,7 @@ from medvlp_mpma.kernels.compile_gate import Case, Compiled
 from medvlp_mpma.kernels.memory_attention import gate as attention_gate
 from medvlp_mpma.kernels.memory_topk import gate as topk_gate
 from medvlp_mpma.kernels.tables import gpu_tables
+from packaging.version import Version
 
 RECORD = Path(__file__).with_suffix(".json")
 CONSTRAINTS = Path(__file__).parents[3] / "constraints.txt"
@@ -47,10 +48,10 @@ CASES = tuple(case for arch in ARCHITECTURES for gate in (attention_gate, topk_g
 
 
 def constrained_triton(constraints: Path = CONSTRAINTS) -> str:
-    """The Triton that constraints.txt pins, else :data:`TRITON`."""
+    """The newest Triton that constraints.txt pins (older Pythons have older ones), else :data:`TRITON`."""
     text = constraints.read_text(encoding="utf-8") if constraints.is_file() else ""
-    found = re.search(r"^triton\s*==\s*([\w.]+)", text, flags=re.MULTILINE)
-    return found[1] if found else TRITON
+    pinned = re.findall(r"^triton\s*==\s*([\w.]+)", text, flags=re.MULTILINE)
+    return max(pinned, key=Version, default=TRITON)
 
 
 def installed_triton() -> str:
