@@ -249,7 +249,7 @@ class Rivals:
     def time(self, rounds: int) -> list[str]:
         """Both in turn; speeds and overhead in words."""
         from medvlp_bench.commands.train import speed_lines
-        from medvlp_bench.rival.benchmark import Lap, Laps, Timing, take_turns
+        from medvlp_bench.rival.laps import Lap, Laps, Timing, take_turns
 
         def ours() -> Lap:
             laps = Laps(self.device)

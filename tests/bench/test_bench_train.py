@@ -7,17 +7,8 @@ import attrs
 import pytest
 import torch
 from medvlp_bench.commands.train import above, lines_of, masking_line, speed_lines
-from medvlp_bench.rival.benchmark import (
-    Lap,
-    MaskedPass,
-    Overhead,
-    Result,
-    Timing,
-    TrainBenchmark,
-    first_batch,
-    flops_per_pair,
-    masked_pass,
-)
+from medvlp_bench.rival.benchmark import TrainBenchmark, first_batch, flops_per_pair, masked_pass
+from medvlp_bench.rival.laps import Lap, MaskedPass, Overhead, Result, Timing
 from medvlp_bench.rival.loop import forward_source
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -27,7 +18,7 @@ from medvlp_core.errors import MedvlpError
 from medvlp_core.model.build import build_run
 
 CPU = torch.device("cpu")
-#: An image encoder that computes hidden cells too, and none that sees a masked image.
+#: An image encoder that computes masked cells too, and none that sees a masked image.
 CNN = "{use: standard.timm_cnn, model: resnet10t, image_size: 64, channels: 1, stage: 2}"
 TWO_TOWERS = """\
 medvlp: 1
@@ -73,7 +64,7 @@ def test_both_loops_are_timed_and_their_losses_are_equal(recipe: Path, tmp_path:
     text = capsys.readouterr().out
     assert "overhead, CPU time of this process: " in text
     assert text.count("too few rounds for an interval") == 2
-    assert "masking hides 75% of the patches: its pass of the image encoder takes " in text
+    assert "75% of the patches are masked: the image encoder takes " in text
     assert text.splitlines()[-1].endswith("is above the limit of -99 %")
     result = json.loads((out / "train.json").read_text())
     assert result["difference"] < 1e-6
@@ -111,8 +102,8 @@ def timing_of(*seconds: float) -> Timing:
 
 def test_few_rounds_have_a_range_and_no_interval() -> None:
     assert speed_lines(timing_of(2.0, 1.0)) == [
-        "  medvlp        6.0 images/s (range 4.0 to 8.0), waiting for data 0.0%",
-        "  by hand       8.0 images/s (range 8.0 to 8.0), waiting for data 0.0%",
+        "  medvlp        6.0 images/s (range 4.0 to 8.0), data time 0.0%",
+        "  by hand       8.0 images/s (range 8.0 to 8.0), data time 0.0%",
         "  overhead: +50.0% (too few rounds for an interval: range +0.0% to +100.0%)",
         "  overhead, CPU time of this process: +50.0% (too few rounds for an interval: range +0.0% to +100.0%)",
     ]
@@ -120,7 +111,7 @@ def test_few_rounds_have_a_range_and_no_interval() -> None:
     assert five[2] == "  overhead: +0.0% (too few rounds for an interval: range +0.0% to +100.0%)"
     assert six[2] == "  overhead: +0.0% (95 % interval +0.0% to +100.0%)"
     four = speed_lines(timing_of(8.0, 4.0, 2.0, 1.0))
-    assert four[0] == "  medvlp        3.0 images/s (quartiles 1.8 to 5.0), waiting for data 0.0%"
+    assert four[0] == "  medvlp        3.0 images/s (quartiles 1.8 to 5.0), data time 0.0%"
 
 
 def test_the_share_of_the_device_is_that_of_the_median() -> None:
@@ -161,7 +152,7 @@ def test_the_attention_of_a_cpu_is_counted(micro: str, tmp_path: Path) -> None:
 
 
 def test_what_masking_saves(micro: str, tmp_path: Path) -> None:
-    one = MaskedPass(hidden=0.75, drops_masked=True, seconds=0.1, seconds_unmasked=0.4)
+    one = MaskedPass(masked_share=0.75, drops_masked=True, seconds=0.1, seconds_unmasked=0.4)
     timing = Timing(is_compiled=False, pairs_per_step=4, ours=(lap(0.6), lap(0.6)), rival=(lap(0.6), lap(0.6)), masked_pass=one)
     # A step takes 0.3 s, and would take 0.6 s.
     assert timing.saved_by_masking == pytest.approx(0.5)
@@ -171,25 +162,23 @@ def test_what_masking_saves(micro: str, tmp_path: Path) -> None:
     before = {name: value.clone() for name, value in benchmark.built.model.state_dict().items()}
     found = masked_pass(benchmark.built.model, first_batch(benchmark.rival), benchmark.spec)
     assert found is not None
-    assert (found.hidden, found.drops_masked) == (0.75, True)
+    assert (found.masked_share, found.drops_masked) == (0.75, True)
     assert all(torch.equal(value, before[name]) for name, value in benchmark.built.model.state_dict().items())
     assert all(parameter.grad is None for parameter in benchmark.built.model.parameters())
 
 
-def test_an_encoder_that_computes_hidden_cells_saves_nothing(micro: str, tmp_path: Path) -> None:
+def test_an_encoder_that_computes_masked_cells_saves_nothing(micro: str, tmp_path: Path) -> None:
     head, _, rest = micro.partition("  image_encoder:")
     text = f"{head}  image_encoder: {CNN}\n  text_encoder:{rest.partition('  text_encoder:')[2]}"
     benchmark = benchmark_of(text, tmp_path)
     before = {name: value.clone() for name, value in benchmark.built.model.state_dict().items()}
     found = masked_pass(benchmark.built.model, first_batch(benchmark.rival), benchmark.spec)
     timing = Timing(is_compiled=False, pairs_per_step=4, ours=(lap(1.0),), rival=(lap(1.0),), masked_pass=found)
-    assert (
-        masking_line(timing) == "  masking hides 75% of the image, and saves no time: this image encoder computes hidden cells too"
-    )
+    assert masking_line(timing) == "  75% of the image are masked, which saves no time: its encoder computes masked cells too"
     assert all(torch.equal(value, before[name]) for name, value in benchmark.built.model.state_dict().items())
 
 
-def test_a_recipe_that_hides_nothing_has_nothing_to_save(tmp_path: Path) -> None:
+def test_a_recipe_that_masks_nothing_has_nothing_to_save(tmp_path: Path) -> None:
     benchmark = benchmark_of(TWO_TOWERS % CNN, tmp_path)
     found = masked_pass(benchmark.built.model, first_batch(benchmark.rival), benchmark.spec)
     timing = Timing(is_compiled=False, pairs_per_step=4, ours=(lap(1.0),), rival=(lap(1.0),), masked_pass=found)

@@ -157,7 +157,7 @@ def spec_with(**settings: object) -> TrainSpec:
             {"gradient_accumulation_steps": 2},
             1,
             440 + 812 + 8 + 1300 + 400 + 100,
-        ),  # those of the first pass are there in the second
+        ),  # those of the first micro-batch are there in the second
         ({}, 4, 440 + 812 + 8 + 1300 + 400 + 100),
         ({"ema_decay": 0.9}, 1, 440 + 812 + 400 + 8 + 1500 + 100),
         # 430 bytes of parameters are divided; whole are 180 and two layers, of whose gradients the trace has those in no layer
@@ -220,13 +220,13 @@ def test_a_run_that_does_not_fit_says_what_would(monkeypatch: pytest.MonkeyPatch
     assert lines[-1].startswith("    hint: --set train.")
 
 
-def test_passes_without_a_pair_are_no_advice(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_micro_batches_without_a_pair_are_no_advice(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["estimate", "mpma:small", "--gpu", "l40s", "--gpus", "2", "--set", "train.batch_size=3"]
     monkeypatch.setitem(cards.CARDS, "l40s", attrs.evolve(CARDS["l40s"], memory=45e6, reserved=0.0))
     assert main(options) == 1
     told = capsys.readouterr().err
     assert "train.batch_size=2: 0.0 GiB, fits" in told  # one pair on each GPU
-    assert "gradient_accumulation_steps" not in told  # it would need 2 passes on each: 4 pairs
+    assert "gradient_accumulation_steps" not in told  # it would need 2 micro-batches on each: 4 pairs
 
 
 def test_operations_are_those_of_the_pairs_of_a_step(small: ModelPlan) -> None:
@@ -234,7 +234,7 @@ def test_operations_are_those_of_the_pairs_of_a_step(small: ModelPlan) -> None:
     assert "a step of 40 pairs is computed 5 pairs at a time" in list(lines(found))
     fewer = attrs.evolve(found, plan=attrs.evolve(small, train=attrs.evolve(small.train, batch_size=33)))
     assert "a step of 33 pairs is computed at most 5 pairs at a time" in list(lines(fewer))
-    forward, other = (_operations_together(one) for one in (found, fewer))
+    forward, other = (_operations_in_all(one) for one in (found, fewer))
     assert other == pytest.approx(33 / 40 * forward, abs=0.01)
     assert forward == pytest.approx(8 * found.trace.flops(is_backward=False) / 1e9, abs=0.01)
     slow = attrs.evolve(found.seconds, host=0.001)
@@ -249,9 +249,9 @@ def test_the_measured_cpu_has_no_data_sheet(small: ModelPlan) -> None:
     assert any(line.endswith("% of the measured FLOP/s") for line in told["cpu"])
 
 
-def _operations_together(found: Estimate) -> float:
+def _operations_in_all(found: Estimate) -> float:
     """Of the forward pass, as the report has them."""
-    return float(next(line for line in component_lines(found) if "together" in line).split()[3])
+    return float(next(line for line in component_lines(found) if "total" in line).split()[3])
 
 
 def _share_of_the_data_sheet(found: Estimate) -> float:

@@ -85,7 +85,7 @@ def speed_lines(timing: Timing) -> list[str]:
         if len(speeds) >= FEWEST_FOR_QUARTILES:
             what, (low, _, high) = "quartiles", statistics.quantiles(speeds, n=4, method="inclusive")
         median, data_seconds = statistics.median(speeds), sum(lap.data_seconds for lap in laps) / seconds
-        lines.append(f"  {name:<8} {median:8.1f} images/s ({what} {low:.1f} to {high:.1f}), waiting for data {data_seconds:.1%}")
+        lines.append(f"  {name:<8} {median:8.1f} images/s ({what} {low:.1f} to {high:.1f}), data time {data_seconds:.1%}")
     for name, one in (("overhead", timing.overhead), ("overhead, CPU time of this process", timing.cpu_overhead)):
         lines.append(f"  {name}: {one.median:+.1%} ({_interval(one)})")
     return lines
@@ -102,10 +102,10 @@ def masking_line(timing: Timing) -> str:
     if one is None:
         return "  the image encoder sees whole images: no masking saves time"
     if not one.drops_masked:
-        return f"  masking hides {one.hidden:.0%} of the image, and saves no time: this image encoder computes hidden cells too"
+        return f"  {one.masked_share:.0%} of the image are masked, which saves no time: its encoder computes masked cells too"
     masked, whole = one.seconds * 1e3, one.seconds_unmasked * 1e3
     return (
-        f"  masking hides {one.hidden:.0%} of the patches: its pass of the image encoder takes {masked:,.1f} ms a step instead of "
+        f"  {one.masked_share:.0%} of the patches are masked: the image encoder takes {masked:,.1f} ms a step instead of "
         f"{whole:,.1f} ms, which saves {timing.saved_by_masking:.1%} of a step"
     )
 

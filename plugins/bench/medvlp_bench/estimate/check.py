@@ -59,7 +59,7 @@ def check_lines(plan: ModelPlan) -> Iterator[str]:
         ("optimiser, bytes", round(memory.optimizer), measured.optimizer),
         ("gradients, bytes", round(memory.gradients), measured.gradients),
         ("kept for backward, bytes", round(memory.kept), measured.kept),
-        ("passes at their peak, bytes", round(memory.peak), measured.peak),
+        ("activations and gradients, peak", round(memory.peak), measured.peak),
         ("a step, microseconds", round(1e6 * seconds.step), round(1e6 * measured.seconds)),
     )
     table = [("", "estimated", "measured", "error")]

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 class Memory:
     """Bytes of one GPU.
 
-    ``kept`` is what the forward pass leaves for the backward pass; ``peak`` is the most that passes need at one time: gradients,
-    what is kept, and what operations hold for a moment. ``reserved`` is taken before the first tensor.
+    ``kept`` is what the forward pass leaves for the backward pass; ``peak`` is the most that is alive at one time of both:
+    gradients, what is kept, and what operations hold for a moment. ``reserved`` is taken before the first tensor.
     """
 
     weights: float
@@ -89,8 +89,8 @@ def memory_of(parts: Parts, trace: StepTrace, spec: TrainSpec, gpus: int, card: 
         gradients, peak = of_layers + parts.rest.trained, trace.peak_without_layers + of_layers
     else:
         weights, gradients = everything, trained
-        # In buckets of several processes, or from the pass before, gradients are there all the time. Else they come as the backward
-        # pass makes them, while it frees what was kept.
+        # In buckets of several processes, or from the micro-batch before, gradients are there all the time. Else they come as the
+        # backward pass makes them, while it frees what was kept.
         peak = trace.peak_without_gradients + gradients if gpus > 1 or spec.gradient_accumulation_steps > 1 else trace.peak
     return Memory(
         weights=weights,
@@ -112,8 +112,8 @@ def seconds_of(parts: Parts, trace: StepTrace, spec: TrainSpec, gpus: int, card:
     share = gpus if is_sharded else 1
     # AdamW reads weight, gradient and two moments and writes three of them; clipping reads gradients twice and writes them.
     touched = 7 + (3 if spec.max_grad_norm is not None else 1) + (3 if spec.ema_decay is not None else 0)
-    # Ring: an all-reduce sends (N - 1) / N of the gradients twice, once a step. FSDP in every pass gathers a layer for each of its
-    # calls, forward and backward, what is in no layer once, and scatters the gradients.
+    # Ring: an all-reduce sends (N - 1) / N of the gradients twice, once a step. FSDP gathers a layer in every micro-batch for each
+    # of its calls, forward and backward, what is in no layer once, and scatters the gradients.
     shards = spec.gradient_accumulation_steps * (trace.gathered + parts.rest.parameters + trained)
     sent = (gpus - 1) / gpus * (shards if is_sharded else 2 * trained)
     link = card.link if gpus <= GPUS_OF_A_MACHINE else min(card.link, NETWORK)
@@ -146,7 +146,7 @@ def seconds_of_op(op: Op, card: Card, spec: TrainSpec) -> float:
 
 
 def seconds_of_component(trace: StepTrace, component: str, spec: TrainSpec, card: Card) -> float:
-    """Both directions of a component, over all passes of a step."""
+    """Both directions of a component, over all micro-batches of a step."""
     return spec.gradient_accumulation_steps * sum(seconds_of_op(op, card, spec) for op in trace.ops if op.component == component)
 
 

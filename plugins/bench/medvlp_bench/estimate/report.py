@@ -31,7 +31,7 @@ def lines(found: Estimate) -> Iterator[str]:
 
 def component_lines(found: Estimate) -> Iterator[str]:
     """Weights, operations and memory, component by component. Operations are those of a whole step, on all GPUs."""
-    times = found.plan.train.batch_size / found.trace.pairs  # the shares of passes and GPUs may be unequal: the largest is traced
+    times = found.plan.train.batch_size / found.trace.pairs  # micro-batches and GPUs may get unequal shares: the largest is traced
     everything = max(1, found.trace.flops())
     unit, size = ("TFLOP", 1e12) if times * everything > 1e12 else ("GFLOP", 1e9)
     heads = ("component", "trained", "frozen", "forward", "backward", "share", "kept", "time")
@@ -52,7 +52,7 @@ def component_lines(found: Estimate) -> Iterator[str]:
         )
     rows.append(
         (
-            "together",
+            "total",
             number(found.parts.total("trained")),
             number(found.parts.total("frozen")),
             f"{times * found.trace.flops(is_backward=False) / size:.2f}",
@@ -74,11 +74,11 @@ def memory_lines(found: Estimate) -> Iterator[str]:
         "optimiser": memory.optimizer,
         "EMA of weights": memory.ema,
         "batch": memory.batch,
-        "passes at their peak": memory.peak,
+        "activations and gradients, peak": memory.peak,
         "  of these gradients": memory.gradients,
         "  of these kept for backward": memory.kept,
         "before the first tensor": memory.reserved,
-        "together": memory.total,
+        "total": memory.total,
         "there is": found.card.memory,
     }
     yield from _right([(name, f"{value / GIB:.2f}") for name, value in named.items() if value > 0])

@@ -1,7 +1,7 @@
 """One training step, followed op by op with tensors that have shapes and no numbers.
 
 Weights, images and all that is computed from them are fake tensors; token ids and masks are real, so that what depends on them (how
-many words are hidden) has its true size. A step of any size is traced in seconds, and nothing is approximated in its shapes.
+many words are masked) has its true size. A step of any size is traced in seconds, and nothing is approximated in its shapes.
 """
 
 from __future__ import annotations

@@ -7,9 +7,7 @@ within a round. The first step of a round, which starts the data loader, is not 
 from __future__ import annotations
 
 import io
-import math
 import statistics
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -23,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from medvlp_bench.estimate.cards import card_of
 from medvlp_bench.estimate.trace import CPU_ATTENTION
+from medvlp_bench.rival.laps import Lap, Laps, MaskedPass, Result, Timing, take_turns
 from medvlp_bench.rival.loop import PlainLoop, forward_source, plain_forward
 from medvlp_core import MedvlpError, Problem
 from medvlp_core.kernels.machine import clock_for, device_label, measure_rates
@@ -51,138 +50,9 @@ TOLERANCE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 2e-2}
 MASKED_PASSES = 7
 
 
-@attrs.frozen(kw_only=True)
-class Lap:
-    """A round of one loop: counted steps, seconds on the wall and of this process's CPU time, seconds of waiting for data."""
-
-    steps: int
-    seconds: float
-    cpu_seconds: float
-    data_seconds: float
-
-
-@attrs.frozen(kw_only=True)
-class Overhead:
-    """By how much the loop is slower than the rival, as a share; the true median is in ``low`` to ``high`` with ``confidence``.
-
-    Example:
-        >>> Overhead.of([2.0, 2.0, 2.0], [1.0, 2.0, 4.0])
-        Overhead(median=0.0, low=-0.5, high=1.0, confidence=0.75)
-    """
-
-    median: float
-    low: float
-    high: float
-    confidence: float
-
-    @classmethod
-    def of(cls, ours: Sequence[float], theirs: Sequence[float]) -> Overhead:
-        """From rounds side by side. An interval between two order statistics: of 95 % or more, if there are six."""
-        shares = sorted(one / other - 1.0 for one, other in zip(ours, theirs, strict=True))
-        count = len(shares)
-        outside, tail = 0, 0.5**count
-        while outside < (count - 1) // 2 and tail + math.comb(count, outside + 1) * 0.5**count <= 0.025:
-            outside += 1
-            tail += math.comb(count, outside) * 0.5**count
-        low, high, middle = shares[outside], shares[count - 1 - outside], statistics.median(shares)
-        return cls(median=middle, low=low, high=high, confidence=1.0 - 2.0 * tail)
-
-
-@attrs.frozen(kw_only=True)
-class MaskedPass:
-    """The image encoder over the images of a step, forward and backward: with the mask that hides a share, and without it."""
-
-    hidden: float
-    drops_masked: bool
-    seconds: float
-    seconds_unmasked: float
-
-
-@attrs.frozen(kw_only=True)
-class Timing:
-    """Both loops in one setting (compiled or not), round by round; ``masked_pass`` is None if nothing of the image is hidden."""
-
-    is_compiled: bool
-    pairs_per_step: int
-    ours: tuple[Lap, ...]
-    rival: tuple[Lap, ...]
-    masked_pass: MaskedPass | None = None
-
-    @property
-    def overhead(self) -> Overhead:
-        """Of the time on the wall."""
-        return Overhead.of([lap.seconds for lap in self.ours], [lap.seconds for lap in self.rival])
-
-    @property
-    def cpu_overhead(self) -> Overhead:
-        """Of the CPU time: other programs on the machine disturb it less."""
-        return Overhead.of([lap.cpu_seconds for lap in self.ours], [lap.cpu_seconds for lap in self.rival])
-
-    @property
-    def saved_by_masking(self) -> float:
-        """By which share a step is shorter than one whose image encoder sees all patches where it now sees the masked view."""
-        assert self.masked_pass is not None
-        saved = self.masked_pass.seconds_unmasked - self.masked_pass.seconds
-        return saved / (statistics.median(lap.seconds / lap.steps for lap in self.ours) + saved)
-
-    def speeds(self, laps: Sequence[Lap]) -> list[float]:
-        """Pairs a second of each round, slowest first."""
-        return sorted(self.pairs_per_step * lap.steps / lap.seconds for lap in laps)
-
-
-@attrs.frozen(kw_only=True)
-class Result:
-    """The timings, operations of the model a pair, those of the device a second, and by how much the losses differed."""
-
-    timings: tuple[Timing, ...]
-    flops_per_pair: float
-    matmul_flops: float
-    data_sheet_flops: float | None
-    difference: float
-    rival_source: str
-
-
-class Laps:
-    """Marks the ends of steps: of our loop as one of its observers, of another with :meth:`end_step`."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._marks: list[tuple[float, float]] = []
-        self._data_seconds: list[float] = []
-
-    def end_step(self, data_seconds: float) -> None:
-        """A step is done, which waited for data for some seconds."""
-        if self._device.type == "cuda" and not self._marks:
-            torch.cuda.synchronize(self._device)
-        self._marks.append((time.perf_counter(), time.process_time()))
-        self._data_seconds.append(data_seconds)
-
-    def __call__(self, event: Event) -> None:
-        """See :class:`medvlp_core.training.events.Observer`."""
-        if isinstance(event, StepDone):
-            self.end_step(event.data_seconds)
-
-    def lap(self) -> Lap:
-        """All steps but the first."""
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        (start, cpu_start), (end, cpu_end) = self._marks[0], (time.perf_counter(), time.process_time())
-        data_seconds = sum(self._data_seconds[1:])
-        return Lap(steps=len(self._marks) - 1, seconds=end - start, cpu_seconds=cpu_end - cpu_start, data_seconds=data_seconds)
-
-
-def take_turns(rounds: int, ours: Callable[[], Lap], rival: Callable[[], Lap]) -> tuple[tuple[Lap, ...], tuple[Lap, ...]]:
-    """Both in turn, after a round of each that does not count; who begins changes from round to round."""
-    found: dict[Callable[[], Lap], list[Lap]] = {ours: [], rival: []}
-    for number in range(rounds + 1):
-        for one in (ours, rival) if number % 2 == 0 else (rival, ours):
-            found[one].append(one())
-    return tuple(found[ours][1:]), tuple(found[rival][1:])
-
-
 @attrs.define(kw_only=True)
 class TrainBenchmark:
-    """Both loops over one built model; each has its own optimiser, and both go on with the same weights."""
+    """Both loops over one built model; each has its own optimiser, and both train the same weights further."""
 
     built: BuiltRun
     spec: TrainSpec
@@ -194,7 +64,7 @@ class TrainBenchmark:
 
     @classmethod
     def over(cls, built: BuiltRun, device: torch.device, *, steps: int, folder: Path) -> TrainBenchmark:
-        """Rounds of ``steps`` steps. Without checkpoints, averaged weights and trackers, which the rival has not."""
+        """Rounds of ``steps`` steps. Without checkpoints, EMA weights and trackers, which the rival has not."""
         spec = attrs.evolve(built.plan.train, steps=steps, epochs=None, checkpoint_every_steps=None, ema_decay=None, compile=False)
         model = built.model.to(device)
         forward, order = plain_forward(built.plan, model), data_order(spec, built.pipeline)
@@ -280,7 +150,7 @@ def first_batch(rival: PlainLoop) -> ImageTextBatch:
 def flops_per_pair(model: ComposedModel, batch: ImageTextBatch, precision: str) -> float:
     """Operations of a forward and backward pass a pair, by torch's formulas. Leaves weights, gradients and buffers alone.
 
-    To be counted before :func:`~medvlp_core.training.parallel.prepare`: a forward pass that is computed again is of no use to
+    To be counted before :func:`~medvlp_core.training.prepare`: a forward pass that is computed again is of no use to
     the model.
     """
     model.train()
@@ -321,8 +191,8 @@ def masked_pass(model: ComposedModel, batch: ImageTextBatch, spec: TrainSpec) ->
     masked, whole = (
         spec.gradient_accumulation_steps * statistics.median(read() for read in column) for column in zip(*readers, strict=True)
     )
-    hidden, drops = plan.image_is_masked.float().mean().item(), views[0][1].shape != views[1][1].shape
-    return MaskedPass(hidden=hidden, drops_masked=drops, seconds=masked, seconds_unmasked=whole)
+    masked_share, drops = plan.image_is_masked.float().mean().item(), views[0][1].shape != views[1][1].shape
+    return MaskedPass(masked_share=masked_share, drops_masked=drops, seconds=masked, seconds_unmasked=whole)
 
 
 def data_sheet_flops(device_name: str, precision: str) -> float | None:

@@ -86,7 +86,7 @@ class PlainLoop:
         )
 
     def run(self, steps: int, *, is_seeded: bool, on_step: Callable[[float], None]) -> list[list[float]]:
-        """Train some steps from step 0 of the order. ``on_step`` gets the seconds for which a step waited for data.
+        """Train some steps from step 0 of the order. ``on_step`` gets the seconds until a step had its data.
 
         With ``is_seeded`` crops and masks are those of the framework, step by step, and all losses are given back; else both are
         drawn from torch's global state, as somebody would do who does not care to repeat a step.
@@ -110,9 +110,9 @@ class PlainLoop:
                 data_seconds += time.perf_counter() - before
                 with autocast(self.device, spec.precision):
                     loss, terms = self.forward(to_device(batch, self.device))
-                part = len(batch.image) / spec.batch_size
-                scaler.scale(loss * part).backward()
-                numbers = numbers + torch.stack([loss, *terms] if is_seeded else [loss]).detach().float() * part
+                share = len(batch.image) / spec.batch_size
+                scaler.scale(loss * share).backward()
+                numbers = numbers + torch.stack([loss, *terms] if is_seeded else [loss]).detach().float() * share
             scaler.unscale_(optimizer)
             if spec.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), spec.max_grad_norm)
@@ -128,13 +128,13 @@ class PlainLoop:
     def loader(self, steps: int, *, is_seeded: bool) -> DataLoader[Any]:
         """The batches of some steps, in the order of the framework."""
         draws = [
-            part
+            micro_batch
             for step in range(steps)
-            for part in Share(micro_batches=self.spec.gradient_accumulation_steps).of(self.order.pairs(step))
+            for micro_batch in Share(micro_batches=self.spec.gradient_accumulation_steps).of(self.order.pairs(step))
         ]
         return DataLoader(
             self.pipeline.dataset("train", is_training=True),
-            batch_sampler=[[draw if is_seeded else draw.row for draw in part] for part in draws],
+            batch_sampler=[[draw if is_seeded else draw.row for draw in micro_batch] for micro_batch in draws],
             collate_fn=Collate(self.pipeline.tokenizer),
             num_workers=self.spec.num_workers,
             pin_memory=self.device.type == "cuda",
