@@ -13,7 +13,7 @@ from medvlp_core.testing.checks import Check
 from medvlp_core.testing.runner import run_check
 from medvlp_core.testing.subject import Subject
 
-#: The rooms of checks whose components are in ``broken_specs``.
+#: The modules of checks whose components are in ``broken_specs``.
 CHECK_MODULES = ("declaration", "contract", "encoder", "behaviour", "learning", "masking", "alignment")
 #: Tracing a call takes seconds, and training most of the rest: done only where it is the point.
 SLOW = ("compiles", "learns")
@@ -152,7 +152,7 @@ for spec in (*broken_specs.SPECS, broken_heavy_specs.ImportsTorchSpec):
 
 
 def checks_of(role: Role, *modules: str) -> list[Check]:
-    """The checks of these rooms that a role gets, in their order."""
+    """The checks of these modules that a role gets, in their order."""
     found = [
         one
         for one in CHECKS.values()
@@ -177,5 +177,5 @@ def expect_caught(row: Row) -> None:
 
 
 def rows_of(*modules: str) -> list[Row]:
-    """The rows whose check stands in one of these rooms."""
+    """The rows whose check stands in one of these modules."""
     return [row for row in ROWS if CHECKS[row.check].function.__module__.rpartition(".")[2].removesuffix("_checks") in modules]
