@@ -13,6 +13,7 @@ from typing import Any
 from medvlp_core.cli.common import add_override_arguments, columns, print_problems, read_plan
 from medvlp_core.cli.explain import origin, value_lines
 from medvlp_core.cli.folding import print_folded
+from medvlp_core.cli.words import completes
 from medvlp_core.describe.wording import yaml_value
 from medvlp_core.errors import Diagnostics, MedvlpError
 from medvlp_core.planning.plan import ModelPlan, plain
@@ -25,8 +26,11 @@ SAME, DIFFERENT, TROUBLE = 0, 1, 2
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Two recipes; the overrides belong to the second."""
-    parser.add_argument("first", metavar="A", help="a YAML file, or a preset such as mpma:small")
-    parser.add_argument("recipe", metavar="B", help="the recipe to compare with A; --set, --use and --unset change only B")
+    completes(parser.add_argument("first", metavar="A", help="a YAML file, or a preset such as mpma:small"), "recipe")
+    completes(
+        parser.add_argument("recipe", metavar="B", help="the recipe to compare with A; --set, --use and --unset change only B"),
+        "recipe",
+    )
     add_override_arguments(parser)
     parser.epilog = "Exit code: 0 = no difference, 1 = the recipes differ, 2 = one of them has errors."
 
