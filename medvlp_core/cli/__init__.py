@@ -26,7 +26,7 @@ from medvlp_core.cli.common import (
     read_plan,
 )
 from medvlp_core.cli.folding import print_folded
-from medvlp_core.cli.json_output import add_json_argument, print_json
+from medvlp_core.cli.json_output import add_json_argument, only_json, print_json
 from medvlp_core.cli.words import completes
 from medvlp_core.errors import MedvlpError, did_you_mean
 
@@ -142,11 +142,12 @@ def _run(arguments: list[str]) -> int:
         return int(leave.code or 0)
     if not getattr(parsed, "json", False):
         return command.run(parsed)
-    try:
-        return command.run(parsed)
-    except MedvlpError as error:
-        print_json(name, problems=error.problems or [str(error) or type(error).__name__])
-        return 1
+    with only_json():
+        try:
+            return command.run(parsed)
+        except MedvlpError as error:
+            print_json(name, problems=error.problems or [str(error) or type(error).__name__])
+            return 1
 
 
 def parser_of(command: Command) -> CommandParser:

@@ -6,16 +6,21 @@ Every document has the keys ``medvlp`` (version of the core), ``command``, ``for
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextvars import ContextVar
+from typing import Any, TextIO
 
 from medvlp_core import __version__
 from medvlp_core.errors import Position, Problem
 
 #: Version of the shapes. A key that is added leaves it as it is; one that is renamed, removed or means something else raises it.
 JSON_FORMAT = 1
+#: Where the document goes while everything else that is printed goes to stderr.
+_STDOUT: ContextVar[TextIO | None] = ContextVar("stdout", default=None)
 
 
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +46,19 @@ def print_json(command: str, *, problems: Iterable[Problem | str] = (), **conten
     """
     shown = [problem_data(problem) for problem in problems]
     document = {"medvlp": __version__, "command": command, "format": JSON_FORMAT, "problems": shown, **content}
-    print(json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False))
+    text = json.dumps(_finite(document), indent=2, ensure_ascii=False, allow_nan=False)
+    print(text, file=_STDOUT.get() or sys.stdout)
+
+
+@contextlib.contextmanager
+def only_json() -> Iterator[None]:
+    """Inside, what anybody else prints (an author's component, a library) goes to stderr: stdout holds the document alone."""
+    token = _STDOUT.set(sys.stdout)
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _STDOUT.reset(token)
 
 
 def problem_data(problem: Problem | str) -> dict[str, Any]:
