@@ -59,7 +59,7 @@ CODES: dict[str, str] = {
     "MV305": "a new package cannot be written",
     "MV306": "a plugin's own code failed",
     "MV307": "a plugin is written for another version of the interface",
-    "MV401": "a kernel path that was asked for cannot serve",
+    "MV401": "a kernel backend that was asked for cannot serve",
     "MV402": "a kernel gets tensors that do not fit together",
     "MV403": "a kernel does not have the derivative that is asked for",
     "MV501": "an image cannot be read",

@@ -25,6 +25,7 @@ PAGES = sorted(DOCS.rglob("*.md"))
 RUNNABLE = (
     "../README.md",
     "ablations.md",
+    "commands.md",
     "concepts.md",
     "errors.md",
     "estimate.md",
