@@ -174,7 +174,7 @@ def _dim(plan: ModelPlan, owner: str, dim: str | int) -> str:
 
 
 def _layout(spec: TensorSpec) -> str:
-    return f", hidden ones {spec.layout}" if spec.layout else ""
+    return f", masked ones {spec.layout}" if spec.layout else ""
 
 
 def count_parameters(plan: ModelPlan) -> dict[str, int]:
@@ -193,7 +193,7 @@ def count_parameters(plan: ModelPlan) -> dict[str, int]:
         if path.startswith("model."):
             part = model.get_submodule(path.removeprefix("model."))
             found[path] = sum(one.numel() for one in part.parameters() if one.requires_grad)
-    return found | {"together": sum(one.numel() for one in model.parameters() if one.requires_grad)}
+    return found | {"total": sum(one.numel() for one in model.parameters() if one.requires_grad)}
 
 
 def parameter_lines(plan: ModelPlan) -> list[str]:

@@ -79,15 +79,15 @@ class _Line:
         """Walk over the words as argparse would."""
         *before, typed = words
         positions = [action for action in parser._actions if not action.option_strings]
-        waiting: argparse.Action | None = None  # the option whose value comes next
+        option_of_value: argparse.Action | None = None  # the option whose value comes next
         recipe = None
         for index, word in enumerate(before):
-            if waiting is not None:
-                waiting = None
+            if option_of_value is not None:
+                option_of_value = None
             elif word.startswith("-"):
                 action = parser._option_string_actions.get(word.partition("=")[0])
                 takes_value = action is not None and action.nargs != 0 and "=" not in word
-                waiting = action if takes_value else None
+                option_of_value = action if takes_value else None
             elif positions:
                 action = positions.pop(0)
                 if isinstance(action, argparse._SubParsersAction):
@@ -95,10 +95,10 @@ class _Line:
                 recipe = word if vars(action).get("completes") == "recipe" else recipe
         options = tuple(parser._option_string_actions)
         option, sign, value = typed.partition("=")
-        if waiting is None and sign and option in options:
+        if option_of_value is None and sign and option in options:
             action = parser._option_string_actions[option]
             return cls(typed=value, start=f"{option}=", options=options, action=action, recipe=recipe)
-        action = waiting or (positions[0] if positions else None)
+        action = option_of_value or (positions[0] if positions else None)
         return cls(typed=typed, start="", options=options, action=action, recipe=recipe)
 
     def offered(self, host: PluginHost) -> list[str]:

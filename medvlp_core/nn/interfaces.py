@@ -39,7 +39,7 @@ class ImageEncoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, image: Tensor, image_is_masked: Tensor | None = None) -> ImageFeatures:
-        """Encode (B, C, H, W). With ``image_is_masked`` (B, N) hidden patches have no influence on the output."""
+        """Encode (B, C, H, W). With ``image_is_masked`` (B, N) masked patches have no influence on the output."""
 
 
 class TextEncoder(nn.Module, ABC):
@@ -156,7 +156,7 @@ class Alignment(nn.Module, ABC):
 
 
 class Decoder(nn.Module, ABC):
-    """Reconstructs what was hidden and measures how well."""
+    """Reconstructs what was masked and measures how well."""
 
     @abstractmethod
     def __init__(self, spec: Any, dims: Dims) -> None:

@@ -171,8 +171,8 @@ def test_explain_with_build_counts_parameters(capsys: Output, recipe: str) -> No
     assert code == 0
     counts = dict(line.split() for line in out.split("trainable parameters\n")[1].splitlines())
     numbers = {path: int(count.replace(",", "")) for path, count in counts.items()}
-    sync_errors = numbers.pop("together")
-    assert sync_errors == sum(numbers.values())
+    total = numbers.pop("total")
+    assert total == sum(numbers.values())
     assert numbers["model.masking"] == 0
     # embeddings of words and positions, one layer of attention and feed-forward: at least its 12 D^2 weights
     assert numbers["model.text_encoder"] > 300 * 32
