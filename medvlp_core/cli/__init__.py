@@ -1,6 +1,7 @@
 """The command line ``medvlp``: one file per command, imported only when it runs. Light: torch is for a few of them.
 
-Exit codes: 0 all is well, 1 problems were found, 2 the command line is wrong.
+Exit codes: 0 all is well, 1 problems were found, 2 the command line is wrong (docs/commands.md has all of them). What
+``__all__`` names is for bundles that add commands with the hook ``medvlp_add_commands``.
 """
 
 from __future__ import annotations
@@ -22,22 +23,30 @@ from medvlp_core.cli.common import (
     number,
     plan_or_complain,
     print_problems,
+    read_plan,
 )
 from medvlp_core.cli.folding import fold, print_folded
+from medvlp_core.cli.json_output import add_json_argument, only_json, print_json
+from medvlp_core.cli.words import completes
 from medvlp_core.errors import MedvlpError, did_you_mean
 
 __all__ = [
     "Command",
+    "CommandParser",
     "PluginCommands",
+    "add_json_argument",
     "add_override_arguments",
     "add_recipe_arguments",
     "columns",
+    "completes",
     "fold",
     "main",
     "number",
     "plan_or_complain",
     "print_folded",
+    "print_json",
     "print_problems",
+    "read_plan",
 ]
 
 #: Built-in commands: module below ``medvlp_core.cli`` and what they do.
@@ -56,6 +65,34 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("export", "write a trained model for timm, transformers, safetensors or onnx"),
     "ablate": ("ablate", "train a recipe in every combination of some values, over seeds, and compare"),
     "new": ("new", "write a plug-in package that works, for its author to change"),
+    "completion": ("completion", "print the script that completes commands, presets and component names in a shell"),
+}
+
+#: The groups of the overview: every built-in command, with an example for its help.
+GROUPS: dict[str, dict[str, str]] = {
+    "recipes": {
+        "check": "medvlp check mpma:small --set train.steps=100",
+        "explain": "medvlp explain mpma:small --use model.fusion=standard.cross_attention",
+        "diff": "medvlp diff mpma:small mpma:base",
+        "fill": "medvlp fill mpma:small > mine.yaml",
+        "schema": "medvlp schema --out recipe.schema.json",
+    },
+    "components": {
+        "list": "medvlp list --role fusion --compatible-with mpma:small",
+        "show": "medvlp show mpma.memory_fusion",
+        "new": "medvlp new acme --role fusion",
+        "conform": "medvlp conform acme --check ignores_padding",
+        "docs": "medvlp docs acme > components.md",
+    },
+    "runs": {
+        "pretrain": "medvlp pretrain mpma:small --set train.steps=100 --out runs/first",
+        "ablate": "medvlp ablate mpma:small --over model.fusion=mpma.memory_fusion,standard.cross_attention --seeds 0,1",
+        "export": "medvlp export runs/first --to timm --out exported",
+    },
+    "this machine": {
+        "kernels": "medvlp kernels --dtype bfloat16",
+        "completion": 'eval "$(medvlp completion bash)"',
+    },
 }
 
 #: Commands of bundles of this repository, by the namespace that brings them: for the hint where it is not installed.
@@ -93,26 +130,42 @@ def _run(arguments: list[str]) -> int:
     if name in ("-V", "--version"):
         print(f"medvlp {__version__}")
         return 0
-    commands = {name: _built_in(name)} if name in COMMANDS else _plugin_commands()
+    commands = {name: built_in(name)} if name in COMMANDS else plugin_commands()
     if name not in commands:
         print(f"medvlp: there is no command {name!r}\n    hint: {_hint(name, [*COMMANDS, *commands])}", file=sys.stderr)
         return USAGE
     command = commands[name]
-    parser = CommandParser(prog=f"medvlp {name}", description=command.help)
-    command.configure(parser)
     try:
-        parsed = parser.parse(arguments[1:])
+        parsed = parser_of(command).parse(arguments[1:])
     except SystemExit as leave:  # argparse has printed its help (0) or its complaint (2)
         return int(leave.code or 0)
-    return command.run(parsed)
+    if not getattr(parsed, "json", False):
+        return command.run(parsed)
+    with only_json():
+        try:
+            return command.run(parsed)
+        except MedvlpError as error:
+            print_json(name, problems=error.problems or [str(error) or type(error).__name__])
+            return 1
 
 
-def _built_in(name: str) -> Command:
-    module = importlib.import_module(f"medvlp_core.cli.{COMMANDS[name][0]}")
-    return Command(name=name, help=COMMANDS[name][1], configure=module.configure, run=module.run)
+def parser_of(command: Command) -> CommandParser:
+    """The parser of a command, with its own arguments; the parsed ones have the command's name as ``command``."""
+    parser = CommandParser(prog=f"medvlp {command.name}", description=command.help, example=command.example)
+    parser.set_defaults(command=command.name)
+    command.configure(parser)
+    return parser
 
 
-def _plugin_commands() -> dict[str, Command]:
+def built_in(name: str) -> Command:
+    """A command of :data:`COMMANDS`; imports its module."""
+    file, text = COMMANDS[name]
+    module = importlib.import_module(f"medvlp_core.cli.{file}")
+    example = next((group[name] for group in GROUPS.values() if name in group), "")
+    return Command(name=name, help=text, configure=module.configure, run=module.run, example=example)
+
+
+def plugin_commands() -> dict[str, Command]:
     """The commands that plugins add. One that fails is named on stderr and keeps no other from working."""
     from medvlp_core.plugins.host import load_plugins
 
@@ -130,9 +183,11 @@ def _hint(name: str, known: Sequence[str]) -> str:
 
 
 def _overview() -> str:
-    lines = ["usage: medvlp COMMAND ...", "", "Compose, check and pre-train medical vision-language models from YAML recipes.", ""]
-    lines += ["commands:"]
-    lines += [f"  {name:<10} {text}" for name, (_, text) in COMMANDS.items()]
-    lines += [f"  {command.name:<10} {command.help}" for command in _plugin_commands().values()]
+    lines = ["usage: medvlp COMMAND ...", "", "Compose, check and pre-train medical vision-language models from YAML recipes."]
+    groups = {title: [(name, COMMANDS[name][1]) for name in group] for title, group in GROUPS.items()}
+    groups["from plug-ins"] = [(command.name, command.help) for command in plugin_commands().values()]
+    for title, commands in groups.items():
+        if commands:
+            lines += ["", f"{title}:", *(f"  {name:<10} {text}" for name, text in commands)]
     lines += ["", "`medvlp COMMAND --help` explains a command; `medvlp --version` prints the version."]
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from medvlp_core.ablation.grid import AS_IN_RECIPE, EXAMPLE, Ablation, parse_axes, plan_ablation
+from medvlp_core.ablation.grid import AS_IN_RECIPE, Ablation, parse_axes, plan_ablation
 from medvlp_core.ablation.results import check_metrics
 from medvlp_core.cli.common import add_recipe_arguments, columns, print_problems, read_overrides
 from medvlp_core.cli.folding import print_folded
@@ -34,7 +34,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
     shown = "metrics of the picture, by their names or those of evaluators (default: the first of each evaluator)"
     parser.add_argument("--metrics", metavar="NAME,NAME", type=_names, default=(), help=shown)
     parser.add_argument("--dry-run", action="store_true", help="plan everything and train nothing")
-    parser.epilog = f"Example: medvlp ablate mpma:small {EXAMPLE} --over model.alignments.gla=...,null --seeds 0,1"
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 import attrs
 
+from medvlp_core.cli.colour import ERROR, HINT, WARNING, print_styled
+from medvlp_core.cli.json_output import print_json
+from medvlp_core.cli.words import Kind, completes
 from medvlp_core.errors import Diagnostics, PluginError, Problem, nearest
 
 if TYPE_CHECKING:
@@ -18,17 +21,19 @@ if TYPE_CHECKING:
     from medvlp_core.plugins.host import PluginHost
     from medvlp_core.recipe.load import Override
 
-_STYLES = {"error": "bold red", "warning": "bold yellow", "hint": "cyan"}
-
 
 @attrs.frozen(kw_only=True)
 class Command:
-    """A subcommand: ``configure`` declares its arguments, ``run`` does the work and returns the exit code."""
+    """A subcommand: ``configure`` declares its arguments, ``run`` does the work and returns the exit code.
+
+    ``example`` is a command line, shown at the end of its help.
+    """
 
     name: str
     help: str
     configure: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]
+    example: str = ""
 
 
 @attrs.define
@@ -44,22 +49,28 @@ class PluginCommands:
         help: str,
         configure: Callable[[argparse.ArgumentParser], None],
         run: Callable[[argparse.Namespace], int],
+        example: str = "",
     ) -> None:
-        """Add a subcommand.
+        """Add a subcommand; ``example`` is a command line for its help.
 
         Raises:
             PluginError: there is one of that name.
         """
         if name in self.taken or name in self.found:
             raise PluginError(Problem(code="MV302", text=f"there is already a command {name!r}"))
-        self.found[name] = Command(name=name, help=help, configure=configure, run=run)
+        self.found[name] = Command(name=name, help=help, configure=configure, run=run, example=example)
 
 
 class CommandParser(argparse.ArgumentParser):
-    """argparse that names the nearest option instead of only complaining."""
+    """argparse that names the nearest option instead of only complaining, and ends the help with an example."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, example: str = "", **options: Any) -> None:
         super().__init__(allow_abbrev=False, **options)
+        self.example = example
+
+    def format_help(self) -> str:
+        """The help, with the example as it is typed."""
+        return super().format_help() + (f"\nexample:\n  {self.example}\n" if self.example else "")
 
     def parse(self, args: Sequence[str]) -> argparse.Namespace:
         """Parse; an unknown option is an error with a hint, exit code 2."""
@@ -96,20 +107,20 @@ class _AddOverride(argparse.Action):
 
 def add_recipe_arguments(parser: argparse.ArgumentParser) -> None:
     """RECIPE and the overrides."""
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a preset such as mpma:small")
+    completes(parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, or a preset such as mpma:small"), "recipe")
     add_override_arguments(parser)
 
 
 def add_override_arguments(parser: argparse.ArgumentParser) -> None:
     """``--set``, ``--use`` and ``--unset``, in ``overrides`` as (kind, text) in the order given."""
     parser.set_defaults(overrides=[])
-    options = (
+    options: tuple[tuple[Kind, str, str], ...] = (
         ("set", "PATH=VALUE", "set a value, e.g. train.steps=100; the value is read as YAML"),
         ("use", "PATH=COMPONENT", "put another component into a slot, e.g. model.fusion=standard.cross_attention"),
         ("unset", "PATH", "remove a block or value, e.g. model.alignments.gla"),
     )
     for name, form, text in options:
-        parser.add_argument(f"--{name}", metavar=form, action=_AddOverride, dest="overrides", help=text)
+        completes(parser.add_argument(f"--{name}", metavar=form, action=_AddOverride, dest="overrides", help=text), name)
 
 
 def read_overrides(arguments: argparse.Namespace, diagnostics: Diagnostics) -> list[Override]:
@@ -140,9 +151,17 @@ def is_first_process() -> bool:
 
 
 def plan_or_complain(arguments: argparse.Namespace) -> ModelPlan | None:
-    """The plan; problems are printed to stderr, and None means that there were errors."""
+    """The plan; problems are printed to stderr, and None means that there were errors.
+
+    With ``--json`` nothing is printed but, if there were errors, the document of the command with them; the warnings are those of
+    the plan.
+    """
     diagnostics = Diagnostics()
     plan = read_plan(arguments, diagnostics)
+    if getattr(arguments, "json", False):
+        if plan is None:
+            print_json(arguments.command, problems=diagnostics, recipe=arguments.recipe)
+        return plan
     if not is_first_process():  # the first one says what all find
         if plan is not None:
             return plan
@@ -152,21 +171,11 @@ def plan_or_complain(arguments: argparse.Namespace) -> ModelPlan | None:
 
 
 def print_problems(problems: Iterable[Problem], stream: TextIO) -> None:
-    """Print problems as they are; coloured if a person is looking."""
-    found = list(problems)
-    if not stream.isatty():
-        for problem in found:
-            print(problem, file=stream)
-        return
-    from rich.console import Console
-    from rich.text import Text
-
-    console = Console(file=stream, soft_wrap=True)
-    for problem in found:
-        text = Text(str(problem))
-        text.highlight_words([f"[{problem.code}]"], _STYLES["warning" if problem.is_warning else "error"])
-        text.highlight_regex(r"(?m)^    hint: .*$", _STYLES["hint"])
-        console.print(text, highlight=False)
+    """Print problems as they are; where a person is looking, errors are red and warnings yellow."""
+    for problem in problems:
+        code = rf"\[{problem.code}\]"
+        head = {f"{code} warning:": WARNING} if problem.is_warning else {code: ERROR}
+        print_styled(str(problem), stream, {**head, r"(?m)^    hint: .*$": HINT})
 
 
 def columns(rows: Sequence[Sequence[str]], *, indent: str = "  ") -> list[str]:

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from medvlp_core.cli.folding import print_folded
+from medvlp_core.cli.json_output import add_json_argument, print_json
+from medvlp_core.cli.words import completes
 from medvlp_core.errors import PluginError, did_you_mean, nearest
 
 if TYPE_CHECKING:
@@ -23,13 +25,16 @@ OUTCOMES: tuple[Outcome, ...] = ("passed", "failed", "not applicable")
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The bundle, and which part of the checks."""
-    parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="namespace of an installed bundle, e.g. acme")
-    parser.add_argument("--component", metavar="NAME", help="one component only, e.g. acme.gate")
+    completes(
+        parser.add_argument("bundle", metavar="BUNDLE", nargs="?", help="namespace of an installed bundle, e.g. acme"), "bundle"
+    )
+    completes(parser.add_argument("--component", metavar="NAME", help="one component only, e.g. acme.gate"), "name")
     parser.add_argument("--check", metavar="CHECK", help="one check only, e.g. ignores_padding")
     parser.add_argument("--checks", action="store_true", help="list the checks and what each asks for, and do nothing else")
     parser.add_argument(
         "--verbose", action="store_true", help="show the checks that passed, with their time, and those that do not apply"
     )
+    add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -37,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     from medvlp_core.testing.check_modules import CHECKS
 
     if arguments.checks:
-        _print_checks()
+        _print_checks(has_json=arguments.json)
         return 0
     if arguments.bundle is None:
         print("medvlp conform: which bundle?\n    hint: `medvlp conform acme`; `medvlp list` shows the bundles", file=sys.stderr)
@@ -78,6 +83,8 @@ def _conform(arguments: argparse.Namespace) -> int:
         return USAGE
     found: list[Result] = []
     every = run_conformance(arguments.bundle, host, wanted=is_wanted)
+    if arguments.json:
+        return _print_json(arguments.bundle, list(every))
     for component, results in itertools.groupby(every, lambda one: one.component):
         print(component, flush=True)
         found += _print_results(results, is_verbose=arguments.verbose)
@@ -85,6 +92,13 @@ def _conform(arguments: argparse.Namespace) -> int:
     seconds = sum(result.seconds for result in found)
     told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
     print(f"{arguments.bundle}: {told} ({seconds:.0f} s)")
+    return 1 if counts["failed"] else 0
+
+
+def _print_json(bundle: str, results: list[Result]) -> int:
+    counts = {outcome: sum(result.outcome == outcome for result in results) for outcome in OUTCOMES}
+    keys = ("component", "check", "outcome", "text", "seconds")
+    print_json("conform", bundle=bundle, counts=counts, results=[{key: getattr(result, key) for key in keys} for result in results])
     return 1 if counts["failed"] else 0
 
 
@@ -116,10 +130,16 @@ def _lines(result: Result, *, is_verbose: bool) -> list[str]:
     return [f"  passed {result.check} ({result.seconds:.2f} s)"]
 
 
-def _print_checks() -> None:
+def _print_checks(*, has_json: bool) -> None:
     from medvlp_core.spec.roles import Role
     from medvlp_core.testing.check_modules import CHECKS
 
+    if has_json:
+        every = [
+            {"name": one.name, "group": one.group, "roles": sorted(one.roles), "summary": one.summary} for one in CHECKS.values()
+        ]
+        print_json("conform", checks=every)
+        return
     longest = max(map(len, CHECKS))
     for group in dict.fromkeys(one.group for one in CHECKS.values()):
         print(f"{group}:")

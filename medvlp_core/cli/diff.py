@@ -13,8 +13,10 @@ from typing import Any
 from medvlp_core.cli.common import add_override_arguments, columns, print_problems, read_plan
 from medvlp_core.cli.explain import origin, value_lines
 from medvlp_core.cli.folding import print_folded
+from medvlp_core.cli.json_output import add_json_argument, print_json
+from medvlp_core.cli.words import completes
 from medvlp_core.describe.wording import yaml_value
-from medvlp_core.errors import Diagnostics, MedvlpError
+from medvlp_core.errors import Diagnostics, MedvlpError, Problem
 from medvlp_core.planning.plan import ModelPlan, plain
 from medvlp_core.planning.wiring import INPUTS, PlannedComponent
 from medvlp_core.spec.component import SpecBlock
@@ -25,32 +27,45 @@ SAME, DIFFERENT, TROUBLE = 0, 1, 2
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Two recipes; the overrides belong to the second."""
-    parser.add_argument("first", metavar="A", help="a YAML file, or a preset such as mpma:small")
-    parser.add_argument("recipe", metavar="B", help="the recipe to compare with A; --set, --use and --unset change only B")
+    completes(parser.add_argument("first", metavar="A", help="a YAML file, or a preset such as mpma:small"), "recipe")
+    completes(
+        parser.add_argument("recipe", metavar="B", help="the recipe to compare with A; --set, --use and --unset change only B"),
+        "recipe",
+    )
     add_override_arguments(parser)
+    add_json_argument(parser)
     parser.epilog = "Exit code: 0 = no difference, 1 = the recipes differ, 2 = one of them has errors."
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Print the differences."""
     plans = []
+    problems: list[Problem] = []
     for recipe, overrides in ((arguments.first, []), (arguments.recipe, arguments.overrides)):
         diagnostics = Diagnostics()
         plan = _read(argparse.Namespace(recipe=recipe, overrides=overrides), diagnostics)
+        plans.append(plan)
+        problems += diagnostics
+        if arguments.json:
+            continue
         print_problems(diagnostics, sys.stderr)
         if plan is None:
             count = len(diagnostics.errors)
             print(f"{_title(recipe, overrides)}: {count} error{'' if count == 1 else 's'}", file=sys.stderr)
-        plans.append(plan)
     first, second = plans
+    titles = {"a": arguments.first, "b": _title(arguments.recipe, arguments.overrides)}
     if first is None or second is None:
+        if arguments.json:
+            print_json("diff", problems=problems, **titles, same=None)
         return TROUBLE
     lines = list(differences(first, second))
-    if not lines:
-        print("no difference")
-        return SAME
-    print_folded([f"A: {arguments.first}", f"B: {_title(arguments.recipe, arguments.overrides)}", *lines])
-    return DIFFERENT
+    if arguments.json:
+        from medvlp_core.cli.diff_json import differences_data
+
+        print_json("diff", problems=problems, **titles, same=not lines, **differences_data(first, second))
+    else:
+        print_folded([f"A: {titles['a']}", f"B: {titles['b']}", *lines] if lines else ["no difference"])
+    return DIFFERENT if lines else SAME
 
 
 def _read(arguments: argparse.Namespace, diagnostics: Diagnostics) -> ModelPlan | None:
@@ -71,25 +86,32 @@ def differences(a: ModelPlan, b: ModelPlan) -> Iterator[str]:
 
     Nothing is yielded exactly if both resolve to the same document, with components in the same order.
     """
-    for path in _paths(a, b):
+    for path in paths_of_both(a, b):
         yield from _component_lines(a, b, path)
     for slot in (info.slot for info in ROLES.values()):
         yield from _order_lines(a, b, slot)
-    yield from _section("inputs", _value_lines(a, b, "inputs", _values(a.inputs), _values(b.inputs)))
-    init_a, init_b = _values(a.init_from), _values(b.init_from)
-    yield from _section("init_from", _value_lines(a, b, "init_from", init_a, init_b))
-    yield from _section("train", _value_lines(a, b, "train", _values(a.train), _values(b.train)))
-    yield from _section("losses", _value_lines(a, b, "losses", a.losses, b.losses))
+    for block, (old, new) in block_values(a, b).items():
+        yield from _section(block, _value_lines(a, b, block, old, new))
     yield from _section("requires", _only_lines(a.resolved()["requires"], b.resolved()["requires"]))
     yield from _section("dimensions", _dimension_lines(a, b))
-    yield from _section("calls of a training step", _only_lines(_calls(a), _calls(b)))
+    yield from _section("calls of a training step", _only_lines(calls_of(a), calls_of(b)))
 
 
 def _section(title: str, lines: list[str]) -> list[str]:
     return ["", title, *lines] if lines else []
 
 
-def _paths(a: ModelPlan, b: ModelPlan) -> list[str]:
+def block_values(a: ModelPlan, b: ModelPlan) -> dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """The blocks that belong to no component, with their values in both recipes."""
+    return {
+        "inputs": (values_of(a.inputs), values_of(b.inputs)),
+        "init_from": (values_of(a.init_from), values_of(b.init_from)),
+        "train": (values_of(a.train), values_of(b.train)),
+        "losses": (a.losses, b.losses),
+    }
+
+
+def paths_of_both(a: ModelPlan, b: ModelPlan) -> list[str]:
     """The slots that one of the two fills: by role, those of ``a`` first."""
     both = {**a.components, **b.components}
     roles = list(ROLES)
@@ -106,7 +128,7 @@ def _component_lines(a: ModelPlan, b: ModelPlan, path: str) -> list[str]:
             f"{path}: only in {side}, {_used(component)}", value_lines(plan, path, component.spec) or ["      no parameters"]
         )
     if old.name == new.name:
-        return _section(f"{path}: {old.name}", _value_lines(a, b, path, _values(old.spec), _values(new.spec)))
+        return _section(f"{path}: {old.name}", _value_lines(a, b, path, values_of(old.spec), values_of(new.spec)))
     lines = [f"  A: {old.name}", *value_lines(a, path, old.spec), f"  B: {new.name}", *value_lines(b, path, new.spec)]
     return _section(f"{path}: {_used(old)} -> {_used(new)}", lines)
 
@@ -115,16 +137,30 @@ def _used(component: PlannedComponent) -> str:
     return f"{component.name} ({component.position()})"
 
 
-def _order_lines(a: ModelPlan, b: ModelPlan, slot: str) -> list[str]:
+def changed_order(a: ModelPlan, b: ModelPlan, slot: str) -> tuple[list[str], list[str]] | None:
     """Slots in another order: weights are drawn in the order of the recipe, so it is a difference."""
     base = slot.removesuffix("*")
     old = [path.removeprefix(base) for path in a.components if path.startswith(base) and path in b.components]
     new = [path.removeprefix(base) for path in b.components if path.startswith(base) and path in a.components]
-    return _section(base.rstrip("."), [f"  order: {', '.join(old)} -> {', '.join(new)}"]) if old != new else []
+    return (old, new) if old != new else None
 
 
-def _values(block: SpecBlock) -> dict[str, Any]:
+def _order_lines(a: ModelPlan, b: ModelPlan, slot: str) -> list[str]:
+    change = changed_order(a, b, slot)
+    if change is None:
+        return []
+    old, new = change
+    return _section(slot.removesuffix("*").rstrip("."), [f"  order: {', '.join(old)} -> {', '.join(new)}"])
+
+
+def values_of(block: SpecBlock) -> dict[str, Any]:
+    """The parameters of a block as they are compared: paths absolute."""
     return plain(block, has_absolute_paths=True)
+
+
+def changed_names(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The values that only one of the two has, or that are not the same."""
+    return [name for name in {**old, **new} if name not in old or name not in new or old[name] != new[name]]
 
 
 def _value_lines(a: ModelPlan, b: ModelPlan, path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -133,29 +169,39 @@ def _value_lines(a: ModelPlan, b: ModelPlan, path: str, old: Mapping[str, Any], 
     def shown(plan: ModelPlan, values: Mapping[str, Any], name: str) -> str:
         return f"{yaml_value(values[name])} ({origin(plan, f'{path}.{name}')})" if name in values else "-"
 
-    names = [name for name in {**old, **new} if name not in old or name not in new or old[name] != new[name]]
-    return columns([(name, f"{shown(a, old, name)} -> {shown(b, new, name)}") for name in names])
+    return columns([(name, f"{shown(a, old, name)} -> {shown(b, new, name)}") for name in changed_names(old, new)])
+
+
+def only_in_one(old: list[str], new: list[str]) -> tuple[list[str], list[str]]:
+    """What stands only in the first list, and what only in the second."""
+    return [one for one in old if one not in new], [one for one in new if one not in old]
 
 
 def _only_lines(old: list[str], new: list[str]) -> list[str]:
-    """What stands in one of two lists only."""
-    lines = [f"  only in A: {one}" for one in old if one not in new]
-    return lines + [f"  only in B: {one}" for one in new if one not in old]
+    only_a, only_b = only_in_one(old, new)
+    return [f"  only in A: {one}" for one in only_a] + [f"  only in B: {one}" for one in only_b]
+
+
+def changed_dimensions(a: ModelPlan, b: ModelPlan) -> list[tuple[str, str, int | None, int | None]]:
+    """Dimensions that slots of both recipes have, with another number: slot, symbol and both numbers; None = free."""
+    found = []
+    for path in (INPUTS, *(path for path in paths_of_both(a, b) if path in a.components and path in b.components)):
+        old, new = a.dims(path), b.dims(path)
+        names = {*old, *new}
+        if path != INPUTS:
+            names = a.components[path].contract.symbols() & b.components[path].contract.symbols()
+        found += [(path, name, old.get(name), new.get(name)) for name in sorted(names) if old.get(name) != new.get(name)]
+    return found
 
 
 def _dimension_lines(a: ModelPlan, b: ModelPlan) -> list[str]:
-    """``model.fusion  Dt=128 -> 96``: dimensions that slots of both recipes have, with another number."""
-    rows = []
-    for path in (INPUTS, *(path for path in _paths(a, b) if path in a.components and path in b.components)):
-        old, new = a.dims(path), b.dims(path)
-        names = sorted({*old, *new})
-        if path != INPUTS:
-            names = sorted(a.components[path].contract.symbols() & b.components[path].contract.symbols())
-        changes = [f"{name}={old.get(name, 'free')} -> {new.get(name, 'free')}" for name in names if old.get(name) != new.get(name)]
-        if changes:
-            rows.append((path, ", ".join(changes)))
-    return columns(rows)
+    """``model.fusion  Dt=128 -> 96``: the changed dimensions, slot by slot."""
+    rows: dict[str, list[str]] = {}
+    for path, name, old, new in changed_dimensions(a, b):
+        rows.setdefault(path, []).append(f"{name}={'free' if old is None else old} -> {'free' if new is None else new}")
+    return columns([(path, ", ".join(changes)) for path, changes in rows.items()])
 
 
-def _calls(plan: ModelPlan) -> list[str]:
+def calls_of(plan: ModelPlan) -> list[str]:
+    """The calls of a training step, one text each."""
     return [f"{step.stage.replace('_', ' ')}: {step.path}" + (f" @{step.view}" if step.view else "") for step in plan.steps]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 
+from medvlp_core.cli.words import completes
 from medvlp_core.errors import Problem, SpecError, did_you_mean
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Which bundle."""
-    parser.add_argument("namespace", metavar="NAMESPACE", help="a bundle such as mpma; `medvlp list` shows all")
+    completes(
+        parser.add_argument("namespace", metavar="NAMESPACE", help="a bundle such as mpma; `medvlp list` shows all"), "bundle"
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

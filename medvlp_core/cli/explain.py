@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from medvlp_core.cli.common import add_recipe_arguments, columns, number, plan_or_complain
 from medvlp_core.cli.folding import print_folded
+from medvlp_core.cli.json_output import add_json_argument, print_json
 from medvlp_core.describe.wording import yaml_value
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.planning.wiring import INPUTS, PlannedComponent, PortKey, Step
@@ -22,6 +23,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The recipe, and whether to build it."""
     add_recipe_arguments(parser)
     parser.add_argument("--build", action="store_true", help="also build the model (imports torch) and count its parameters")
+    add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -29,8 +31,15 @@ def run(arguments: argparse.Namespace) -> int:
     plan = plan_or_complain(arguments)
     if plan is None:
         return 1
+    if arguments.json:
+        from medvlp_core.cli.explain_json import explanation_data
+
+        trainable = count_parameters(plan) if arguments.build else None
+        content = {**explanation_data(plan), "trainable_parameters": trainable}
+        print_json("explain", problems=plan.warnings, recipe=arguments.recipe, **content)
+        return 0
     print_folded(explanation(plan))
-    counts = parameter_counts(plan) if arguments.build else ["  not counted; --build builds the model and counts them"]
+    counts = parameter_lines(plan) if arguments.build else ["  not counted; --build builds the model and counts them"]
     print_folded(["", "trainable parameters", *counts])
     return 0
 
@@ -45,10 +54,7 @@ def explanation(plan: ModelPlan) -> Iterator[str]:
             yield from component_lines(plan, component)
             if dims := dimension_text(plan, component.path):
                 yield f"      dimensions: {dims}"
-    blocks: dict[str, SpecBlock] = {"inputs": plan.inputs, "train": plan.train}
-    if plan.init_from.path is not None:
-        blocks["init_from"] = plan.init_from
-    for path, block in blocks.items():
+    for path, block in blocks_of(plan).items():
         yield f"  {path}"
         yield from value_lines(plan, path, block)
     yield ""
@@ -66,6 +72,14 @@ def explanation(plan: ModelPlan) -> Iterator[str]:
             yield from component_lines(plan, component)
             if component.path in reasons:
                 yield f"      skipped: {reasons[component.path]}"
+
+
+def blocks_of(plan: ModelPlan) -> dict[str, SpecBlock]:
+    """The blocks of the core: ``inputs``, ``train``, and ``init_from`` if the recipe begins with weights."""
+    blocks: dict[str, SpecBlock] = {"inputs": plan.inputs, "train": plan.train}
+    if plan.init_from.path is not None:
+        blocks["init_from"] = plan.init_from
+    return blocks
 
 
 def origin(plan: ModelPlan, path: str) -> str:
@@ -109,7 +123,7 @@ def step_lines(plan: ModelPlan) -> Iterator[str]:
         yield from _taken(plan, step.takes)
         yield from (f"       gives {shape(plan, key)}" for key in given(plan, step))
         yield f"       for {', '.join(beneficiaries(plan, step))}"
-    for index, head in enumerate(_heads(plan), start=len(plan.steps) + 1):
+    for index, head in enumerate(heads(plan), start=len(plan.steps) + 1):
         yield f"  {index}. {plan.components[head].role}: {head}"
         yield from _taken(plan, plan.takes(head))
         yield f"       losses {', '.join(plan.components[head].contract.losses)}"
@@ -124,7 +138,8 @@ def _target(plan: ModelPlan) -> str:
     return f" and {shape(plan, ('image_target', None))}" if "Ht" in plan.dims(INPUTS) else ""
 
 
-def _heads(plan: ModelPlan) -> list[str]:
+def heads(plan: ModelPlan) -> list[str]:
+    """The alignments, then the decoders, by path."""
     return [one.path for role in (Role.ALIGNMENT, Role.DECODER) for one in plan.of_role(role).values()]
 
 
@@ -141,7 +156,7 @@ def given(plan: ModelPlan, step: Step) -> list[PortKey]:
 
 def beneficiaries(plan: ModelPlan, step: Step) -> list[str]:
     """The alignments and decoders that need a call."""
-    return [head for head in _heads(plan) if step in plan.wiring.route([key for _, key in plan.takes(head)])]
+    return [head for head in heads(plan) if step in plan.wiring.route([key for _, key in plan.takes(head)])]
 
 
 def shape(plan: ModelPlan, key: PortKey) -> str:
@@ -159,10 +174,10 @@ def _dim(plan: ModelPlan, owner: str, dim: str | int) -> str:
 
 
 def _layout(spec: TensorSpec) -> str:
-    return f", hidden ones {spec.layout}" if spec.layout else ""
+    return f", masked ones {spec.layout}" if spec.layout else ""
 
 
-def parameter_counts(plan: ModelPlan) -> list[str]:
+def count_parameters(plan: ModelPlan) -> dict[str, int]:
     """Build the model and count, component by component. A vocabulary that must be learned is learned from the data first."""
     from medvlp_core.model.build import build_model, build_run, build_tokenizer
 
@@ -173,12 +188,16 @@ def parameter_counts(plan: ModelPlan) -> list[str]:
         if tokenizer is not None:
             build_tokenizer(plan)
         model = build_model(plan, seed=plan.train.seed)
-    rows = []
+    found = {}
     for path in plan.components:
         if path.startswith("model."):
             part = model.get_submodule(path.removeprefix("model."))
-            rows.append((path, number(sum(one.numel() for one in part.parameters() if one.requires_grad))))
-    total = sum(one.numel() for one in model.parameters() if one.requires_grad)
-    rows.append(("together", number(total)))
+            found[path] = sum(one.numel() for one in part.parameters() if one.requires_grad)
+    return found | {"total": sum(one.numel() for one in model.parameters() if one.requires_grad)}
+
+
+def parameter_lines(plan: ModelPlan) -> list[str]:
+    """:func:`count_parameters` in columns."""
+    rows = [(path, number(count)) for path, count in count_parameters(plan).items()]
     width = max(len(count) for _, count in rows)
     return columns([(path, count.rjust(width)) for path, count in rows])

@@ -7,10 +7,12 @@ import inspect
 import sys
 import textwrap
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medvlp_core.cli.common import columns, print_problems
 from medvlp_core.cli.folding import print_folded
+from medvlp_core.cli.json_output import add_json_argument, print_json, problem_data
+from medvlp_core.cli.words import completes
 from medvlp_core.errors import Diagnostics, Problem
 from medvlp_core.spec.component import ComponentSpec
 from medvlp_core.spec.roles import Role
@@ -23,11 +25,12 @@ USAGE = 2
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """One role only, and only what fits a recipe, if wished."""
+    """One role only, and only what fits a recipe, if asked for."""
     parser.add_argument("--role", metavar="ROLE", choices=[role.value for role in Role], help=f"one of {', '.join(Role)}")
     text = "say which components of the role fit into this recipe (a YAML file or a preset), and why the others do not"
     parser.add_argument("--traceback", action="store_true", help="show where broken plugins raise")
-    parser.add_argument("--compatible-with", metavar="RECIPE", help=text)
+    completes(parser.add_argument("--compatible-with", metavar="RECIPE", help=text), "recipe")
+    add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,20 +42,72 @@ def run(arguments: argparse.Namespace) -> int:
         print(f"medvlp list: --compatible-with needs --role\n    hint: {hint}", file=sys.stderr)
         return USAGE
     host = load_plugins()
+    if arguments.json:
+        return _print_json(arguments, host)
     if arguments.compatible_with is not None:
         code = _print_fits(arguments.compatible_with, Role(arguments.role), host)
     else:
         code = _print_installed(arguments.role, host)
+    _print_broken(host, has_traceback=arguments.traceback)
+    return code
+
+
+def _print_broken(host: PluginHost, *, has_traceback: bool) -> None:
     print_problems((problem for plugin in host.plugins for problem in plugin.warnings), sys.stderr)
     if host.broken:
         print("broken plugins, skipped:", file=sys.stderr)
     for broken in host.broken:
         print_problems([broken.problem], sys.stderr)
-        if arguments.traceback and broken.traceback:
+        if has_traceback and broken.traceback:
             print(textwrap.indent(broken.traceback, "    "), end="", file=sys.stderr)
-    if not arguments.traceback and any(broken.traceback for broken in host.broken):
+    if not has_traceback and any(broken.traceback for broken in host.broken):
         print("`medvlp list --traceback` shows where they raise", file=sys.stderr)
-    return code
+
+
+def _print_json(arguments: argparse.Namespace, host: PluginHost) -> int:
+    """The document: what is installed, or what fits; problems are those of plugins, and of a recipe that is broken."""
+    problems = [problem for plugin in host.plugins for problem in plugin.warnings] + [broken.problem for broken in host.broken]
+    if arguments.compatible_with is None:
+        print_json("list", problems=problems, **installed(arguments.role, host))
+        return 0
+    from medvlp_core.planning.compatible import compatible
+
+    diagnostics = Diagnostics()
+    role = Role(arguments.role)
+    fits = compatible(arguments.compatible_with, role, host, diagnostics)
+    found = [fit_data(fit) for fit in fits]
+    where = {"recipe": arguments.compatible_with, "role": role, "slot": role.info.slot}
+    print_json("list", problems=[*diagnostics, *problems], **where, fits=found)
+    return 1 if diagnostics.has_errors else 0
+
+
+def installed(only: str | None, host: PluginHost) -> dict[str, Any]:
+    """Components by role, presets, kernels and bundles; with ``only`` one role's components."""
+    roles = {}
+    for role in Role:
+        if only in (None, role.value):
+            roles[role.value] = [component_data(name, host) for name in host.components.of_role(role)]
+    if only is not None:
+        return {"components": roles}
+    kernels = [{"name": op.name, "summary": op.summary} for op in sorted(host.kernels.values(), key=lambda op: op.name)]
+    brought = [plugin for plugin in sorted(host.plugins, key=lambda one: one.namespace) if plugin.distribution]
+    bundles = [{"namespace": one.namespace, "distribution": one.distribution, "version": one.version} for one in brought]
+    return {"components": roles, "presets": sorted(host.presets), "kernels": kernels, "bundles": bundles}
+
+
+def component_data(name: str, host: PluginHost) -> dict[str, Any]:
+    """One component: name, distribution, first line of its documentation, and what to use instead if it is deprecated."""
+    kind = host.components[name]
+    about = (inspect.getdoc(kind) or "").splitlines()[0]
+    deprecated = kind.declaration.deprecated or None
+    return {"name": name, "distribution": host.components.distribution(name), "about": about, "deprecated": deprecated}
+
+
+def fit_data(fit: Fit) -> dict[str, Any]:
+    """Whether a component fits with its default parameters, and why not; ``present`` is the slot that has it already."""
+    problems = [problem_data(problem) for problem in (*fit.errors, *fit.warnings)]
+    needs = list(fit.needs)
+    return {"name": fit.name, "slot": fit.path, "fits": fit.is_good, "needs": needs, "present": fit.present, "problems": problems}
 
 
 def _print_installed(only: str | None, host: PluginHost) -> int:

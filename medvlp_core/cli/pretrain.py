@@ -6,6 +6,7 @@ import argparse
 import sys
 
 from medvlp_core.cli.common import add_override_arguments, plan_or_complain, read_overrides
+from medvlp_core.cli.words import completes
 from medvlp_core.errors import Diagnostics
 
 USAGE = 2
@@ -13,7 +14,9 @@ USAGE = 2
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """The recipe or the run to resume, where to write and where to compute."""
-    parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file, or a preset such as mpma:small")
+    completes(
+        parser.add_argument("recipe", metavar="RECIPE", nargs="?", help="a YAML file, or a preset such as mpma:small"), "recipe"
+    )
     add_override_arguments(parser)
     parser.add_argument("--out", metavar="DIR", help="run folder, new or empty (default: runs/NAME-DATE-TIME)")
     parser.add_argument("--device", metavar="D", help="torch device, e.g. cpu or cuda:0 (default: the GPU if there is one)")

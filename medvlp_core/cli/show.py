@@ -5,17 +5,24 @@ from __future__ import annotations
 import argparse
 import inspect
 import textwrap
+from typing import Any
 
 from medvlp_core.cli.common import columns
+from medvlp_core.cli.json_output import add_json_argument, print_json
+from medvlp_core.cli.words import completes
 from medvlp_core.describe.wording import constraint_text, default_text, range_text, recipe_text
 from medvlp_core.errors import Problem, SpecError, did_you_mean
-from medvlp_core.spec.component import ComponentSpec, params_of
+from medvlp_core.spec.component import ComponentSpec, Param, params_of
 from medvlp_core.spec.contract import Contract
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """What to show."""
-    parser.add_argument("name", metavar="NAME", help="a component such as mpma.memory_fusion, or a preset such as mpma:base")
+    completes(
+        parser.add_argument("name", metavar="NAME", help="a component such as mpma.memory_fusion, or a preset such as mpma:base"),
+        "name",
+    )
+    add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -28,6 +35,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     host = load_plugins()
     name = arguments.name
+    if name in host.presets and arguments.json:
+        print_json("show", name=name, kind="preset", text=host.presets[name].read_text(encoding="utf-8"))
+        return 0
     if name in host.presets:
         print(host.presets[name].read_text(encoding="utf-8"), end="")
         return 0
@@ -38,6 +48,9 @@ def run(arguments: argparse.Namespace) -> int:
         is_loaded = any(plugin.namespace == space for plugin in host.plugins)
         hint = (not is_loaded and host.install_hint(space)) or did_you_mean(name, host.presets, what="presets")
         raise SpecError(Problem(code="MV101", text=f"there is no preset {name!r}", hint=hint))
+    if arguments.json:
+        print_json("show", name=name, kind="component", **component_data(host.components[name], host.components.distribution(name)))
+        return 0
     print("\n".join(component_text(host.components[name], host.components.distribution(name))))
     return 0
 
@@ -75,3 +88,44 @@ def contract_text(contract: Contract) -> list[str]:
     rows += [("requires", constraint_text(constraint), "") for constraint in contract.require]
     rows += [("loss", term, "") for term in contract.losses]
     return columns(rows) if rows else ["  none"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- as JSON
+
+
+def component_data(kind: type[ComponentSpec], distribution: str) -> dict[str, Any]:
+    """What :func:`component_text` says, as plain data."""
+    declaration = kind.declaration
+    example = next(iter(kind.examples()))
+    more = getattr(kind, "about", None)
+    return {
+        "role": declaration.role,
+        "distribution": distribution or None,
+        "deprecated": declaration.deprecated or None,
+        "documentation": inspect.getdoc(kind) or "",
+        "install": declaration.install or None,
+        "parameters": [_parameter_data(param) for param in params_of(kind)],
+        "contract": contract_data(example.contract()),
+        "recipe": recipe_text(example),
+        "about": more() if more is not None else None,
+    }
+
+
+def _parameter_data(param: Param) -> dict[str, Any]:
+    return {
+        "name": param.name,
+        "type": param.type_name,
+        "is_required": param.is_required,
+        "default": None if param.is_required else param.default,
+        "range": range_text(param) or None,
+        "help": param.rules.help,
+        "deprecated": param.rules.deprecated or None,
+    }
+
+
+def contract_data(contract: Contract) -> dict[str, Any]:
+    """Needs, gives, constraints and losses; a tensor as in a contract, ``B L Dt @masked``."""
+    needs = [{"argument": name, "port": spec.port or name, "tensor": str(spec)} for name, spec in contract.needs.items()]
+    gives = [{"port": spec.port or name, "tensor": str(spec)} for name, spec in contract.gives.items()]
+    requires = [constraint_text(constraint) for constraint in contract.require]
+    return {"needs": needs, "gives": gives, "requires": requires, "losses": list(contract.losses)}

@@ -35,7 +35,7 @@ class Row:
 
     ``count``: items behind the number. ``interval``: its 95 % interval. ``gain_intervals``: 95 % intervals of the *improvement*
     over a baseline that was measured on the same items; far narrower than comparing two separate intervals. ``resampled``: how
-    many independent items the intervals draw from, where they are fewer than ``count`` (the reports of hidden words).
+    many independent items the intervals draw from, where they are fewer than ``count`` (the reports of masked words).
     """
 
     metric: str

@@ -44,12 +44,12 @@ class ImageTextBatch(NamedTuple):
 
 
 class MaskPlan(NamedTuple):
-    """What is hidden from the encoders in the masked view.
+    """What is masked from the encoders in the masked view.
 
     Shape:
-        image_is_masked: (B, N) bool, True = hidden; the same count in every row, so that dropping keeps a tensor.
-        text_is_masked: (B, L) bool, True = hidden; never at special tokens or padding.
-        token_ids: (B, L) int64, the ids with the hidden tokens replaced.
+        image_is_masked: (B, N) bool, True = masked; the same count in every row, so that dropping keeps a tensor.
+        text_is_masked: (B, L) bool, True = masked; never at special tokens or padding.
+        token_ids: (B, L) int64, the ids with the masked tokens replaced.
     """
 
     image_is_masked: Tensor
@@ -94,7 +94,7 @@ class StepOutput(NamedTuple):
     """Output of the model for one training step.
 
     ``loss`` is the weighted sum, ``losses`` every term without its weight under its full name (``gla.global``), ``predictions``
-    the decoders' predictions by slot name, ``mask_plan`` what was hidden (None if the model needs no masked view).
+    the decoders' predictions by slot name, ``mask_plan`` what was masked (None if the model needs no masked view).
     """
 
     loss: Tensor

@@ -97,8 +97,8 @@ def normalise_patches(patches: Tensor, eps: float = 1e-6) -> Tensor:
 def insert_mask_tokens(visible: Tensor, image_is_masked: Tensor, mask_token: Tensor) -> Tensor:
     """Put visible tokens back to their places in the grid and the mask token everywhere else.
 
-    Where an encoder replaced hidden patches instead of dropping them, all N tokens are there: they stay, and the mask token is
-    added to the hidden ones, so that a decoder knows which they are.
+    Where an encoder replaced masked patches instead of dropping them, all N tokens are there: they stay, and the mask token is
+    added to the masked ones, so that a decoder knows which they are.
 
     Shape:
         visible (B, Nv, D) in raster order with Nv >= 1, image_is_masked (B, N) bool with Nv visible patches in every row, or
@@ -160,7 +160,7 @@ def random_patch_mask(batch: int, patches: int, visible: int, device: torch.devi
     """Hide patches at random, all but ``visible`` of them in every row; every choice is equally likely.
 
     Shape:
-        result (batch, patches) bool, True = hidden.
+        result (batch, patches) bool, True = masked.
     """
     rank = torch.rand(batch, patches, device=device).argsort(dim=1).argsort(dim=1)
     return rank >= visible
@@ -181,7 +181,7 @@ def random_word_mask(word_ids: Tensor, text_is_valid: Tensor, ratio: float, *, w
     """Hide each token, or each whole word, independently with probability ``ratio``; never special tokens or padding.
 
     Shape:
-        word_ids (B, L) int, text_is_valid (B, L) bool, result (B, L) bool, True = hidden.
+        word_ids (B, L) int, text_is_valid (B, L) bool, result (B, L) bool, True = masked.
     """
     draws = torch.rand(word_ids.shape, device=word_ids.device)
     if whole_words:

@@ -50,7 +50,7 @@ class ImageEncoder(nn.Module, ABC):
         super().__init__()
 
     forward: Callable[..., ImageFeatures] = _abstract()
-    """Encode (B, C, H, W). With ``image_is_masked`` (B, N) hidden patches have no influence on the output."""
+    """Encode (B, C, H, W). With ``image_is_masked`` (B, N) masked patches have no influence on the output."""
 
 
 class TextEncoder(nn.Module, ABC):
@@ -165,7 +165,7 @@ class Alignment(nn.Module, ABC):
 
 
 class Decoder(nn.Module, ABC):
-    """Reconstructs what was hidden and measures how well."""
+    """Reconstructs what was masked and measures how well."""
 
     @abstractmethod
     def __init__(self, spec: Any, dims: Dims) -> None:

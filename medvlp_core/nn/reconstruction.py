@@ -1,6 +1,6 @@
 """What decoders of several bundles share.
 
-The stack that reconstructs hidden patches, and the losses of hidden patches and words.
+The stack that reconstructs masked patches, and the losses of masked patches and words.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from medvlp_core.spec.contract import Dims
 
 
 class PatchReconstructor(Decoder):
-    """Linear to the decoder's width, mask tokens at hidden places, fixed positions, transformer blocks, LN, linear to pixels.
+    """Linear to the decoder's width, mask tokens at masked places, fixed positions, transformer blocks, LN, linear to pixels.
 
     The target is cut into the encoder's grid, and :func:`masked_patch_loss` compares. Prefix tokens go through the blocks without
-    a position and are dropped at the end. Where the encoder replaced hidden patches instead of dropping them, its tokens are kept
-    and the mask token is added to the hidden ones: the decoder knows which they are. Abstract: ``forward`` names the target's
+    a position and are dropped at the end. Where the encoder replaced masked patches instead of dropping them, its tokens are kept
+    and the mask token is added to the masked ones: the decoder knows which they are. Abstract: ``forward`` names the target's
     port and calls :meth:`reconstruct`.
 
     Args:
@@ -61,7 +61,7 @@ class PatchReconstructor(Decoder):
         self.to_pixels = nn.Linear(width, pixels)
 
     def reconstruct(self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, target: Tensor) -> DecoderOutput:
-        """Restore every patch; score the hidden ones, 0 if none is.
+        """Restore every patch; score the masked ones, 0 if none is.
 
         Shape:
             image_tokens (B, S, Di), S = N or the number of visible patches; image_prefix (B, P, Di); image_is_masked (B, N)
@@ -80,7 +80,7 @@ class PatchReconstructor(Decoder):
 
 
 def masked_patch_loss(prediction: Tensor, target: Tensor, image_is_masked: Tensor) -> Tensor:
-    """``sum over hidden n of mean_q (prediction_nq - target_nq)^2, divided by the number of hidden patches``; 0 if none is.
+    """``sum over hidden n of mean_q (prediction_nq - target_nq)^2, divided by the number of masked patches``; 0 if none is.
 
     Shape:
         prediction, target (B, N, Q), image_is_masked (B, N) bool, result a scalar.
@@ -90,7 +90,7 @@ def masked_patch_loss(prediction: Tensor, target: Tensor, image_is_masked: Tenso
 
 
 def scored_tokens(positions: str, text_is_masked: Tensor, text_is_valid: Tensor) -> Tensor:
-    """Where a word loss is taken: ``masked`` = hidden tokens, ``nonpad`` = all real ones, ``all`` = padding too; (B, L) bool."""
+    """Where a word loss is taken: ``masked`` = masked tokens, ``nonpad`` = all real ones, ``all`` = padding too; (B, L) bool."""
     choices = {"masked": text_is_masked, "nonpad": text_is_valid, "all": torch.ones_like(text_is_valid)}
     return choices[positions]
 

@@ -117,7 +117,7 @@ class PluginHost:
             TypeError: no such hook, or not its arguments.
         """
         for namespace, problem in self._call(hook, arguments):
-            said = attrs.evolve(problem, hint="the work goes on; this hook of the plugin is not called again")
+            said = attrs.evolve(problem, hint="the work continues; this hook of the plugin is not called again")
             self.observer_problems[hook, namespace] = said
             log.warning("%s", said)
 

@@ -3,9 +3,9 @@
 A *port* is a named tensor that flows between components (``image_tokens``, ``text_is_valid`` ...). A contract says, for each
 port, its dimensions (symbols such as ``B`` or integers), its dtype, its *view* and its *layout*:
 
-* view: ``clean`` (nothing hidden) or ``masked`` (some patches or words hidden). A port without a view, such as
+* view: ``clean`` (nothing masked) or ``masked`` (some patches or words masked). A port without a view, such as
   ``text_is_valid``, is the same in both.
-* layout: how the masked view of a sequence lost its hidden tokens: ``dropped`` (the sequence is shorter, visible tokens in
+* layout: how the masked view of a sequence lost its masked tokens: ``dropped`` (the sequence is shorter, visible tokens in
   raster order) or ``replaced`` (full length).
 
 Symbols are local to a component: ``Dt`` of a fusion and ``D`` of a text encoder become one dimension because a port connects
@@ -31,13 +31,13 @@ PORTS: dict[str, str] = {
     "image": "input images, normalised, (B, C, H, W)",
     "image_target": "images that a decoder reconstructs, maybe of higher resolution, (B, C, Ht, Wt)",
     "image_grid": "rows and columns of the patch grid (shape port)",
-    "image_is_masked": "True where a patch is hidden from the encoder, (B, N), raster order",
+    "image_is_masked": "True where a patch is masked, (B, N), raster order",
     "image_tokens": "patch tokens without prefix tokens, (B, N, Di); the visible ones if layout is `dropped`",
     "image_prefix": "prefix tokens of the image encoder (CLS, registers), (B, P, Di); P may be 0",
-    "token_ids": "token ids, (B, L); [MASK] stands at hidden positions in the masked view",
+    "token_ids": "token ids, (B, L); [MASK] stands at masked positions in the masked view",
     "text_is_valid": "True where a token is real, not padding, (B, L)",
     "word_ids": "index of the word a token belongs to, (B, L); -1 at special tokens and padding",
-    "text_is_masked": "True where a token is hidden from the encoder, (B, L)",
+    "text_is_masked": "True where a token is masked, (B, L)",
     "vocabulary": "vocabulary size V and id of the [MASK] token (shape port)",
     "text_embeddings": "output of the text encoder's embedding stage, (B, L, Dt)",
     "text_tokens": "contextual tokens of the text encoder; position 0 is [CLS], (B, L, Dt)",

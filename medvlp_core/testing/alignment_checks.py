@@ -66,7 +66,7 @@ def tells_pairs_from_others(subject: Subject) -> None:
         expect(bool(others > pairs + 1e-3), f"{text}; expected a clearly higher one")
         if alike is not None:
             same, other = alike.diagonal().mean(), alike[~torch.eye(len(alike), dtype=torch.bool)].mean()
-            text = f"{example}: after {STEPS} steps on four pairs their vectors have the cosine {same:.2f}, strangers {other:.2f}"
+            text = f"{example}: after {STEPS} steps on four pairs their vectors have the cosine {same:.2f}, other pairs {other:.2f}"
             expect(bool(same > other + MARGIN), f"{text}; expected a clearly higher one for pairs: is a sign wrong?")
 
 

@@ -43,7 +43,7 @@ class Check:
     function: Callable[[Any], None]
 
 
-#: Every check of components by name, in the order in which they run. Filled by :func:`check` when the rooms are imported.
+#: Every check of components by name, in the order in which they run. Filled by :func:`check` when their modules are imported.
 CHECKS: dict[str, Check] = {}
 
 

@@ -82,7 +82,7 @@ def _wanted(spec: TensorSpec, axis: int, synthetic_batch: SyntheticBatch, sizes:
         return max(synthetic_batch.lengths)
     if axis == 1 and spec.port == "image_tokens":
         return (
-            synthetic_batch.patches - synthetic_batch.hidden
+            synthetic_batch.patches - synthetic_batch.masked
             if one.view == "masked" and spec.layout == "dropped"
             else synthetic_batch.patches
         )

@@ -1,4 +1,4 @@
-"""Conformance of image encoders and of decoders: what is hidden stays hidden, and tokens stand in raster order."""
+"""Conformance of image encoders and of decoders: what is masked stays hidden, and tokens stand in raster order."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def patch_pixels(example: Example, patch: int, image: Tensor) -> tuple[slice, sl
 
 @check("masking", roles=(Role.IMAGE_ENCODER,))
 def does_not_see_masked_patches(subject: Subject) -> None:
-    """Pixels of hidden patches change nothing in the masked view."""
+    """Pixels of masked patches change nothing in the masked view."""
     generator = torch.Generator().manual_seed(3)
     masked = [example for example in subject.examples if "image_is_masked" in example.contract.needs]
     if not masked:
@@ -51,7 +51,7 @@ def does_not_see_masked_patches(subject: Subject) -> None:
         first = everything(example, module, one.arguments)
         second = everything(example, module, {**one.arguments, "image": other})
         for port, tensor in first.items():
-            text = f"{example}: pixels of hidden patches change {port}; drop or replace these patches before tokens mix"
+            text = f"{example}: pixels of masked patches change {port}; drop or replace these patches before tokens mix"
             expect(all_close(tensor, second[port]), text)
 
 
@@ -80,7 +80,7 @@ def keeps_raster_order(subject: Subject) -> None:
 
 
 def _drops(example: Example, view: View) -> bool:
-    """Whether hidden patches have no token in this view."""
+    """Whether masked patches have no token in this view."""
     specs = (spec for spec in example.contract.gives.values() if spec.port == "image_tokens" and spec.view in (None, view))
     return view == "masked" and any(spec.layout == "dropped" for spec in specs)
 

@@ -30,7 +30,7 @@ PICTURES = (".png", ".jpg", ".jpeg", ".webp")
 
 
 def evaluations(subject: Subject) -> Iterator[tuple[Example, Evaluator, EvaluationRun]]:
-    """Every example that applies to a model of the kit's partners, with what it evaluates.
+    """Every example that applies to a model of the kit's stub components, with what it evaluates.
 
     Raises:
         NotApplicable: none does.
@@ -52,7 +52,7 @@ def evaluations(subject: Subject) -> Iterator[tuple[Example, Evaluator, Evaluati
         else:
             reasons.append(obstacle)
     if len(reasons) == len(subject.examples):
-        raise NotApplicable(f"it cannot look at a model of the kit's partners: {reasons[0]}")
+        raise NotApplicable(f"it cannot look at a model of the kit's stub components: {reasons[0]}")
 
 
 def _obstacle(evaluator: Evaluator, run: EvaluationRun) -> str | None:

@@ -1,4 +1,4 @@
-"""Conformance of maskings: what may be hidden, how much, and that every draw is another."""
+"""Conformance of maskings: what may be masked, how much, and that every draw is another."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def draws(subject: Subject, *, lengths: tuple[int, ...] | None = None) -> Iterat
 
 
 @check("masking", roles=(Role.MASKING,))
-def hides_no_special_tokens(subject: Subject) -> None:
-    """Only words are hidden: never [CLS], another special token or padding."""
+def masks_no_special_tokens(subject: Subject) -> None:
+    """Only words are masked: never [CLS], another special token or padding."""
     for example, one, plan in draws(subject):
         is_word = one.synthetic_batch.fixed["word_ids", None] >= 0
         wrong = plan["text_is_masked"] & ~is_word
@@ -40,39 +40,39 @@ def hides_no_special_tokens(subject: Subject) -> None:
 
 @check("masking", roles=(Role.MASKING,))
 def replaces_masked_tokens_only(subject: Subject) -> None:
-    """The ids of the masked view differ from the given ones at hidden tokens only, and stay inside the vocabulary."""
+    """The ids of the masked view differ from the given ones at masked tokens only, and stay inside the vocabulary."""
     kept: dict[str, list[Tensor]] = {}
     for example, one, plan in draws(subject):
-        ids, hidden = one.synthetic_batch.fixed["token_ids", "clean"], plan["text_is_masked"]
-        wrong = (plan["token_ids"] != ids) & ~hidden
+        ids, is_masked = one.synthetic_batch.fixed["token_ids", "clean"], plan["text_is_masked"]
+        wrong = (plan["token_ids"] != ids) & ~is_masked
         expect(not wrong.any(), f"{example}: {int(wrong.sum())} token ids changed where text_is_masked is False")
         low, high, size = int(plan["token_ids"].min()), int(plan["token_ids"].max()), one.synthetic_batch.vocabulary
         expect(low >= 0 and high < size, f"{example}: it gives token ids from {low} to {high}, and the vocabulary has {size}")
-        kept.setdefault(str(example), []).append((plan["token_ids"] == ids)[hidden])
+        kept.setdefault(str(example), []).append((plan["token_ids"] == ids)[is_masked])
     for label, parts in kept.items():
         is_kept = torch.cat(parts)
-        expect(not len(is_kept) or not is_kept.all(), f"{label}: every hidden token keeps its id; put [MASK] in its place")
+        expect(not len(is_kept) or not is_kept.all(), f"{label}: every masked token keeps its id; put [MASK] in its place")
 
 
 @check("masking", roles=(Role.MASKING,))
-def hides_as_many_patches_in_every_image(subject: Subject) -> None:
-    """The number of hidden patches is the same in every row, so that dropping them leaves a tensor; some stay visible."""
+def masks_as_many_patches_in_every_image(subject: Subject) -> None:
+    """The number of masked patches is the same in every row, so that dropping them leaves a tensor; some stay visible."""
     for example, one, plan in draws(subject):
         counts = plan["image_is_masked"].sum(dim=1).tolist()
-        expect(len(set(counts)) == 1, f"{example}: the images have {counts} hidden patches, expected one number")
-        expect(counts[0] < one.synthetic_batch.patches, f"{example}: all {one.synthetic_batch.patches} patches are hidden")
+        expect(len(set(counts)) == 1, f"{example}: the images have {counts} masked patches, expected one number")
+        expect(counts[0] < one.synthetic_batch.patches, f"{example}: all {one.synthetic_batch.patches} patches are masked")
 
 
 @check("masking", roles=(Role.MASKING,))
-def hides_something_else_each_time(subject: Subject) -> None:
-    """Over several seeds something is hidden, and not always the same; the images of a batch differ too."""
+def masks_something_else_each_time(subject: Subject) -> None:
+    """Over several seeds something is masked, and not always the same; the images of a batch differ too."""
     seen: dict[str, dict[str, list[Tensor]]] = {}
     for example, _, plan in draws(subject):
         for port in ("image_is_masked", "text_is_masked"):
             seen.setdefault(str(example), {}).setdefault(port, []).append(plan[port])
     for label, ports in seen.items():
         hiding = {port: plans for port, plans in ports.items() if any(bool(plan.any()) for plan in plans)}
-        expect(bool(hiding), f"{label}: in {DRAWS} draws it hides neither a patch nor a word")
+        expect(bool(hiding), f"{label}: in {DRAWS} draws it masks neither a patch nor a word")
         for port, plans in hiding.items():
             differs = any(not torch.equal(plan, plans[0]) for plan in plans[1:])
             expect(differs, f"{label}: {port} is the same after each of {DRAWS} seeds; draw from torch's global random state")
@@ -81,7 +81,7 @@ def hides_something_else_each_time(subject: Subject) -> None:
 
 
 @check("masking", roles=(Role.MASKING,))
-def hides_the_declared_share(subject: Subject) -> None:
+def masks_the_declared_share(subject: Subject) -> None:
     """Parameters named ``image_ratio`` and ``text_ratio`` mean the average share of patches and of words."""
     ratios = {
         (str(example), name): float(value)
@@ -95,11 +95,11 @@ def hides_the_declared_share(subject: Subject) -> None:
     for example, one, plan in draws(subject, lengths=(9,) * 16):
         words = one.synthetic_batch.fixed["word_ids", None] >= 0
         found = {"image_ratio": plan["image_is_masked"].float(), "text_ratio": plan["text_is_masked"][words].float()}
-        for name, hidden in found.items():
-            shares.setdefault((str(example), name), []).append(float(hidden.mean()))
+        for name, is_masked in found.items():
+            shares.setdefault((str(example), name), []).append(float(is_masked.mean()))
     for (label, name), wanted in ratios.items():
         mean = sum(shares[label, name]) / DRAWS
-        expect(abs(mean - wanted) <= SHARE_TOLERANCE, f"{label}: {name} is {wanted:g}, and {mean:.2f} was hidden on average")
+        expect(abs(mean - wanted) <= SHARE_TOLERANCE, f"{label}: {name} is {wanted:g}, and {mean:.2f} was masked on average")
 
 
 @check("masking", roles=(Role.MASKING,))
@@ -121,4 +121,4 @@ def depends_on_no_padding(subject: Subject) -> None:
             plan = example.call(module, arguments).ports
             found.append((plan["image_is_masked"], plan["text_is_masked"], plan["token_ids"][valid]))
         is_equal = all(torch.equal(first, second) for first, second in zip(*found, strict=True))
-        expect(is_equal, f"{example}: other ids at padding positions change what is hidden; go by text_is_valid")
+        expect(is_equal, f"{example}: other ids at padding positions change what is masked; go by text_is_valid")

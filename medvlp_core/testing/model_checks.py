@@ -40,7 +40,7 @@ from medvlp_core.training.run import evaluation_run
 
 @check("learning")
 def trains_in_a_model(subject: Subject) -> None:
-    """With the kit's partners in the other roles it is planned, built and trained for two steps; an evaluator gives its card."""
+    """With the kit's stub components beside it, it is planned, built and trained for two steps; an evaluator gives its card."""
     host = host_with_stubs(subject)
     for example in subject.examples:
         with scratch_folder() as folder:
@@ -66,9 +66,9 @@ def _expect_card(trained: Trained) -> None:
     run = evaluation_run(trained.built, folder=trained.folder, device=CPU)
     unable = [*trained.plan.skipped, *find_obstacles(trained.plan, trained.built.pipeline, run.split)]
     if unable:
-        raise NotApplicable(f"{trained.example} cannot look at a model of the kit's partners: {unable[0].reason}")
+        raise NotApplicable(f"{trained.example} cannot look at a model of the kit's stub components: {unable[0].reason}")
     (card,) = evaluate_all(run, on_done=lambda card, seconds: None)
-    expect(card.problem is None, f"{trained.example}: it failed on a model of the kit's partners: {card.problem}")
+    expect(card.problem is None, f"{trained.example}: it failed on a model of the kit's stub components: {card.problem}")
     expect(card.evaluator == TESTED, f"{trained.example}: its card is that of {card.evaluator!r}")
 
 

@@ -67,7 +67,7 @@ class OtherDeviceMode(TorchDispatchMode):
 
 
 @contextmanager
-def other_device() -> Iterator[None]:
+def on_other_device() -> Iterator[None]:
     """Calls with tensors of the second device go inside. There is no autocast, for torch has none for ``meta``."""
     mode: TorchDispatchMode = OtherDeviceMode()  # type: ignore[no-untyped-call]
     with mode, patch.object(torch, "autocast", lambda *args, **kwargs: nullcontext()):
@@ -84,7 +84,7 @@ def compute(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     is_there = any(isinstance(one, OtherDeviceTensor) for one in tensors)
     name = function.overloadpacket.__name__
     if is_there and name not in MAY_MIX and any(one.ndim and not isinstance(one, OtherDeviceTensor) for one in tensors):
-        raise MixedDevices(f"{name} gets a tensor on the CPU while weights and inputs are elsewhere")
+        raise MixedDevices(f"{name} gets a tensor on the CPU while weights and inputs are on another device")
     if name == "copy_":
         is_there = isinstance(args[0], OtherDeviceTensor)
     if kwargs.get("device") is not None:

@@ -125,7 +125,7 @@ class Example:
             if tensor is not None:
                 found[argument] = tensor
             elif not need.is_optional:
-                raise CheckFailed(f"{self}: needs {argument} in the {wanted} view, and nothing is hidden there")
+                raise CheckFailed(f"{self}: needs {argument} in the {wanted} view, and nothing is masked there")
         return found
 
     def call(self, module: nn.Module, given: dict[str, Tensor]) -> Outputs:

@@ -152,9 +152,9 @@ def _holds(constraint: Constraint, sizes: Mapping[str, int]) -> bool:
 
 @attrs.define
 class SyntheticBatch:
-    """One batch: texts of the given ``lengths``, patches of which some are hidden, and the tensors of any port on demand.
+    """One batch: texts of the given ``lengths``, patches of which some are masked, and the tensors of any port on demand.
 
-    ``layout`` says whether image tokens of the masked view lost the hidden patches (``dropped``) or kept their places.
+    ``layout`` says whether image tokens of the masked view lost the masked patches (``dropped``) or kept their places.
     """
 
     contract: Contract
@@ -164,16 +164,16 @@ class SyntheticBatch:
     seed: int
     _generator: torch.Generator = attrs.field(init=False, eq=False)
     patches: int = attrs.field(init=False)
-    hidden: int = attrs.field(init=False)
+    masked: int = attrs.field(init=False)
     fixed: dict[tuple[str, View | None], Tensor] = attrs.field(init=False, factory=dict, eq=False)
 
     def __attrs_post_init__(self) -> None:
         self._generator = torch.Generator().manual_seed(self.seed)
         self.patches = grid_patches(self.contract, self.sizes)
-        self.hidden = max(1, self.patches * 5 // 8) if self.patches > 1 else 0
+        self.masked = max(1, self.patches * 5 // 8) if self.patches > 1 else 0
         self._write_text()
         order = torch.rand(self.batch, self.patches, generator=self._generator).argsort(dim=1)
-        self.fixed["image_is_masked", "masked"] = order < self.hidden
+        self.fixed["image_is_masked", "masked"] = order < self.masked
 
     @property
     def batch(self) -> int:
@@ -190,7 +190,7 @@ class SyntheticBatch:
         return number_of(need.dims[axis], self.sizes) if need else None
 
     def _write_text(self) -> None:
-        """Ids, validity and words: [CLS], then words of one or two pieces, then padding; a word of each is hidden."""
+        """Ids, validity and words: [CLS], then words of one or two pieces, then padding; a word of each is masked."""
         length = max(self.lengths)
         position = torch.arange(length).expand(self.batch, length)
         is_valid = position < torch.tensor(self.lengths)[:, None]
@@ -210,7 +210,7 @@ class SyntheticBatch:
         }
 
     def tensor(self, need: TensorSpec, view: View) -> Tensor | None:
-        """A tensor for a need in a view; None for a mask in the clean view, where nothing is hidden."""
+        """A tensor for a need in a view; None for a mask in the clean view, where nothing is masked."""
         port = need.port or ""
         for key in ((port, view), (port, None)):
             if key in self.fixed:
@@ -236,10 +236,10 @@ class SyntheticBatch:
         return tuple(sizes.get(axis) or self._number(dim) for axis, dim in enumerate(need.dims))
 
     def token_count(self, need: TensorSpec, view: View) -> int:
-        """Image tokens of a view: all patches, or the visible ones where hidden patches are dropped."""
+        """Image tokens of a view: all patches, or the visible ones where masked patches are dropped."""
         masks = [spec.dims[1] for spec in self.contract.needs.values() if spec.port == "image_is_masked"]
         is_full = need.dims[1] in masks or view == "clean" or (need.layout or self.layout) == "replaced"
-        return self.patches if is_full else self.patches - self.hidden
+        return self.patches if is_full else self.patches - self.masked
 
     def _number(self, dim: Dim) -> int:
         found = number_of(dim, self.sizes)

@@ -1,4 +1,4 @@
-"""Puts a component into a complete model: the kit's partners take the other roles, in sizes that fit it."""
+"""Puts a component into a complete model: the kit's stub components take the other roles, in sizes that fit it."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def plan_model(example: Example, host: PluginHost, folder: Path) -> ModelPlan:
     """
     strange = [need.port for need in example.contract.needs.values() if need.port not in PORTS and not need.is_optional]
     if strange:
-        raise NotApplicable(f"it needs {', '.join(map(str, strange))}, which no partner of the kit gives")
+        raise NotApplicable(f"it needs {', '.join(map(str, strange))}, which no stub component of the kit gives")
     document = recipe(example)
     heads = [("alignments", "pairs"), ("decoders", "image"), ("decoders", "report")]
     heads = [(kind, slot) for kind, slot in heads if slot in document["model"][kind]]
@@ -146,7 +146,11 @@ def plan_model(example: Example, host: PluginHost, folder: Path) -> ModelPlan:
         if not any(_is_unused(problem, example) for problem in plan.warnings):
             return plan
         is_unused = True
-    what = "no loss of the kit's partners needs what it gives" if is_unused else "it fits into no model of the kit's partners"
+    what = (
+        "no loss of the kit's stub components needs what it gives"
+        if is_unused
+        else "it fits into no model of the kit's stub components"
+    )
     raise CheckFailed(f"{example}: {what}" + (f": {without_places(least)}" if least else ""))
 
 
@@ -190,7 +194,7 @@ def recipe(example: Example) -> dict[str, Any]:
                 "token_width": image_width,
                 "heads": _heads(image_width),
                 "prefix": _size(example, ("image_prefix",), 1, 1),
-                "hidden": (tokens.layout if tokens else None) or "dropped",
+                "layout": (tokens.layout if tokens else None) or "dropped",
             },
             "text_encoder": {"use": "kit.text_encoder", "width": width, "heads": _heads(width)},
             "fusion": {"use": "kit.fusion", "heads": _heads(width)},

@@ -145,9 +145,9 @@ def _remove(folder: Path) -> None:
 
 def set_aside(folder: Path) -> Path:
     """Take a checkpoint out of the way, at once, so that nobody finds half of it."""
-    hidden = folder.with_name(f".{folder.name}.set-aside")
-    shutil.rmtree(hidden, ignore_errors=True)
-    return folder.rename(hidden)
+    aside = folder.with_name(f".{folder.name}.set-aside")
+    shutil.rmtree(aside, ignore_errors=True)
+    return folder.rename(aside)
 
 
 def list_checkpoints(run: Path) -> list[Path]:

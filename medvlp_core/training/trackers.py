@@ -127,7 +127,7 @@ def start_tracker(name: str, plan: ModelPlan, folder: Path, run_id: str | None, 
     PartialState()
     tracker: Any
     if name == "tensorboard":
-        # Steps of a killed run that are taken again are hidden.
+        # Steps of a killed run that are taken again are masked.
         again = resume.step + 1 if resume is not None else None
         tracker = tracking.TensorBoardTracker(name, logging_dir=folder, purge_step=again)
     elif name == "wandb":

@@ -28,6 +28,7 @@ RUNNABLE = (
     "../README.md",
     "README.md",
     "ablations.md",
+    "commands.md",
     "concepts.md",
     "errors.md",
     "estimate.md",

@@ -17,7 +17,7 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from medvlp_standard.image_encoders import TimmCNN, TimmViT, gather_visible, hide_cells
+from medvlp_standard.image_encoders import TimmCNN, TimmViT, gather_visible, mask_cells
 from medvlp_standard.specs.image_encoders import TimmCNNSpec, TimmViTSpec
 from safetensors.torch import save_file
 from sklearn.datasets import load_sample_image
@@ -156,7 +156,7 @@ def test_rows_must_hide_equal_counts_and_shapes_must_fit() -> None:
     with pytest.raises(DataError, match=r"MV505.*expected \(2, 4\)"):
         gather_visible(tokens, torch.zeros(2, 5, dtype=torch.bool))
     with pytest.raises(DataError, match=r"MV505.*torch.bool"):
-        hide_cells(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4), (2, 2))
+        mask_cells(torch.zeros(2, 1, 4, 4), torch.zeros(2, 4), (2, 2))
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit3_small_patch16_224", "vit_base_patch16_siglip_224"])

@@ -16,7 +16,7 @@ CHECK_MODULES = (masking, fusion, alignment, decoders)
 SPECS = [spec for module in CHECK_MODULES for spec in module.SPECS]
 
 
-def test_the_rooms_leave_torch_alone() -> None:
+def test_the_declarations_leave_torch_alone() -> None:
     names = ", ".join(f"medvlp_standard.specs.{module.__name__.rsplit('.', 1)[1]}" for module in CHECK_MODULES)
     code = f"import sys, {names}; print(sorted({{'torch', 'timm', 'transformers', 'numpy', 'PIL'}} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -63,7 +63,7 @@ class RandomMasking(Masking):
 
 
 class PatchEncoder(ImageEncoder):
-    """Patches to tokens, each with its position; hidden ones are dropped, or a mask token stands in their place."""
+    """Patches to tokens, each with its position; masked ones are dropped, or a mask token stands in their place."""
 
     def __init__(self, spec: ImageEncoderSpec, dims: Dims) -> None:
         super().__init__(spec, dims)
@@ -72,12 +72,12 @@ class PatchEncoder(ImageEncoder):
         self.embed = nn.Linear(pixels, spec.token_width)
         self.positions = nn.Parameter(torch.randn(spec.rows * spec.columns, spec.token_width) * 0.02)
         self.prefix = nn.Parameter(torch.randn(spec.prefix, spec.token_width) * 0.02) if spec.prefix else None
-        self.mask_token = nn.Parameter(torch.randn(spec.token_width) * 0.02) if spec.hidden == "replaced" else None
+        self.mask_token = nn.Parameter(torch.randn(spec.token_width) * 0.02) if spec.layout == "replaced" else None
         self.block = SelfAttentionBlock(spec.token_width, spec.heads, 2 * spec.token_width)
         self.norm = nn.LayerNorm(spec.token_width)
 
     def forward(self, image: Tensor, image_is_masked: Tensor | None = None) -> ImageFeatures:
-        """Encode all patches, or without the pixels of the hidden ones."""
+        """Encode all patches, or without the pixels of the masked ones."""
         tokens = self.embed(patchify(image, *self.grid))
         if image_is_masked is not None and self.mask_token is not None:
             tokens = torch.where(image_is_masked[..., None], self.mask_token.to(tokens.dtype), tokens)
@@ -183,7 +183,7 @@ class PatchDecoder(Decoder):
         self.to_pixels = nn.Linear(spec.width, pixels)
 
     def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:
-        """Restore every patch; the loss ``reconstruction`` is that of the hidden ones."""
+        """Reconstruct every patch; the loss ``reconstruction`` is that of the masked ones."""
         tokens = insert_mask_tokens(self.embed(image_tokens), image_is_masked, self.mask_token) + self.positions
         prediction = self.to_pixels(self.block(tokens))
         loss = masked_patch_loss(prediction, patchify(image, *self.grid), image_is_masked)
@@ -191,13 +191,13 @@ class PatchDecoder(Decoder):
 
 
 class WordDecoder(Decoder):
-    """``logits = W x + b`` at the hidden tokens."""
+    """``logits = W x + b`` at the masked tokens."""
 
     def __init__(self, spec: ReportDecoderSpec, dims: Dims) -> None:
         super().__init__(spec, dims)
         self.to_vocabulary = nn.Linear(dims["Df"], dims["V"])
 
     def forward(self, text_tokens: Tensor, token_ids: Tensor, text_is_masked: Tensor) -> DecoderOutput:
-        """Predict the hidden words; the loss ``words`` is their mean cross-entropy."""
+        """Predict the masked words; the loss ``words`` is their mean cross-entropy."""
         logits = self.to_vocabulary(text_tokens[text_is_masked])
         return DecoderOutput({"words": word_loss(logits, token_ids[text_is_masked])}, logits)

@@ -65,8 +65,8 @@ class WordsSpec(ComponentSpec):
 class MaskingSpec(ComponentSpec):
     """Random patches, the same number in every image, and whole words."""
 
-    image_ratio: float = param(0.5, help="share of the patches that is hidden", at_least=0, below=1)
-    text_ratio: float = param(0.4, help="probability that a word is hidden", at_least=0, at_most=1)
+    image_ratio: float = param(0.5, help="share of the patches that is masked", at_least=0, below=1)
+    text_ratio: float = param(0.4, help="probability that a word is masked", at_least=0, at_most=1)
 
     def contract(self) -> Contract:
         """Masks for both modalities, and the ids with [MASK] in place."""
@@ -99,7 +99,7 @@ class ImageEncoderSpec(ComponentSpec):
     token_width: int = param(24, help="width of a token", at_least=1)
     heads: int = param(2, help="attention heads", at_least=1)
     prefix: int = param(1, help="learned tokens in front of those of the patches", at_least=0)
-    hidden: str = param("dropped", help="what becomes of hidden patches: dropped or replaced", one_of=("dropped", "replaced"))
+    layout: str = param("dropped", help="what becomes of masked patches: dropped or replaced", one_of=("dropped", "replaced"))
 
     def problems(self) -> Iterable[Fault]:
         """The grid divides the image, the heads the width."""
@@ -110,8 +110,8 @@ class ImageEncoderSpec(ComponentSpec):
     def contract(self) -> Contract:
         """Tokens of the grid, in the masked view the visible ones or a mask token in place of the others."""
         patches = self.rows * self.columns
-        shown = f"Nv {self.token_width}" if self.hidden == "dropped" else f"{patches} {self.token_width}"
-        masked = TensorSpec.parse(f"B {shown} @masked", port="image_tokens", layout=self.hidden)  # type: ignore[arg-type]
+        shown = f"Nv {self.token_width}" if self.layout == "dropped" else f"{patches} {self.token_width}"
+        masked = TensorSpec.parse(f"B {shown} @masked", port="image_tokens", layout=self.layout)  # type: ignore[arg-type]
         return Contract(
             needs={"image": f"B {self.channels} {self.height} {self.width}", "image_is_masked": f"B {patches}:bool?"},
             gives={
@@ -125,7 +125,7 @@ class ImageEncoderSpec(ComponentSpec):
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:
         """Dropped and replaced patches, with and without prefix tokens, a grid that is not square."""
-        return (cls(), cls(channels=3, rows=2, token_width=12, prefix=0, hidden="replaced"))
+        return (cls(), cls(channels=3, rows=2, token_width=12, prefix=0, layout="replaced"))
 
 
 @component("kit.text_encoder", role=Role.TEXT_ENCODER, build="medvlp_core.testing.stub_components.modules:WordEncoder")
@@ -200,7 +200,7 @@ class AlignmentSpec(ComponentSpec):
 @component("kit.image_decoder", role=Role.DECODER, build="medvlp_core.testing.stub_components.modules:PatchDecoder")
 @attrs.frozen(kw_only=True)
 class ImageDecoderSpec(ComponentSpec):
-    """Reconstructs the pixels of hidden patches with one transformer block."""
+    """Reconstructs the pixels of masked patches with one transformer block."""
 
     reads: str = param("image_tokens", help="port that it reads", one_of=("image_tokens", "fused_image_tokens"))
     width: int = param(16, help="width of the block", at_least=2)
@@ -232,7 +232,7 @@ class ImageDecoderSpec(ComponentSpec):
 @component("kit.report_decoder", role=Role.DECODER, build="medvlp_core.testing.stub_components.modules:WordDecoder")
 @attrs.frozen(kw_only=True)
 class ReportDecoderSpec(ComponentSpec):
-    """Predicts hidden words with one linear layer."""
+    """Predicts masked words with one linear layer."""
 
     reads: str = param("fused_text_tokens", help="port that it reads", one_of=("fused_text_tokens", "text_tokens"))
 

@@ -18,6 +18,7 @@ MEDVLP_INTERFACE = 1
 def medvlp_add_commands(commands: PluginCommands) -> None:
     """Add both commands."""
     about = "measure kernels, or the training loop, on this machine against others' ways, after a check"
-    commands.add("bench", about, bench.configure, bench.run)
+    commands.add("bench", about, bench.configure, bench.run, example="medvlp bench kernels")
     about = "what a run will cost, before it starts: operations, memory, time"
-    commands.add("estimate", about, estimate.configure, estimate.run)
+    example = "medvlp estimate mpma:base --gpu h100 --gpus 8"
+    commands.add("estimate", about, estimate.configure, estimate.run, example=example)

@@ -1,4 +1,4 @@
-"""The decoders of MPMA: hidden patches at a higher resolution, hidden words with the image's help."""
+"""The decoders of MPMA: masked patches at a higher resolution, masked words with the image's help."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from medvlp_mpma.specs import ImageDecoderSpec, ReportDecoderSpec
 
 
 class ImageDecoder(PatchReconstructor):
-    """Super-resolution reconstruction: each hidden patch of the input is predicted with more pixels than the encoder was shown.
+    """Super-resolution reconstruction: each masked patch of the input is predicted with more pixels than the encoder was shown.
 
     The target is cut into the encoder's grid, so 448 pixels on a grid of 14 x 14 give cells of 32 x 32 for patches of 16 x 16.
-    ``L = sum over hidden n of mean_q (prediction_nq - target_nq)^2, divided by the number of hidden patches``.
+    ``L = sum over hidden n of mean_q (prediction_nq - target_nq)^2, divided by the number of masked patches``.
 
-    The layers, prefix tokens and encoders that replace hidden patches: :class:`~medvlp_core.nn.reconstruction.PatchReconstructor`.
+    The layers, prefix tokens and encoders that replace masked patches: :class:`~medvlp_core.nn.reconstruction.PatchReconstructor`.
 
     Shape:
         image_tokens (B, S, Di), S = N or the number of visible patches; image_prefix (B, P, Di); image_is_masked (B, N) bool;
@@ -39,7 +39,7 @@ class ImageDecoder(PatchReconstructor):
         )
 
     def forward(self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, image_target: Tensor) -> DecoderOutput:
-        """Restore every patch of the larger image; score the hidden ones, 0 if none is."""
+        """Reconstruct every patch of the larger image; score the masked ones, 0 if none is."""
         return self.reconstruct(image_tokens, image_prefix, image_is_masked, image_target)
 
 
@@ -52,10 +52,10 @@ class ReportDecoder(Decoder):
 
     Shape:
         fused_text_tokens (B, L, Df), token_ids (B, L) int, text_is_masked and text_is_valid (B, L) bool;
-        prediction (R, V), the R hidden positions in row-major order of ``text_is_masked``.
+        prediction (R, V), the R masked positions in row-major order of ``text_is_masked``.
 
     Reference:
-        Zhou et al., MRM, ICLR 2023. Scoring only hidden positions, the default, is ALTA's choice and our reconstruction.
+        Zhou et al., MRM, ICLR 2023. Scoring only masked positions, the default, is ALTA's choice and our reconstruction.
     """
 
     def __init__(self, spec: ReportDecoderSpec, dims: Dims) -> None:

@@ -1,4 +1,4 @@
-"""Paired masking: both items of every pair are hidden in part, in one plan."""
+"""Paired masking: both items of every pair are masked in part, in one plan."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class PairedMasking(Masking):
 
     Reference:
         Zhang et al., Multi-task Paired Masking with Alignment Modeling, arXiv 2305.07920 (abstract). The ratios and the rule that
-        pieces follow their word are those of Zhou et al., MRM, ICLR 2023. Deviations from MRM: at least one word is hidden, and
+        pieces follow their word are those of Zhou et al., MRM, ICLR 2023. Deviations from MRM: at least one word is masked, and
         its rule that the last position is never hidden is not kept.
     """
 

@@ -20,8 +20,8 @@ TEXT = {"text_is_valid": "B L:bool", "word_ids": "B L:int"}
 class PairedMaskingSpec(ComponentSpec):
     """Hides patches and whole words of every pair together; no report with words stays complete."""
 
-    image_ratio: float = param(0.75, help="share of the patches that is hidden (MRM)", at_least=0, below=1)
-    text_ratio: float = param(0.5, help="probability that a word is hidden, always as [MASK] (MRM)", at_least=0, at_most=1)
+    image_ratio: float = param(0.75, help="share of the patches that is masked (MRM)", at_least=0, below=1)
+    text_ratio: float = param(0.5, help="probability that a word is masked, always as [MASK] (MRM)", at_least=0, at_most=1)
 
     def contract(self) -> Contract:
         """Masks for both modalities, and the ids with [MASK] in place."""
@@ -192,7 +192,7 @@ class GlobalLocalSpec(ComponentSpec):
 @component("mpma.image_decoder", role=Role.DECODER, build="medvlp_mpma.decoders:ImageDecoder")
 @attrs.frozen(kw_only=True)
 class ImageDecoderSpec(ComponentSpec):
-    """Reconstructs the hidden patches at a higher resolution than the encoder saw."""
+    """Reconstructs the masked patches at a higher resolution than the encoder saw."""
 
     target_size: int = param(448, help="side of the reconstructed image, pixels (MRM: twice the input)", at_least=1)
     width: int = param(768, help="width of the decoder (MRM)", at_least=4)

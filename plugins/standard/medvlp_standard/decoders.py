@@ -1,4 +1,4 @@
-"""The standard decoders: pixels of hidden patches, words at hidden tokens."""
+"""The standard decoders: pixels of masked patches, words at masked tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from medvlp_standard.specs.decoders import MlmHeadSpec, PatchDecoderSpec
 
 
 class PatchDecoder(PatchReconstructor):
-    """Reconstructs the pixels of hidden patches of the input itself (layers:
+    """Reconstructs the pixels of masked patches of the input itself (layers:
     :class:`~medvlp_core.nn.reconstruction.PatchReconstructor`).
 
     Shape:
@@ -34,7 +34,7 @@ class PatchDecoder(PatchReconstructor):
         )
 
     def forward(self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:
-        """Restore every patch; score the hidden ones, 0 if none is."""
+        """Reconstruct every patch; score the masked ones, 0 if none is."""
         return self.reconstruct(image_tokens, image_prefix, image_is_masked, image)
 
 
@@ -46,7 +46,7 @@ class MlmHead(Decoder):
 
     Shape:
         fused_text_tokens (B, L, Df), token_ids, text_is_masked, text_is_valid (B, L);
-        prediction (R, V), the R hidden positions in row-major order of ``text_is_masked``.
+        prediction (R, V), the R masked positions in row-major order of ``text_is_masked``.
 
     Reference:
         Devlin et al., BERT, NAACL 2019. Deviation: the output matrix is not tied to the token embeddings (as in MRM).

@@ -1,6 +1,6 @@
 """The standard fusions: none, pooled image added, cross-attention, joint self-attention.
 
-``image_tokens`` are used as the image encoder gives them: in the masked view the visible patches where hidden ones are dropped,
+``image_tokens`` are used as the image encoder gives them: in the masked view the visible patches where masked ones are dropped,
 all positions where they are replaced by a mask token.
 """
 

@@ -1,4 +1,4 @@
-"""Image encoders over timm: vision transformers that drop hidden patches, and feature maps of convolutional networks.
+"""Image encoders over timm: vision transformers that drop masked patches, and feature maps of convolutional networks.
 
 Shape letters: B batch, C channels, S image side in pixels, GH GW grid, N = GH * GW patches, Nv visible patches, P prefix tokens,
 Di width.
@@ -34,8 +34,8 @@ _CNN_HINT = "standard.timm_cnn takes models with feature maps, such as timm.list
 class TimmViT(ImageEncoder):
     """A timm VisionTransformer, wrapped: ``tokens = norm(blocks(norm_pre([prefix; (patches + positions)[visible]])))``.
 
-    Without hidden patches the tokens are timm's ``forward_features``. In the masked view the visible patches are gathered after
-    the positions were added, so the blocks see only them; hidden patches cost nothing and have no influence.
+    Without masked patches the tokens are timm's ``forward_features``. In the masked view the visible patches are gathered after
+    the positions were added, so the blocks see only them; masked patches cost nothing and have no influence.
 
     Reference:
         Dosovitskiy et al., An Image is Worth 16x16 Words, ICLR 2021; dropping of masked patches as in He et al., Masked
@@ -82,7 +82,7 @@ class TimmViT(ImageEncoder):
         """Encode a batch.
 
         Shape:
-            image (B, C, S, S), image_is_masked (B, N) bool with the same number of hidden patches in every row, or None;
+            image (B, C, S, S), image_is_masked (B, N) bool with the same number of masked patches in every row, or None;
             image_tokens (B, Nv, Di) in raster order, image_prefix (B, P, Di).
 
         Raises:
@@ -91,7 +91,7 @@ class TimmViT(ImageEncoder):
         vit, prefix = self.vit, self.vit.num_prefix_tokens
         if image_is_masked is not None and type(vit.patch_embed) is not PatchEmbed:
             # A convolutional stem looks over the patch's edge.
-            image = hide_cells(image, image_is_masked, self.grid)
+            image = mask_cells(image, image_is_masked, self.grid)
         # timm's own method knows where class token, registers and positions go in each of its variants.
         tokens = vit._pos_embed(vit.patch_embed(image))
         if image_is_masked is not None:
@@ -159,10 +159,10 @@ class TimmViT(ImageEncoder):
 
 
 class TimmCNN(ImageEncoder):
-    """A feature map of a timm model, one token for each cell: ``tokens = flatten(stage(image with hidden cells = 0))``.
+    """A feature map of a timm model, one token for each cell: ``tokens = flatten(stage(image with masked cells = 0))``.
 
-    All N tokens stay in the masked view. A token at a hidden cell still sees its visible neighbours, as far as the receptive field
-    reaches; hidden pixels are replaced before the first layer and have no influence. Batch norms keep statistics for each view.
+    All N tokens stay in the masked view. A token at a masked cell still sees its visible neighbours, as far as the receptive field
+    reaches; masked pixels are replaced before the first layer and have no influence. Batch norms keep statistics for each view.
     """
 
     exports = ("timm",)
@@ -206,7 +206,7 @@ class TimmCNN(ImageEncoder):
             DataError: ``image_is_masked`` has another shape (MV505).
         """
         if image_is_masked is not None:
-            image = hide_cells(image, image_is_masked, self.grid)
+            image = mask_cells(image, image_is_masked, self.grid)
         with self.masked_statistics.of_view(is_masked=image_is_masked is not None):
             features = self._features(image)
         tokens = features.flatten(2).transpose(1, 2)
@@ -259,12 +259,12 @@ def gather_visible(tokens: Tensor, image_is_masked: Tensor) -> Tensor:
     counts = (~image_is_masked).sum(dim=1).tolist()
     if len(set(counts)) > 1:
         text = f"image_is_masked leaves {min(counts)} to {max(counts)} patches visible; the rows of a batch must agree"
-        raise DataError(Problem(code="MV505", text=text, hint="a masking hides the same number of patches in every image"))
+        raise DataError(Problem(code="MV505", text=text, hint="a masking masks the same number of patches in every image"))
     return tokens[~image_is_masked].reshape(tokens.shape[0], counts[0], tokens.shape[2])
 
 
-def hide_cells(image: Tensor, image_is_masked: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Set the pixels of hidden cells to 0, which is the mean grey after normalisation.
+def mask_cells(image: Tensor, image_is_masked: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Set the pixels of masked cells to 0, which is the mean grey after normalisation.
 
     Shape:
         image (B, C, H, W), image_is_masked (B, N) bool with N = grid rows * columns, result (B, C, H, W).
@@ -283,7 +283,7 @@ def hide_cells(image: Tensor, image_is_masked: Tensor, grid: tuple[int, int]) ->
 def _check_shape(image_is_masked: Tensor, wanted: tuple[int, int]) -> None:
     if tuple(image_is_masked.shape) != wanted or image_is_masked.dtype != torch.bool:
         text = f"image_is_masked is {tuple(image_is_masked.shape)} {image_is_masked.dtype}, expected {wanted} torch.bool"
-        raise DataError(Problem(code="MV505", text=text, hint="one value for each patch of the encoder's grid, True = hidden"))
+        raise DataError(Problem(code="MV505", text=text, hint="one value for each patch of the encoder's grid, True = masked"))
 
 
 def _stage(spec: TimmCNNSpec) -> int:

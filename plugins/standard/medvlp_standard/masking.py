@@ -16,7 +16,7 @@ _MAX_BLOCKS = 64
 
 
 def replace_tokens(token_ids: Tensor, text_is_masked: Tensor, *, mask_id: int, vocabulary: int, rule: str) -> Tensor:
-    """Put something else at the hidden tokens.
+    """Put something else at the masked tokens.
 
     ``mask``: always [MASK]. ``bert``: [MASK] with probability 0.8, any id of the vocabulary with 0.1, the true id with 0.1.
 
@@ -43,7 +43,7 @@ class RandomMasking(Masking):
 
     Reference:
         Patches: He et al., Masked Autoencoders, CVPR 2022. Tokens: Devlin et al., BERT, NAACL 2019; each unit is drawn on its
-        own, so the number of hidden tokens varies from text to text.
+        own, so the number of masked tokens varies from text to text.
     """
 
     def __init__(self, spec: RandomMaskingSpec, dims: Dims) -> None:
@@ -77,7 +77,7 @@ class BlockwiseMasking(Masking):
         token_ids, text_is_valid, word_ids (B, L); result: image_is_masked (B, N), text_is_masked and token_ids (B, L).
 
     Reference:
-        Bao et al., BEiT, ICLR 2022. Deviation: the number of hidden patches is exact, so that rows can be stacked; all images
+        Bao et al., BEiT, ICLR 2022. Deviation: the number of masked patches is exact, so that rows can be stacked; all images
         of the batch are drawn at once.
     """
 
@@ -87,7 +87,7 @@ class BlockwiseMasking(Masking):
         self.mask_id, self.vocabulary = dims["Mask"], dims["V"]
         self.grid_h, self.grid_w = dims["GH"], dims["GW"]
         patches = self.grid_h * self.grid_w
-        self.hidden = min(round(patches * spec.image_ratio), patches - 1)
+        self.masked_count = min(round(patches * spec.image_ratio), patches - 1)
 
     def forward(self, token_ids: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> MaskPlan:
         """Draw a plan for one batch."""
@@ -95,24 +95,24 @@ class BlockwiseMasking(Masking):
             word_ids, text_is_valid, self.spec.text_ratio, whole_words=self.spec.text_unit == "whole_word"
         )
         return MaskPlan(
-            image_is_masked=self._hide_blocks(len(token_ids), token_ids.device),
+            image_is_masked=self._mask_blocks(len(token_ids), token_ids.device),
             text_is_masked=text_is_masked,
             token_ids=replace_tokens(
                 token_ids, text_is_masked, mask_id=self.mask_id, vocabulary=self.vocabulary, rule=self.spec.replace
             ),
         )
 
-    def _hide_blocks(self, batch: int, device: torch.device) -> Tensor:
+    def _mask_blocks(self, batch: int, device: torch.device) -> Tensor:
         is_masked = torch.zeros(batch, self.grid_h * self.grid_w, dtype=torch.bool, device=device)
         for _ in range(_MAX_BLOCKS):
-            missing = self.hidden - is_masked.sum(dim=1)
+            missing = self.masked_count - is_masked.sum(dim=1)
             if not bool(missing.any()):
                 return is_masked
             new = self._block(missing) & ~is_masked
             is_masked |= new & (new.cumsum(dim=1) <= missing[:, None])
-        # Rows where the blocks kept falling on hidden patches: fill up with single patches.
+        # Rows where the blocks kept falling on masked patches: fill up with single patches.
         order = (is_masked + torch.rand(is_masked.shape, device=device)).argsort(dim=1, descending=True)
-        return order.argsort(dim=1) < self.hidden
+        return order.argsort(dim=1) < self.masked_count
 
     def _block(self, missing: Tensor) -> Tensor:
         """One random rectangle for every row, (B, N) bool; ``missing`` (B,) bounds its area."""

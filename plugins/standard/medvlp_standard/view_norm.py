@@ -13,9 +13,9 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class MaskedStatistics(nn.Module):
-    """The running statistics that the batch norms of ``net`` use for images with hidden cells; weights are shared.
+    """The running statistics that the batch norms of ``net`` use for images with masked cells; weights are shared.
 
-    One training step sends whole images and images with hidden cells through the same network. Common running statistics would
+    One training step sends whole images and images with masked cells through the same network. Common running statistics would
     be a blend that fits neither, and evaluation would be off (measured: text-to-image precision of ``mpma:small`` lost a
     fifth). The network's own statistics are those of the clean view, under their usual names. A view that was never trained
     borrows the statistics of the other one.

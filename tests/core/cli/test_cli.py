@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from medvlp_core.cli import BUNDLE_COMMANDS, COMMANDS, main
+from medvlp_core.cli import BUNDLE_COMMANDS, COMMANDS, GROUPS, main
 from medvlp_core.cli.common import print_problems
 from medvlp_core.cli.folding import fold
 from medvlp_core.errors import DataError, Diagnostics, Problem
@@ -52,6 +52,13 @@ def test_the_overview_lists_every_command(capsys: Output) -> None:
         assert f"  {name} " in out
 
 
+def test_the_overview_is_short_and_in_groups(capsys: Output) -> None:
+    assert sorted(name for group in GROUPS.values() for name in group) == sorted(COMMANDS)
+    out = run(capsys, "--help")[1]
+    assert len(out.splitlines()) < 32
+    assert [line.removesuffix(":") for line in out.splitlines() if line.endswith(":")] == list(GROUPS)
+
+
 def test_usage_errors_return_2_with_a_hint(capsys: Output, recipe: str) -> None:
     assert run(capsys)[0] == 2
     code, _, err = run(capsys, "chekc", recipe)
@@ -69,6 +76,9 @@ def test_every_command_has_help(capsys: Output, command: str) -> None:
     code, out, _ = run(capsys, command, "--help")
     assert code == 0
     assert f"usage: medvlp {command}" in out
+    [example] = [group[command] for group in GROUPS.values() if command in group]
+    assert out.endswith(f"\nexample:\n  {example}\n")
+    assert f"medvlp {command}" in example
 
 
 # -------------------------------------------------------------------------------------------------------------------- check
@@ -161,8 +171,8 @@ def test_explain_with_build_counts_parameters(capsys: Output, recipe: str) -> No
     assert code == 0
     counts = dict(line.split() for line in out.split("trainable parameters\n")[1].splitlines())
     numbers = {path: int(count.replace(",", "")) for path, count in counts.items()}
-    sync_errors = numbers.pop("together")
-    assert sync_errors == sum(numbers.values())
+    total = numbers.pop("total")
+    assert total == sum(numbers.values())
     assert numbers["model.masking"] == 0
     # embeddings of words and positions, one layer of attention and feed-forward: at least its 12 D^2 weights
     assert numbers["model.text_encoder"] > 300 * 32
@@ -334,13 +344,14 @@ def test_plugins_add_commands(capsys: Output, monkeypatch: pytest.MonkeyPatch) -
 
     @hookimpl
     def medvlp_add_commands(commands: Any) -> None:
-        commands.add("greet", "say hello", configure, greet)
+        commands.add("greet", "say hello", configure, greet, example="medvlp greet --count 2")
 
     acme = plugin_module("acme")
     acme.medvlp_add_commands = medvlp_add_commands  # type: ignore[attr-defined]
     monkeypatch.setattr(plugins, "load_plugins", lambda: PluginHost.from_modules({"acme": acme}))
     assert "  greet      say hello" in run(capsys, "--help")[1]
     assert run(capsys, "greet", "--count", "2")[:2] == (0, "hello hello \n")
+    assert run(capsys, "greet", "--help")[1].endswith("\nexample:\n  medvlp greet --count 2\n")
     assert "did you mean 'greet'?" in run(capsys, "gret")[2]
 
 
@@ -386,15 +397,37 @@ def test_a_plugin_whose_commands_fail_harms_nobody(capsys: Output, monkeypatch: 
     assert "did you mean 'wave'?" in err
 
 
-def test_a_terminal_gets_the_same_words_in_colour() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
-    problem = Problem(code="MV102", text="no [bold]markup[/bold] " + "x" * 200, hint="did you mean 'heads'?")
+
+def test_a_terminal_gets_the_same_words_in_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    for name in ("NO_COLOR", "FORCE_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    error = Problem(code="MV102", text="no [bold]markup[/bold] " + "x" * 200, hint="did you mean 'heads'?")
+    warning = Problem(code="MV105", text="no data", is_warning=True)
     stream = Terminal()
+    print_problems([error, warning], stream)
+    assert re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()) == f"{error}\n{warning}\n"
+    assert "\x1b[1;31m[MV102]\x1b[0m" in stream.getvalue()  # red
+    assert "\x1b[1;33m[MV105] warning:\x1b[0m" in stream.getvalue()  # yellow
+
+
+@pytest.mark.parametrize(("name", "value"), [("NO_COLOR", "1"), ("TERM", "dumb")])
+def test_colour_can_be_refused(name: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv(name, value)
+    stream = Terminal()
+    problem = Problem(code="MV102", text="x", hint="y")
     print_problems([problem], stream)
-    assert re.sub(r"\x1b\[[0-9;]*m", "", stream.getvalue()) == f"{problem}\n"
+    assert stream.getvalue() == f"{problem}\n"
+
+
+def test_a_pipe_gets_no_colour(capsys: Output, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b" not in "".join(run(capsys, "check", recipe, "--set", "train.steps=ten")[1:])
 
 
 def test_a_recipe_without_its_bundles_says_why(capsys: Output, monkeypatch: pytest.MonkeyPatch, recipe: str) -> None:

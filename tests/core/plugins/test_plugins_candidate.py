@@ -188,7 +188,7 @@ def test_an_observer_that_raises_is_named_once_and_left_out(caplog: pytest.LogCa
             host.observe("medvlp_train_event", event=step)
     assert seen == [0]
     assert len(caplog.messages) == 1
-    assert caplog.messages[0].endswith("\n    hint: the work goes on; this hook of the plugin is not called again")
+    assert caplog.messages[0].endswith("\n    hint: the work continues; this hook of the plugin is not called again")
     assert list(host.observer_problems) == [("medvlp_train_event", "acme")]
 
 

@@ -99,9 +99,9 @@ micro.yaml: 1 error
 
 OBSERVED = """\
 [MV306] warning: plugin 'hooks' (acme-hooks 1.2): its hook medvlp_model_built failed: RuntimeError: no licence (in ... 19)
-    hint: the work goes on; this hook of the plugin is not called again
+    hint: the work continues; this hook of the plugin is not called again
 [MV306] warning: plugin 'hooks' (acme-hooks 1.2): its hook medvlp_train_event failed: RuntimeError: no licence (in ... 24)
-    hint: the work goes on; this hook of the plugin is not called again
+    hint: the work continues; this hook of the plugin is not called again
 """
 
 BUILT = """\

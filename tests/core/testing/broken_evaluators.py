@@ -168,7 +168,7 @@ class Draws(NearestText):
             return attrs.evolve(card, rows=(attrs.evolve(card.rows[0], value=torch.rand(()).item()),))
 
 
-@broken(EvaluatorSpec, caught_by="trains_in_a_model", says="it failed on a model of the kit's partners: KeyError: 'nothing'")
+@broken(EvaluatorSpec, caught_by="trains_in_a_model", says="it failed on a model of the kit's stub components: KeyError: 'nothing'")
 class Fails(NearestText):
     """It works with no model."""
 

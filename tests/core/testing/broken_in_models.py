@@ -125,6 +125,6 @@ class OfFloatIdsSpec(AlignmentSpec):
 SPECS += [OfAFolderSpec, ToNobodySpec, OfAnotherSpec, OfFloatIdsSpec]
 FAULTS[__name__] += [
     Fault("broken.of_a_folder", frozenset({"plans_again_from_resolved"}), "folder must be relative"),
-    Fault("broken.to_nobody", frozenset({"trains_in_a_model"}), "no loss of the kit's partners needs what it gives"),
-    Fault("broken.of_float_ids", frozenset({"trains_in_a_model"}), "it fits into no model of the kit's partners"),
+    Fault("broken.to_nobody", frozenset({"trains_in_a_model"}), "no loss of the kit's stub components needs what it gives"),
+    Fault("broken.of_float_ids", frozenset({"trains_in_a_model"}), "it fits into no model of the kit's stub components"),
 ]

@@ -13,7 +13,7 @@ from medvlp_core.testing.checks import Check
 from medvlp_core.testing.runner import run_check
 from medvlp_core.testing.subject import Subject
 
-#: The rooms of checks whose components are in ``broken_specs``.
+#: The modules of checks whose components are in ``broken_specs``.
 CHECK_MODULES = ("declaration", "contract", "encoder", "behaviour", "learning", "masking", "alignment")
 #: Tracing a call takes seconds, and training most of the rest: done only where it is the point.
 SLOW = ("compiles", "learns")
@@ -121,21 +121,21 @@ ROWS = (
     Row("detaches_the_image", "passes_gradients_on", "no gradient reaches image_tokens; is there a detach()"),
     Row("reverses_gradients", "learns", "expected it to fall by 2% at least"),
     # --------------------------------------------------------------------------------------------------------------- masking
-    Row("mixes_before_it_drops", "does_not_see_masked_patches", "pixels of hidden patches change image_tokens"),
-    Row("hides_cls", "hides_no_special_tokens", "at (0, 0), (1, 0), (2, 0)"),
+    Row("mixes_before_it_drops", "does_not_see_masked_patches", "pixels of masked patches change image_tokens"),
+    Row("hides_cls", "masks_no_special_tokens", "at (0, 0), (1, 0), (2, 0)"),
     Row("changes_other_ids", "replaces_masked_tokens_only", "token ids changed where text_is_masked is False"),
-    Row("keeps_hidden_ids", "replaces_masked_tokens_only", "every hidden token keeps its id"),
-    Row("hides_any_number", "hides_as_many_patches_in_every_image", "hidden patches, expected one number"),
-    Row("hides_the_same_each_time", "hides_something_else_each_time", "is the same after each of 8 seeds"),
-    Row("hides_the_same_in_a_batch", "hides_something_else_each_time", "every image of a batch loses the same patches"),
+    Row("keeps_hidden_ids", "replaces_masked_tokens_only", "every masked token keeps its id"),
+    Row("hides_any_number", "masks_as_many_patches_in_every_image", "masked patches, expected one number"),
+    Row("hides_the_same_each_time", "masks_something_else_each_time", "is the same after each of 8 seeds"),
+    Row("hides_the_same_in_a_batch", "masks_something_else_each_time", "every image of a batch loses the same patches"),
     Row(
         "hides_nothing",
-        "hides_something_else_each_time",
-        "it hides neither a patch nor a word",
-        also={"hides_the_declared_share"},  # it declares more than none
+        "masks_something_else_each_time",
+        "it masks neither a patch nor a word",
+        also={"masks_the_declared_share"},  # it declares more than none
     ),
-    Row("takes_the_ratio_for_visible", "hides_the_declared_share", "image_ratio is 0.75, and 0.25 was hidden on average"),
-    Row("reads_padding", "depends_on_no_padding", "other ids at padding positions change what is hidden"),
+    Row("takes_the_ratio_for_visible", "masks_the_declared_share", "image_ratio is 0.75, and 0.25 was masked on average"),
+    Row("reads_padding", "depends_on_no_padding", "other ids at padding positions change what is masked"),
     # ------------------------------------------------------------------------------------------------------------- alignment
     Row("forgets_to_normalise", "gives_vectors_of_length_one", "text_embedding has vectors of length 3 to 3, expected 1"),
     Row("weighs_the_first_pair", "does_not_depend_on_the_order_of_pairs", "with the pairs in another order"),
@@ -152,7 +152,7 @@ for spec in (*broken_specs.SPECS, broken_heavy_specs.ImportsTorchSpec):
 
 
 def checks_of(role: Role, *modules: str) -> list[Check]:
-    """The checks of these rooms that a role gets, in their order."""
+    """The checks of these modules that a role gets, in their order."""
     found = [
         one
         for one in CHECKS.values()
@@ -177,5 +177,5 @@ def expect_caught(row: Row) -> None:
 
 
 def rows_of(*modules: str) -> list[Row]:
-    """The rows whose check stands in one of these rooms."""
+    """The rows whose check stands in one of these modules."""
     return [row for row in ROWS if CHECKS[row.check].function.__module__.rpartition(".")[2].removesuffix("_checks") in modules]

@@ -1,4 +1,4 @@
-"""The checks of the room ``declaration``: each catches a component that breaks just this; and what holds for all rooms."""
+"""The checks of the module ``declaration``: each catches a component that breaks just this; and what holds for all modules."""
 
 from __future__ import annotations
 

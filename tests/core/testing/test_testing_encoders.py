@@ -1,4 +1,4 @@
-"""The checks of the room ``encoders``: each catches a component that breaks just this."""
+"""The checks of the module ``encoders``: each catches a component that breaks just this."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The checks of the room ``learning``: each catches a component that breaks just this."""
+"""The checks of the module ``learning``: each catches a component that breaks just this."""
 
 from __future__ import annotations
 

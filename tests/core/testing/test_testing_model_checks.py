@@ -94,7 +94,7 @@ def planned(name: str, folder: Path) -> ModelPlan:
 def test_partners_take_the_sizes_that_a_part_asks_for(tmp_path: Path) -> None:
     plan = planned("broken.early", tmp_path)
     encoder = plan.components["model.image_encoder"].spec
-    assert (encoder.token_width, encoder.hidden) == (48, "replaced")  # type: ignore[attr-defined]
+    assert (encoder.token_width, encoder.layout) == (48, "replaced")  # type: ignore[attr-defined]
     assert plan.components["model.text_encoder"].spec.width == 36  # type: ignore[attr-defined]
     assert "encode_fused model.text_encoder @masked" in map(str, plan.steps)
     assert set(plan.losses) == {"pairs.global", "image.reconstruction", "report.words"}

@@ -58,7 +58,7 @@ def test_every_component_gets_the_checks_of_its_role(host: PluginHost) -> None:
     assert list(dict.fromkeys(name for name, _ in found)) == ["broken.equal_examples", "broken.one_example"]
     names = [one.name for name, one in found if name == "broken.one_example"]
     assert {"has_two_examples", "compiles", "passes_gradients_on"} <= set(names)
-    assert not {"keeps_raster_order", "hides_no_special_tokens"} & set(names)
+    assert not {"keeps_raster_order", "masks_no_special_tokens"} & set(names)
 
 
 def test_groups_run_in_their_order() -> None:

@@ -95,15 +95,15 @@ class _Chunk:
     """Some samples of a call, laid out by head; ``is_lost`` marks rows of padding, (H, b, L) or None."""
 
     def __init__(
-        self, inputs: AttentionInputs, samples: slice, mem_k: Tensor, mem_v: Tensor, hidden: Tensor | None, lost: Tensor | None
+        self, inputs: AttentionInputs, samples: slice, mem_k: Tensor, mem_v: Tensor, masked_keys: Tensor | None, lost: Tensor | None
     ) -> None:
         self.inputs, self.samples, self.mem_k, self.mem_v = inputs, samples, mem_k, mem_v
         self.q, self.k, self.v = (self.by_head(x) for x in (inputs.q, inputs.k, inputs.v))
         self.is_masked: Tensor | None = None
         self.is_lost: Tensor | None = None
         self.threshold: Tensor | None = None
-        if hidden is not None:  # so that not even NaN in padding gets through a product with weight 0
-            self.is_masked = hidden[samples]
+        if masked_keys is not None:  # so that not even NaN in padding gets through a product with weight 0
+            self.is_masked = masked_keys[samples]
             self.k, self.v = (x.masked_fill(self.is_masked[..., None], 0.0) for x in (self.k, self.v))
         if lost is not None:
             self.is_lost = lost[samples].expand(self.q.shape[:-1])

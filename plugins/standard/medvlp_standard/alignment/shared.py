@@ -66,7 +66,7 @@ class PooledAlignment(Alignment):
 class WordPatchAlignment(PooledAlignment):
     """Global ``CE(s) + CE(s^T)``, ``s = scale * cos(g_v, g_t)``, and a local loss of words and patches. Abstract: the latter.
 
-    A report without words takes no part in the local loss. Special and hidden tokens are no words.
+    A report without words takes no part in the local loss. Special and masked tokens are no words.
 
     Shape:
         image_tokens (B, S, Di), image_prefix (B, P, Di), text_tokens (B, L, Dt), text_is_valid, word_ids, text_is_masked (B, L);

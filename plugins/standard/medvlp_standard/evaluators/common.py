@@ -51,19 +51,19 @@ def evenly_spread(count: int, wanted: int) -> list[int]:
 
 
 def reconstruct(run: EvaluationRun, port: str, batch: ImageTextBatch, *, seed: int) -> tuple[Tensor, Tensor]:
-    """The prediction of the decoder that gives ``port``, and what was hidden from it: (B, N) or (B, L), True = hidden.
+    """The prediction of the decoder that gives ``port``, and what was masked from it: (B, N) or (B, L), True = masked.
 
     Only what that decoder needs is computed. Masks depend on ``seed`` and the texts alone, so two batches that differ in their
     images have the same things hidden. torch's random state stays as it was.
     """
     decoder = run.provider(port)
-    hidden: PortKey = ("text_is_masked" if port == "word_logits" else "image_is_masked", "masked")
+    masked: PortKey = ("text_is_masked" if port == "word_logits" else "image_is_masked", "masked")
     takes = run.plan.takes(decoder.path)
     with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        ports = run.model.ports(batch, hidden, *(key for _, key in takes))
+        ports = run.model.ports(batch, masked, *(key for _, key in takes))
         output = run.model.decoders[decoder.slot](**{argument: ports[key] for argument, key in takes})
-    return output.prediction.float(), ports[hidden]
+    return output.prediction.float(), ports[masked]
 
 
 def labels_of(records: Sequence[Record], label: str) -> tuple[IndexArray, BoolArray]:

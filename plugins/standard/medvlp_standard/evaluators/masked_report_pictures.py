@@ -35,14 +35,14 @@ IMAGE, GAP = 1.1, 0.15  # inches: side of the radiograph, and what is left free 
 
 @attrs.frozen
 class Piece:
-    """One token as shown: ``predicted`` is None where nothing was hidden."""
+    """One token as shown: ``predicted`` is None where nothing was masked."""
 
     truth: str
     predicted: str | None
 
     @property
     def is_right(self) -> bool:
-        """Whether the hidden token was predicted."""
+        """Whether the masked token was predicted."""
         return self.truth == self.predicted
 
     @property
@@ -54,7 +54,7 @@ class Piece:
 
 
 class MaskedReportPictures(Evaluator):
-    """The radiograph, and its report with hidden words as predicted: green = right, red = wrong (predicted|true)."""
+    """The radiograph, and its report with masked words as predicted: green = right, red = wrong (predicted|true)."""
 
     def __init__(self, spec: MaskedReportPicturesSpec, dims: Dims) -> None:
         self.spec = spec
@@ -74,8 +74,8 @@ class MaskedReportPictures(Evaluator):
             shown = (batch.word_ids[row] >= 0) & batch.text_is_valid[row]
             truth = run.pipeline.tokenizer.token_strings(batch.token_ids[row][shown].tolist())
             guess = run.pipeline.tokenizer.token_strings(predicted[row][shown].tolist())
-            hidden = is_masked[row][shown].tolist()
-            reports.append([Piece(one, two if gone else None) for one, two, gone in zip(truth, guess, hidden, strict=True)])
+            masked = is_masked[row][shown].tolist()
+            reports.append([Piece(one, two if gone else None) for one, two, gone in zip(truth, guess, masked, strict=True)])
         records = run.pipeline.records(run.split)
         ids = [records[index].id for index in batch.record_index.tolist()]
         self._write_text(run, ids, reports)
@@ -84,11 +84,11 @@ class MaskedReportPictures(Evaluator):
         return Card(evaluator="", pictures=(save(draw(ids, grays, blocks), run, "masked_reports.png"), "masked_reports.txt"))
 
     def _write_text(self, run: EvaluationRun, ids: list[str], reports: list[list[Piece]]) -> None:
-        lines = ["[word] = hidden and predicted rightly; [predicted|word] = hidden and predicted wrongly", ""]
+        lines = ["[word] = masked and predicted rightly; [predicted|word] = masked and predicted wrongly", ""]
         for name, pieces in zip(ids, reports, strict=True):
-            hidden = [piece for piece in pieces if piece.predicted is not None]
-            right = sum(piece.is_right for piece in hidden)
-            lines += [f"{name}: {right} of {len(hidden)} hidden word pieces right"]
+            masked = [piece for piece in pieces if piece.predicted is not None]
+            right = sum(piece.is_right for piece in masked)
+            lines += [f"{name}: {right} of {len(masked)} masked word pieces right"]
             lines += [*textwrap.wrap(" ".join(piece.text for piece in pieces), 110), ""]
         (run.folder / "masked_reports.txt").write_text("\n".join(lines), encoding="utf-8")
 

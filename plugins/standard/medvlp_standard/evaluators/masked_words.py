@@ -1,4 +1,4 @@
-"""Does the model use the image when it reconstructs words? The same hidden words, with three different images."""
+"""Does the model use the image when it reconstructs words? The same masked words, with three different images."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ RIGHT, WRONG, BLANK, FREQUENCY = "right image", "wrong image", "blank image", "w
 
 @attrs.define
 class Tally:
-    """Sums per pair of the split: hidden words, right predictions, negative log-likelihood in nats."""
+    """Sums per pair of the split: masked words, right predictions, negative log-likelihood in nats."""
 
     words: FloatArray
     hits: FloatArray
@@ -43,7 +43,7 @@ class Tally:
         return cls(np.zeros(pairs), np.zeros(pairs), np.zeros(pairs))
 
     def add(self, rows: Tensor, is_hit: Tensor, nats: Tensor) -> None:
-        """Add one result per hidden word; ``rows`` (R,) says which pair it belongs to."""
+        """Add one result per masked word; ``rows`` (R,) says which pair it belongs to."""
         index = rows.cpu().numpy()
         np.add.at(self.words, index, 1.0)
         np.add.at(self.hits, index, is_hit.double().cpu().numpy())
@@ -59,9 +59,9 @@ class Tally:
 
 
 class MaskedWords(Evaluator):
-    """Accuracy and cross-entropy on hidden words with the right image, another pair's image and a blank one.
+    """Accuracy and cross-entropy on masked words with the right image, another pair's image and a blank one.
 
-    All three see the same reports with the same words hidden: torch's random state is reset before each. The wrong image comes
+    All three see the same reports with the same words masked: torch's random state is reset before each. The wrong image comes
     from a pair with another text; the blank one is the mean gray. What the text alone gives away shows with the blank image, so
     ``right - blank`` and ``right - wrong`` are what the image adds. The trivial baseline knows only how often each word occurs
     in the training texts. Intervals resample whole reports, since words of one report are not independent.
@@ -85,7 +85,7 @@ class MaskedWords(Evaluator):
         """Two rows: accuracy, cross-entropy.
 
         Raises:
-            DataError: no word is ever hidden, or all texts of the split are equal (MV503).
+            DataError: no word is ever masked, or all texts of the split are equal (MV503).
         """
         parts = list(batches(run, run.split, max_pairs=self.spec.max_pairs))
         records = run.pipeline.records(run.split)
@@ -106,14 +106,14 @@ class MaskedWords(Evaluator):
                     truth, owners = part.token_ids[is_masked], rows[:, None].expand_as(is_masked)[is_masked]
                     nats = F.cross_entropy(logits, truth, reduction="none")
                     tallies[name].add(owners, logits.argmax(dim=-1) == truth, nats)
-                # The words hidden last are those hidden with the right image: the masks are the same.
+                # The words masked last are those hidden with the right image: the masks are the same.
                 tallies[FREQUENCY].add(owners, truth == frequencies.argmax(), -frequencies[truth].log())
         return self._card(tallies, len(texts))
 
     def _card(self, tallies: dict[str, Tally], pairs: int) -> Card:
         right, words = tallies[RIGHT], int(tallies[RIGHT].words.sum())
         if words == 0:
-            raise DataError(Problem(code="MV503", text="no word of the split is ever hidden", hint="raise the text mask ratio"))
+            raise DataError(Problem(code="MV503", text="no word of the split is ever masked", hint="raise the text mask ratio"))
         others = {name: tally for name, tally in tallies.items() if name != RIGHT}
         everything = np.arange(pairs)
         rows = []
@@ -138,7 +138,7 @@ class MaskedWords(Evaluator):
         return Card(
             evaluator="",
             rows=tuple(rows),
-            note=f"{words} hidden word pieces in {pairs} reports, {self.spec.draws} masks each; cross-entropy in nats. "
+            note=f"{words} masked word pieces in {pairs} reports, {self.spec.draws} masks each; cross-entropy in nats. "
             "The gain over the wrong and the blank image is what the image adds to the text.",
         )
 
@@ -161,7 +161,7 @@ def other_texts(texts: Sequence[str]) -> list[int]:
 
 
 def word_frequencies(run: EvaluationRun) -> Tensor:
-    """How often each token that can be hidden occurs in the training texts, plus one, as shares: (V,)."""
+    """How often each token that can be masked occurs in the training texts, plus one, as shares: (V,)."""
     tokenizer = run.pipeline.tokenizer
     counts = torch.ones(tokenizer.dims()["V"], dtype=torch.float64)
     texts = [record.text for record in run.pipeline.records("train")]

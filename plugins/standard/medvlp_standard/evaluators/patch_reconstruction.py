@@ -1,4 +1,4 @@
-"""How well hidden patches are reconstructed, measured as the decoder was trained."""
+"""How well masked patches are reconstructed, measured as the decoder was trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TRAINING_IMAGES = 512  # enough for a mean patch
 
 
 class PatchReconstruction(Evaluator):
-    """Mean squared error on hidden patches in the decoder's target space, beside two predictions without a model.
+    """Mean squared error on masked patches in the decoder's target space, beside two predictions without a model.
 
     ``patch mean``: the true mean of each patch at every pixel of it; with normalised targets that is 0 and its error close to 1.
     ``mean training patch``: the mean target over the training images at the same place of the grid, which knows where the lungs
@@ -34,12 +34,12 @@ class PatchReconstruction(Evaluator):
         """One row."""
         mean_patch = self._mean_training_patch(run)
         errors: dict[str, list[FloatArray]] = {"model": [], "patch mean": [], "mean training patch": []}
-        hidden = 0
+        masked = 0
         for draw in range(self.spec.draws):
             for number, batch in enumerate(batches(run, run.split, max_pairs=self.spec.max_pairs)):
                 prediction, is_masked = reconstruct(run, "patch_prediction", batch, seed=run.seed + 100_000 * draw + number)
                 target = patch_targets(run, batch)
-                hidden += int(is_masked.sum())
+                masked += int(is_masked.sum())
                 guesses = {
                     "model": prediction,
                     "patch mean": target.mean(dim=-1, keepdim=True),
@@ -52,16 +52,16 @@ class PatchReconstruction(Evaluator):
         model, count = per_image.pop("model"), len(per_image["patch mean"])
         space = "pixels normalised patch by patch" if is_normalised(run) else "normalised input pixels"
         row = Row(
-            metric="hidden patches: MSE",
+            metric="masked patches: MSE",
             value=float(model.mean()),
             is_higher_better=False,
-            count=hidden,
+            count=masked,
             resampled=count,
             interval=mean_interval(model),
             baselines={name: float(values.mean()) for name, values in per_image.items()},
             gain_intervals={name: mean_interval(values - model) for name, values in per_image.items()},
         )
-        return Card(evaluator="", rows=(row,), note=f"{hidden} hidden patches of {count} images; error in {space}.")
+        return Card(evaluator="", rows=(row,), note=f"{masked} masked patches of {count} images; error in {space}.")
 
     def _mean_training_patch(self, run: EvaluationRun) -> Tensor:
         """Mean target at every place of the grid over training images: (N, Q)."""
@@ -74,7 +74,7 @@ class PatchReconstruction(Evaluator):
 
 
 def image_errors(guess: Tensor, target: Tensor, is_masked: Tensor) -> FloatArray:
-    """Mean squared error over the hidden patches of each image.
+    """Mean squared error over the masked patches of each image.
 
     Shape:
         guess broadcasts to target (B, N, Q); is_masked (B, N); result (B,).

@@ -13,13 +13,13 @@ from medvlp_standard.evaluators.common import batches, is_normalised, reconstruc
 from medvlp_standard.evaluators.drawing import name_row, new_figure, save, show_gray, to_gray
 from medvlp_standard.specs.evaluators import ReconstructionPicturesSpec
 
-GRAY = 0.0  # hidden patches are shown in the mean gray of the inputs
+GRAY = 0.0  # masked patches are shown in the mean gray of the inputs
 
 
 class ReconstructionPictures(Evaluator):
     """Rows of: input, what the encoder saw, reconstructed, original in the resolution of the target.
 
-    Reconstructed = predicted pixels at hidden patches, true ones at visible patches. A decoder of patch-normalised pixels does not
+    Reconstructed = predicted pixels at masked patches, true ones at visible patches. A decoder of patch-normalised pixels does not
     predict brightness and contrast of a patch; they are taken from the original, as is usual, and the caption says so.
     """
 
@@ -53,7 +53,7 @@ class ReconstructionPictures(Evaluator):
             for column, images in enumerate((batch.image, masked, reconstructed, target)):
                 show_gray(axes[row, column], to_gray(run, images[row]), titles[column] if row == 0 else "")
             name_row(axes[row, 0], records[int(batch.record_index[row])].id)
-        note = "brightness and contrast of each hidden patch are the original's." if is_normalised(run) else None
+        note = "brightness and contrast of each masked patch are the original's." if is_normalised(run) else None
         return Card(evaluator="", pictures=(save(figure, run, "reconstruction.png"),), note=note)
 
     def _side_by_side(self, run: EvaluationRun, patches: Tensor, like: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import attrs
 
 from medvlp_core import AtLeast, ComponentSpec, Contract, Role, component, param
 
-_VIEW = "tokens to align: clean = nothing hidden (maybe an extra pass of the encoders), masked = what the decoders see"
+_VIEW = "tokens to align: clean = nothing masked (maybe an extra pass of the encoders), masked = what the decoders see"
 _DIM = "width E of the shared space"
 _PROJECTION = "map to the shared space: linear (no bias), or mlp (Linear-GELU-LN-Linear)"
 _IMAGE_POOL = "image vector: mean of the patch tokens, or cls = first prefix token"
@@ -42,7 +42,7 @@ class AlignmentSpec(ComponentSpec):
         )
 
     def local_needs(self) -> dict[str, str]:
-        """Ports by which words are found; hidden words are left out of a local loss on the masked view."""
+        """Ports by which words are found; masked words are left out of a local loss on the masked view."""
         needs = {"word_ids": "B L:int"}
         return needs | {"text_is_masked": "B L:bool? @masked"} if self.view == "masked" else needs
 

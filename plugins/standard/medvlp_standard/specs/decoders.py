@@ -1,4 +1,4 @@
-"""Specs of the standard decoders: what reconstructs hidden patches and words. Light."""
+"""Specs of the standard decoders: what reconstructs masked patches and words. Light."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medvlp_core import ComponentSpec, Contract, Divides, Role, component, param
 @component("standard.patch_decoder", role=Role.DECODER, build="medvlp_standard.decoders:PatchDecoder")
 @attrs.frozen(kw_only=True)
 class PatchDecoderSpec(ComponentSpec):
-    """Reconstructs the pixels of hidden patches of the input image, as in MAE."""
+    """Reconstructs the pixels of masked patches of the input image, as in MAE."""
 
     width: int = param(512, help="width of the decoder; heads and 4 must divide it", at_least=4)
     depth: int = param(8, help="transformer blocks", at_least=1)
@@ -55,11 +55,11 @@ class PatchDecoderSpec(ComponentSpec):
 @component("standard.mlm_head", role=Role.DECODER, build="medvlp_standard.decoders:MlmHead")
 @attrs.frozen(kw_only=True)
 class MlmHeadSpec(ComponentSpec):
-    """Predicts hidden words from fused text tokens: BERT's masked-language-modelling head."""
+    """Predicts masked words from fused text tokens: BERT's masked-language-modelling head."""
 
     positions: str = param(
         "masked",
-        help="positions in the loss: masked = hidden tokens; nonpad = all real tokens; all = padding too (as MRM's code)",
+        help="positions in the loss: masked = masked tokens; nonpad = all real tokens; all = padding too (as MRM's code)",
         one_of=("masked", "nonpad", "all"),
     )
 

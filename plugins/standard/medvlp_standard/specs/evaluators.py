@@ -15,13 +15,13 @@ _WORD_NEEDS = {"word_logits": "R V", "text_is_masked": "B L:bool @masked"}
 @component("standard.masked_words", role=Role.EVALUATOR, build="medvlp_standard.evaluators.masked_words:MaskedWords")
 @attrs.frozen(kw_only=True)
 class MaskedWordsSpec(ComponentSpec):
-    """Accuracy on hidden words with the right image, a wrong image and none: the gain shows that the image is used."""
+    """Accuracy on masked words with the right image, a wrong image and none: the gain shows that the image is used."""
 
     draws: int = param(3, help="random masks per report; all three images are tried with each", at_least=1)
     max_pairs: int = param(512, help="pairs to look at, evenly spread over the split", at_least=2)
 
     def contract(self) -> Contract:
-        """Logits of hidden words."""
+        """Logits of masked words."""
         return Contract(needs=_WORD_NEEDS)
 
     @classmethod
@@ -37,7 +37,7 @@ class MaskedWordsSpec(ComponentSpec):
 )
 @attrs.frozen(kw_only=True)
 class PatchReconstructionSpec(ComponentSpec):
-    """Error on hidden patches, in the decoder's own target space, against predicting a mean patch."""
+    """Error on masked patches, in the decoder's own target space, against predicting a mean patch."""
 
     draws: int = param(2, help="random masks per image", at_least=1)
     max_pairs: int = param(512, help="pairs to look at, evenly spread over the split", at_least=1)
@@ -83,7 +83,7 @@ class RetrievalSpec(ComponentSpec):
 class ZeroShotSpec(ComponentSpec):
     """AUROC of a label without any training on it: is the image nearer to the positive or to the negative prompts?"""
 
-    label: str = param("Pneumonia", help="label to predict; records where it is unknown are left out")
+    label: str = param("Pneumonia", help="label to predict; records where it is unknown are skipped")
     positive: tuple[str, ...] = param(
         (
             "Findings: airspace opacity suspicious for pneumonia. Impression: pneumonia.",
@@ -121,7 +121,7 @@ class ZeroShotSpec(ComponentSpec):
 class LinearProbeSpec(ComponentSpec):
     """AUROC of a logistic regression on frozen image features, against the same on raw pixels and on random weights."""
 
-    label: str = param("Pneumonia", help="label to predict; records where it is unknown are left out")
+    label: str = param("Pneumonia", help="label to predict; records where it is unknown are skipped")
     pixel_side: int = param(32, help="side of the raw-pixel baseline's images, pixels", at_least=2)
     strengths: tuple[float, ...] = param(
         (1e-4, 1e-3, 1e-2, 1e-1, 1.0), help="inverse regularisation strengths C; the best on the val split is taken", above=0
@@ -187,7 +187,7 @@ class MaskedReportPicturesSpec(ComponentSpec):
     reports: int = param(6, help="reports to draw", at_least=1)
 
     def contract(self) -> Contract:
-        """Logits of hidden words."""
+        """Logits of masked words."""
         return Contract(needs=_WORD_NEEDS)
 
     @classmethod

@@ -49,7 +49,7 @@ def _tokens(n: Dim, width: Dim, prefix: Dim, grid: tuple[Dim, Dim], masked: Tens
 @component("standard.timm_vit", role=Role.IMAGE_ENCODER, build="medvlp_standard.image_encoders:TimmViT")
 @attrs.frozen(kw_only=True)
 class TimmViTSpec(ComponentSpec):
-    """Any vision transformer of timm; hidden patches are dropped, so a 75 % mask costs a quarter of the tokens."""
+    """Any vision transformer of timm; masked patches are dropped, so a 75 % mask costs a quarter of the tokens."""
 
     model: str = param("vit_base_patch16_224", help="timm name of a VisionTransformer, with or without a weights tag")
     image_size: int = param(224, help="side of the input image, pixels", at_least=1)
@@ -114,7 +114,7 @@ class TimmCNNSpec(ComponentSpec):
     """Any feature model of timm (ResNet, ConvNeXt, EfficientNet); one token for each cell of a feature map, no prefix tokens.
 
     Hidden cells of the input are set to 0, the mean grey after normalisation. The receptive fields of neighbouring cells overlap,
-    so all N tokens stay (layout ``replaced``), but a hidden pixel never enters.
+    so all N tokens stay (layout ``replaced``), but a masked pixel never enters.
     """
 
     model: str = param("resnet50", help="timm name of a model with feature maps, with or without a weights tag")

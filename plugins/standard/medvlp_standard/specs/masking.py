@@ -6,8 +6,8 @@ import attrs
 
 from medvlp_core import ComponentSpec, Contract, Role, TensorSpec, component, param
 
-_TEXT_UNIT = "what is hidden at once: token, or whole_word (all pieces of a word together)"
-_REPLACE = "what stands at hidden tokens: mask = always [MASK]; bert = 80 % [MASK], 10 % a random id, 10 % unchanged"
+_TEXT_UNIT = "what is masked at once: token, or whole_word (all pieces of a word together)"
+_REPLACE = "what stands at masked tokens: mask = always [MASK]; bert = 80 % [MASK], 10 % a random id, 10 % unchanged"
 
 
 def masking_contract() -> Contract:
@@ -34,10 +34,10 @@ class RandomMaskingSpec(ComponentSpec):
     """Random patches and random tokens or whole words, each modality on its own."""
 
     image_ratio: float = param(
-        0.75, help="share of the patches that is hidden, the same number in every image", at_least=0, below=1
+        0.75, help="share of the patches that is masked, the same number in every image", at_least=0, below=1
     )
     text_unit: str = param("token", help=_TEXT_UNIT, one_of=("token", "whole_word"))
-    text_ratio: float = param(0.15, help="probability of each unit of the text to be hidden", at_least=0, at_most=1)
+    text_ratio: float = param(0.15, help="probability of each unit of the text to be masked", at_least=0, at_most=1)
     replace: str = param("mask", help=_REPLACE, one_of=("mask", "bert"))
 
     def contract(self) -> Contract:
@@ -55,13 +55,13 @@ class RandomMaskingSpec(ComponentSpec):
 class BlockwiseMaskingSpec(ComponentSpec):
     """Rectangular blocks of patches as in BEiT, and random tokens or whole words."""
 
-    image_ratio: float = param(0.4, help="share of the patches that is hidden, the same number in every image", at_least=0, below=1)
+    image_ratio: float = param(0.4, help="share of the patches that is masked, the same number in every image", at_least=0, below=1)
     min_block_patches: int = param(
         16, help="patches of the smallest block; smaller ones only to reach the exact number", at_least=1
     )
     min_aspect: float = param(0.3, help="flattest block, height / width; the steepest is its inverse", above=0, at_most=1)
     text_unit: str = param("token", help=_TEXT_UNIT, one_of=("token", "whole_word"))
-    text_ratio: float = param(0.15, help="probability of each unit of the text to be hidden", at_least=0, at_most=1)
+    text_ratio: float = param(0.15, help="probability of each unit of the text to be masked", at_least=0, at_most=1)
     replace: str = param("mask", help=_REPLACE, one_of=("mask", "bert"))
 
     def contract(self) -> Contract:

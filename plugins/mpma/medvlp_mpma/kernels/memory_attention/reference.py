@@ -23,16 +23,16 @@ def memory_attention(inputs: AttentionInputs) -> tuple[Tensor, Tensor]:
     Reference:
         Cornia et al., Meshed-Memory Transformer for Image Captioning, CVPR 2020 (slots beside keys). Deviation: the bias.
     """
-    dtype, hidden, lost = inputs.dtype, inputs.masked_keys, inputs.lost_queries
+    dtype, masked_keys, lost = inputs.dtype, inputs.masked_keys, inputs.lost_queries
     with torch.autocast(inputs.q.device.type, enabled=False):
         query, keys, values, slot_keys, slot_values = (x.to(dtype) for x in inputs[:5])
-        if hidden is not None:  # so that not even NaN in padding gets through a product with weight 0
-            keys, values = (x.masked_fill(hidden[..., None, None], 0.0) for x in (keys, values))
+        if masked_keys is not None:  # so that not even NaN in padding gets through a product with weight 0
+            keys, values = (x.masked_fill(masked_keys[..., None, None], 0.0) for x in (keys, values))
         if lost is not None:
             query = query.masked_fill(lost[..., None, None], 0.0)
         of_keys = inputs.scale * torch.einsum("blhd,bshd->bhls", query, keys)
-        if hidden is not None:
-            of_keys = of_keys.masked_fill(hidden[:, None, None, :], float("-inf"))
+        if masked_keys is not None:
+            of_keys = of_keys.masked_fill(masked_keys[:, None, None, :], float("-inf"))
         raw = torch.einsum("blhd,mhd->bhlm", query, slot_keys)
         of_slots = inputs.scale * raw
         if inputs.threshold is not None:
