@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     from medvlp_core.model.build import build_run
     from medvlp_core.runtime.device import autocast, choose_device
     from medvlp_core.training.benchmark import run_benchmark
-    from medvlp_core.training.run import check_run_folder, make_run_folder
+    from medvlp_core.training.folder import check_run_folder, make_run_folder
 
     check_run_folder(arguments.out)
     device = choose_device(arguments.device)

@@ -27,6 +27,7 @@ from rich.console import Console
 from torch import nn
 from torch.distributed.tensor import DTensor
 
+from medvlp_core.display import Displayed, DisplayRow
 from medvlp_core.evaluation.protocol import Card, held_out_split
 from medvlp_core.evaluation.runner import by_reason, evaluate_all, find_obstacles, write_cards
 from medvlp_core.evaluation.table import print_cards
@@ -99,8 +100,8 @@ def resume(
     return Trainer(resume_from=run, overrides=overrides, device=device, console=console).run()
 
 
-@attrs.frozen(kw_only=True)
-class RunResult:
+@attrs.frozen(kw_only=True, repr=False)
+class RunResult(Displayed):
     """Where the run lies, the trained model, and the cards of the held-out check."""
 
     folder: Path
@@ -112,6 +113,14 @@ class RunResult:
     def problems(self) -> tuple[str, ...]:
         """What kept evaluators from giving a result, if anything did."""
         return tuple(f"{card.evaluator}: {card.problem}" for card in self.cards if card.problem)
+
+    def display(self) -> tuple[str, list[DisplayRow]]:
+        """The folder, the time, and the numbers of every card, or what kept it from giving one."""
+        rows = [("folder", str(self.folder)), ("seconds", f"{self.seconds:.0f}")]
+        for card in self.cards:
+            numbers = ", ".join(f"{row.metric} {row.value:.3f}" for row in card.rows)
+            rows.append((card.evaluator, card.problem or numbers or f"{len(card.pictures)} pictures"))
+        return f"RunResult {self.built.plan.name}", rows
 
 
 class Trainer:

@@ -319,7 +319,7 @@ def test_a_loss_scale_takes_gradients_that_are_too_large_upon_itself(scale: floa
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     plain = TrainState.fresh(Line(), spec, CPU)
     plain.scaler = torch.amp.GradScaler("cpu", enabled=True)
-    plain.load_numbers(state.numbers())
+    plain.load_scalars(state.scalars())
     assert (plain.scaler.get_scale(), plain.bad_steps) == (scale / 2, bad), "a checkpoint keeps the scale"
 
 
