@@ -17,14 +17,18 @@ LINK = re.compile(r"\[([^\]]+)\]\((\.\./[^)#\s]*)(#[^)\s]*)?\)")
 
 
 def navigation(docs: Path) -> list[Any]:
-    """The index, then a section for each of its headings; a row that leads into a folder stands for all pages there."""
+    """The index, then a section for each heading with a table; a row that leads into a folder stands for all pages there."""
     found: list[Any] = ["README.md"]
     pages: list[Any] = found
+    heading = ""
     for line in (docs / "README.md").read_text(encoding="utf-8").splitlines():
         if line.startswith("## "):
-            pages = []
-            found.append({line.removeprefix("## "): pages})
+            heading = line.removeprefix("## ")
         elif match := ROW.match(line):
+            if heading:
+                pages = []
+                found.append({heading: pages})
+                heading = ""
             page = match.group(1)
             folder = posixpath.dirname(page)
             inside = {path.relative_to(docs).as_posix() for path in (docs / folder).glob("*.md")}

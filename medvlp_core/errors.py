@@ -59,7 +59,7 @@ CODES: dict[str, str] = {
     "MV305": "a new package cannot be written",
     "MV306": "a plugin's own code failed",
     "MV307": "a plugin is written for another version of the interface",
-    "MV401": "a kernel path that was asked for cannot serve",
+    "MV401": "a kernel backend that was asked for cannot serve",
     "MV402": "a kernel gets tensors that do not fit together",
     "MV403": "a kernel does not have the derivative that is asked for",
     "MV501": "an image cannot be read",
@@ -98,7 +98,7 @@ class Position:
         return f"{self.file}:{self.line}:{self.column}" if self.line else self.file
 
 
-def _known_code(instance: object, attribute: attrs.Attribute, value: str) -> None:
+def _known_code(instance: object, attribute: attrs.Attribute[str], value: str) -> None:
     if value not in CODES:
         raise ValueError(f"unknown message code {value!r}; add it to medvlp_core.errors.CODES")
 
@@ -143,7 +143,7 @@ class PluginError(MedvlpError):
 
 
 class KernelError(MedvlpError):
-    """A kernel path cannot serve a call, or the call does not fit together."""
+    """A kernel backend cannot serve a call, or the call does not fit together."""
 
 
 class DataError(MedvlpError):

@@ -34,8 +34,9 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import BertConfig, BertModel
 
 if TYPE_CHECKING:
+    from medvlp_bench.rival.benchmark import TrainBenchmark
+
     from medvlp_core.model import ComposedModel
-    from medvlp_core.training.benchmark import TrainBenchmark
 
 VIT, IMAGE_SIZE, CHANNELS, DEPTH, IMAGE_WIDTH = "vit_tiny_patch16_224", 128, 1, 4, 192
 VOCABULARY, LENGTH, TEXT_WIDTH, LAYERS, HEADS = 2000, 64, 128, 2, 2
@@ -205,10 +206,10 @@ class Rivals:
     """Both, with equal weights and the same pairs in the same batches."""
 
     def __init__(self, folder: Path, device: torch.device, steps: int) -> None:
+        from medvlp_bench.rival.benchmark import TrainBenchmark
         from medvlp_open_cxr.manifest import DATA
 
         import medvlp_core
-        from medvlp_core.training.benchmark import TrainBenchmark
 
         (folder / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
         built = medvlp_core.build(medvlp_core.plan(folder / "recipe.yaml"), seed=0)
@@ -247,8 +248,8 @@ class Rivals:
 
     def time(self, rounds: int) -> list[str]:
         """Both in turn; speeds and overhead in words."""
-        from medvlp_core.cli.bench_train import speed_lines
-        from medvlp_core.training.benchmark import Lap, Laps, Timing, take_turns
+        from medvlp_bench.commands.train import speed_lines
+        from medvlp_bench.rival.benchmark import Lap, Laps, Timing, take_turns
 
         def ours() -> Lap:
             laps = Laps(self.device)

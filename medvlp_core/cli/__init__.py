@@ -11,8 +11,34 @@ import sys
 from collections.abc import Sequence
 
 from medvlp_core import __version__
-from medvlp_core.cli.common import Command, CommandParser, PluginCommands, is_first_process, print_problems
+from medvlp_core.cli.common import (
+    Command,
+    CommandParser,
+    PluginCommands,
+    add_override_arguments,
+    add_recipe_arguments,
+    columns,
+    is_first_process,
+    number,
+    plan_or_complain,
+    print_problems,
+)
+from medvlp_core.cli.folding import fold, print_folded
 from medvlp_core.errors import MedvlpError, did_you_mean
+
+__all__ = [
+    "Command",
+    "PluginCommands",
+    "add_override_arguments",
+    "add_recipe_arguments",
+    "columns",
+    "fold",
+    "main",
+    "number",
+    "plan_or_complain",
+    "print_folded",
+    "print_problems",
+]
 
 #: Built-in commands: module below ``medvlp_core.cli`` and what they do.
 COMMANDS: dict[str, tuple[str, str]] = {
@@ -26,13 +52,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "schema": ("schema", "write a JSON Schema of recipes for editors"),
     "conform": ("conform", "check the components of a bundle against all that is expected of them"),
     "kernels": ("kernels", "show which implementation of each op serves on this machine, and why not another"),
-    "bench": ("bench", "measure kernels, or the training loop, on this machine against others' ways, after a check"),
-    "estimate": ("estimate", "what a run will cost, before it starts: operations, memory, time"),
     "pretrain": ("pretrain", "train the model of a recipe"),
     "export": ("export", "write a trained model for timm, transformers, safetensors or onnx"),
     "ablate": ("ablate", "train a recipe in every combination of some values, over seeds, and compare"),
     "new": ("new", "write a plug-in package that works, for its author to change"),
 }
+
+#: Commands of bundles of this repository, by the namespace that brings them: for the hint where it is not installed.
+BUNDLE_COMMANDS = {"bench": "bench", "estimate": "bench"}
 
 USAGE = 2
 
@@ -68,8 +95,7 @@ def _run(arguments: list[str]) -> int:
         return 0
     commands = {name: _built_in(name)} if name in COMMANDS else _plugin_commands()
     if name not in commands:
-        known = [*COMMANDS, *commands]
-        print(f"medvlp: there is no command {name!r}\n    hint: {did_you_mean(name, known, what='commands')}", file=sys.stderr)
+        print(f"medvlp: there is no command {name!r}\n    hint: {_hint(name, [*COMMANDS, *commands])}", file=sys.stderr)
         return USAGE
     command = commands[name]
     parser = CommandParser(prog=f"medvlp {name}", description=command.help)
@@ -93,6 +119,14 @@ def _plugin_commands() -> dict[str, Command]:
     commands = PluginCommands(taken=frozenset(COMMANDS))
     print_problems(load_plugins().call("medvlp_add_commands", commands=commands), sys.stderr)
     return commands.found
+
+
+def _hint(name: str, known: Sequence[str]) -> str:
+    """What to do about an unknown command: install or mend the bundle that brings it, or take the nearest."""
+    from medvlp_core.plugins.host import load_plugins
+
+    missing = load_plugins().install_hint(BUNDLE_COMMANDS[name]) if name in BUNDLE_COMMANDS else None
+    return missing or did_you_mean(name, [*known, *BUNDLE_COMMANDS], what="commands")
 
 
 def _overview() -> str:

@@ -67,7 +67,8 @@ def gray_of(image: Image.Image) -> GrayArray:
 def as_float(values: GrayArray) -> NDArray[np.float32]:
     """Gray values in 0..1, whatever :func:`read_gray` returned."""
     if values.dtype == np.uint8:
-        return values.astype(np.float32) / np.float32(255.0)
+        gray: NDArray[np.float32] = values.astype(np.float32) / np.float32(255.0)
+        return gray
     return values.astype(np.float32, copy=False)
 
 
@@ -88,7 +89,8 @@ def _gray_values(image: Image.Image, path: Path) -> GrayArray:
         low, high = int(deep.min()), int(deep.max())
         if low < 0 or high > 65535:
             raise _unreadable(path, f"its gray values reach from {low} to {high}", "save it as 8- or 16-bit gray PNG")
-        return deep.astype(np.float32) / np.float32(65535.0)
+        gray: NDArray[np.float32] = deep.astype(np.float32) / np.float32(65535.0)
+        return gray
     if image.mode in ("LA", "RGBA", "PA", "La", "RGBa") or "transparency" in image.info:
         seen = image.convert("RGBA")
         black = Image.new("RGBA", seen.size, (0, 0, 0, 255))

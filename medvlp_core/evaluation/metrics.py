@@ -48,12 +48,14 @@ def precision_at_k(scores: FloatArray, is_hit: BoolArray, k: int) -> FloatArray:
     hits_above = (is_hit & is_above).sum(axis=1)
     places_left = k - is_above.sum(axis=1)
     hit_rate_in_tie = (is_hit & is_tied).sum(axis=1) / is_tied.sum(axis=1)
-    return (hits_above + places_left * hit_rate_in_tie) / k
+    precision: FloatArray = (hits_above + places_left * hit_rate_in_tie) / k
+    return precision
 
 
 def chance_precision(is_hit: BoolArray) -> FloatArray:
     """Expected precision@K of a random ranking: each row's share of hits, whatever K is. (queries, candidates) to (queries,)."""
-    return is_hit.mean(axis=1)
+    share: FloatArray = is_hit.mean(axis=1)
+    return share
 
 
 def bootstrap_interval(

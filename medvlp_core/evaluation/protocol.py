@@ -102,7 +102,8 @@ class Card(Displayed):
         card = attrs.asdict(self)
         for row, plain in zip(self.rows, card["rows"], strict=True):
             plain["verdicts"] = {name: row.verdict(name) for name in row.baselines}
-        return _finite(card)
+        content: dict[str, Any] = _finite(card)
+        return content
 
 
 def held_out_split(pipeline: InputPipeline) -> str:

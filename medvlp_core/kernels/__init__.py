@@ -1,6 +1,6 @@
 """Ops with several implementations, and which of them serves a call.
 
-``benchmark``, ``timing`` and ``machine`` are public modules.
+``benchmark``, ``benchmark_report``, ``timing`` and ``machine`` are public modules.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
 """What the benchmark of an op declares, and the check that comes before any clock runs.
 
-A plugin's :class:`KernelBenchmark` names shapes and contenders: our paths, and what a user or an expert would write instead. The
-modules beside this one do the rest: ``timing`` measures, ``benchmark_report`` and ``benchmark_picture`` write the result down, and
-``medvlp bench kernels`` calls them all. Numbers of a wrong kernel are worth nothing: :func:`check` compares output and gradients of
-every contender with a float64 reference first.
+A plugin's :class:`KernelBenchmark` names shapes and contenders: our backends, and what a user or an expert would write instead. The
+modules beside this one do the rest: ``timing`` measures, ``benchmark_report`` and ``benchmark_picture`` write the result down; the
+command ``medvlp bench kernels`` of the bundle ``bench`` calls them all. Numbers of a wrong kernel are worth nothing: :func:`check`
+compares output and gradients of every contender with a float64 reference first.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import attrs
 import torch
@@ -160,6 +161,37 @@ def load_benchmark(op: KernelOp) -> KernelBenchmark:
     return found
 
 
+class RunsFirst(Protocol):
+    """The function of a :class:`FirstRun`."""
+
+    def __call__(self, out: Path, *, minutes: float, steps: Sequence[str], is_rehearsal: bool) -> bool:
+        """Do some steps in some minutes and write what they find into the folder ``out``; whether all of it is as it should be."""
+
+
+@attrs.frozen(kw_only=True)
+class FirstRun:
+    """The first time on a GPU: what :class:`~medvlp_core.spec.kernel.KernelOp` names in ``first_run``.
+
+    ``run`` does the steps; in a rehearsal the same code at toy size, on a CPU. What it needs is imported when it is called.
+    """
+
+    steps: tuple[str, ...]
+    run: RunsFirst
+
+
+def load_first_run(op: KernelOp) -> FirstRun:
+    """Import the first run that an op declares.
+
+    Raises:
+        PluginError: it cannot be imported (MV303), or is none (MV302).
+    """
+    found = load_object(op.first_run, owner=op.name) if op.first_run else None
+    if not isinstance(found, FirstRun):
+        hint = "KernelOp(first_run=...) must name a FirstRun of medvlp_core.kernels.benchmark"
+        raise PluginError(Problem(code="MV302", text=f"{op.name}: {op.first_run} is not a first run", hint=hint))
+    return found
+
+
 # ----------------------------------------------------------------------------------------------------------------------- check
 
 
@@ -200,7 +232,7 @@ def check(
 ) -> list[Finding]:
     """Compare output and gradients of every contender that can serve with the reference, at small relatives of the shapes.
 
-    The reference gets the same rounded numbers in float64. Contenders that compute something else are left out.
+    The reference gets the same rounded numbers in float64. Contenders that compute something else are skipped.
     """
     found = []
     for shape in shapes:

@@ -86,8 +86,7 @@ class Kernel:
         """The backend that serves a call.
 
         Raises:
-            KernelError: ``requested`` names a backend that cannot serve, or none that exists; or nothing is left for ``auto``
-            (MV401).
+            KernelError: ``requested`` names a backend that cannot serve, or none that exists; or ``auto`` has none left (MV401).
         """
         return _select(self, requested, call)
 

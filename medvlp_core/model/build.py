@@ -117,7 +117,8 @@ def build_source(plan: ModelPlan) -> DataSource:
     if component is None:
         hint = "add `data: {use: standard.manifest, path: ...}` or another data component"
         raise SpecError(Problem(code="MV105", text="the recipe has no `data` block", hint=hint))
-    return build_component(plan, component)
+    found: DataSource = build_component(plan, component)
+    return found
 
 
 def build_tokenizer(plan: ModelPlan, *, folder: Path | None = None, texts: list[str] | None = None) -> Tokenizer:
@@ -137,7 +138,8 @@ def build_tokenizer(plan: ModelPlan, *, folder: Path | None = None, texts: list[
     elif texts is not None:
         tokenizer.fit(texts)
     adopt_dims(plan, component, tokenizer)
-    return tokenizer
+    found: Tokenizer = tokenizer
+    return found
 
 
 def build_model(plan: ModelPlan, *, seed: int) -> ComposedModel:

@@ -186,7 +186,8 @@ class ComposedModel(nn.Module):
             DataError: not normalised float images of the model's size (MV505).
         """
         self.check_image(image)
-        return self._part("image_encoder")(image)
+        found: ImageFeatures = self._part("image_encoder")(image)
+        return found
 
     def encode_text(self, tokens: TokenBatch) -> Tensor:
         """Contextual tokens of whole texts, without any image: (B, L) to (B, L, Dt).
@@ -195,7 +196,8 @@ class ComposedModel(nn.Module):
             DataError: the tensors are not a tokenizer's (MV505).
         """
         _check_tokens(*tokens)
-        return self._part("text_encoder")(tokens.token_ids, tokens.text_is_valid)
+        result: Tensor = self._part("text_encoder")(tokens.token_ids, tokens.text_is_valid)
+        return result
 
     def embed_image(self, image: Tensor, *, alignment: str | None = None) -> Tensor:
         """L2-normalised image vectors in the shared space of an alignment (the first one by default): (B, E)."""
@@ -243,7 +245,7 @@ class ComposedModel(nn.Module):
         return (key[0], "clean") if key[1] == "masked" else key
 
     def _part(self, name: str) -> nn.Module:
-        part = getattr(self, name)
+        part: nn.Module | None = getattr(self, name)
         if part is None:
             raise SpecError(Problem(code="MV201", text=f"this model has no {name}"))
         return part

@@ -9,6 +9,7 @@ NamedTuple of their role, whose field names are ports (or a NamedTuple of your o
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,6 +19,18 @@ from medvlp_core.nn.batch import DecoderOutput, FusedFeatures, ImageFeatures, Ma
 from medvlp_core.spec.contract import Dims
 
 
+def _abstract() -> Any:
+    """A method that every component defines with arguments of its own: its needs. The type of what it returns is fixed.
+
+    Declared as ``forward: Callable[..., FusedFeatures]``, as ``nn.Module`` does, because no signature fits all needs.
+    """
+
+    def forward(self: nn.Module, **needs: Tensor) -> Any:
+        raise NotImplementedError
+
+    return abstractmethod(forward)
+
+
 class Masking(nn.Module, ABC):
     """Decides what the masked view hides. Sees both modalities. Draws from torch's global random state."""
 
@@ -25,9 +38,8 @@ class Masking(nn.Module, ABC):
     def __init__(self, spec: Any, dims: Dims) -> None:
         super().__init__()
 
-    @abstractmethod
-    def forward(self, **needs: Tensor) -> MaskPlan:
-        """Draw a plan for one batch."""
+    forward: Callable[..., MaskPlan] = _abstract()
+    """Draw a plan for one batch."""
 
 
 class ImageEncoder(nn.Module, ABC):
@@ -37,9 +49,8 @@ class ImageEncoder(nn.Module, ABC):
     def __init__(self, spec: Any, dims: Dims) -> None:
         super().__init__()
 
-    @abstractmethod
-    def forward(self, image: Tensor, image_is_masked: Tensor | None = None) -> ImageFeatures:
-        """Encode (B, C, H, W). With ``image_is_masked`` (B, N) hidden patches have no influence on the output."""
+    forward: Callable[..., ImageFeatures] = _abstract()
+    """Encode (B, C, H, W). With ``image_is_masked`` (B, N) hidden patches have no influence on the output."""
 
 
 class TextEncoder(nn.Module, ABC):
@@ -69,9 +80,8 @@ class Fusion(nn.Module, ABC):
     def __init__(self, spec: Any, dims: Dims) -> None:
         super().__init__()
 
-    @abstractmethod
-    def forward(self, **needs: Tensor) -> FusedFeatures:
-        """Fuse one view."""
+    forward: Callable[..., FusedFeatures] = _abstract()
+    """Fuse one view."""
 
 
 @runtime_checkable
@@ -142,9 +152,8 @@ class Alignment(nn.Module, ABC):
     def __init__(self, spec: Any, dims: Dims) -> None:
         super().__init__()
 
-    @abstractmethod
-    def forward(self, **needs: Tensor) -> dict[str, Tensor]:
-        """The loss terms that the contract declares, scalars, unweighted."""
+    forward: Callable[..., dict[str, Tensor]] = _abstract()
+    """The loss terms that the contract declares, scalars, unweighted."""
 
     @abstractmethod
     def embed_image(self, image_tokens: Tensor, image_prefix: Tensor) -> Tensor:
@@ -162,6 +171,5 @@ class Decoder(nn.Module, ABC):
     def __init__(self, spec: Any, dims: Dims) -> None:
         super().__init__()
 
-    @abstractmethod
-    def forward(self, **needs: Tensor) -> DecoderOutput:
-        """Losses (unweighted scalars) and the prediction."""
+    forward: Callable[..., DecoderOutput] = _abstract()
+    """Losses (unweighted scalars) and the prediction."""

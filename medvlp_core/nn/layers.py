@@ -41,7 +41,8 @@ class MultiHeadAttention(nn.Module):
         self.output = xavier_linear(width, width)
 
     def _split(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, L, D) to (B, K, L, D/K)
+        result: Tensor = x.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (B, L, D) to (B, K, L, D/K)
+        return result
 
     def forward(self, queries: Tensor, keys_values: Tensor, key_is_valid: Tensor | None = None) -> Tensor:
         """Attend from ``queries`` to the valid ``keys_values``."""
@@ -52,10 +53,10 @@ class MultiHeadAttention(nn.Module):
             attn_mask=None if key_is_valid is None else _usable_keys(key_is_valid),
             dropout_p=self.dropout if self.training else 0.0,
         )
-        out = self.output(mixed.transpose(1, 2).flatten(2))
-        if key_is_valid is None:
-            return out
-        return out.masked_fill(~key_is_valid.any(dim=1)[:, None, None], 0.0)
+        result: Tensor = self.output(mixed.transpose(1, 2).flatten(2))
+        if key_is_valid is not None:
+            result = result.masked_fill(~key_is_valid.any(dim=1)[:, None, None], 0.0)
+        return result
 
     def weights(self, queries: Tensor, keys_values: Tensor, key_is_valid: Tensor | None = None) -> Tensor:
         """The attention weights without dropout, (B, K, L, S); each row sums to 1, or to 0 where no key is valid."""
@@ -88,7 +89,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Transform each position on its own."""
-        return self.layers(x)
+        result: Tensor = self.layers(x)
+        return result
 
 
 class SelfAttentionBlock(nn.Module):
@@ -110,7 +112,8 @@ class SelfAttentionBlock(nn.Module):
         """Mix the valid positions."""
         normed = self.attention_norm(x)
         x = x + self.dropout(self.attention(normed, normed, is_valid))
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        result: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
+        return result
 
     def weights(self, x: Tensor, is_valid: Tensor | None = None) -> Tensor:
         """The attention weights of this block for its input, (B, K, L, L)."""
@@ -138,13 +141,15 @@ class CrossAttentionBlock(nn.Module):
 
     def _attend_self(self, x: Tensor, is_valid: Tensor | None) -> Tensor:
         normed = self.self_norm(x)
-        return x + self.dropout(self.self_attention(normed, normed, is_valid))
+        result: Tensor = x + self.dropout(self.self_attention(normed, normed, is_valid))
+        return result
 
     def forward(self, x: Tensor, memory: Tensor, is_valid: Tensor | None = None, memory_is_valid: Tensor | None = None) -> Tensor:
         """Mix the valid positions of ``x``, then bring in ``memory``."""
         x = self._attend_self(x, is_valid)
         x = x + self.dropout(self.cross_attention(self.cross_norm(x), self.memory_norm(memory), memory_is_valid))
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        result: Tensor = x + self.feed_forward(self.feed_forward_norm(x))
+        return result
 
     def cross_weights(
         self, x: Tensor, memory: Tensor, is_valid: Tensor | None = None, memory_is_valid: Tensor | None = None

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from medvlp_core.planning.plan import ModelPlan, SkippedEvaluator
-from medvlp_core.planning.wiring import PlannedComponent, PortKey
+from medvlp_core.planning.wiring import PlannedComponent, PortKey, Step
+from medvlp_core.spec.blocks import TrainSpec
 
 __all__ = [
     "ModelPlan",
     "PlannedComponent",
     "PortKey",
     "SkippedEvaluator",
+    "Step",
+    "TrainSpec",
 ]

@@ -14,7 +14,7 @@ from medvlp_core.errors import Diagnostics, describe_error, did_you_mean
 from medvlp_core.planning.connect import connect
 from medvlp_core.planning.parameters import B, describe, read_block
 from medvlp_core.planning.plan import FORMAT_VERSION, ModelPlan, SkippedEvaluator
-from medvlp_core.planning.wiring import PlannedComponent, PortKey, Wiring
+from medvlp_core.planning.wiring import PlannedComponent, PortKey, Step, Wiring
 from medvlp_core.recipe.load import Node, Override, load_recipe
 from medvlp_core.spec.blocks import InitSpec, InputSpec, TrainSpec
 from medvlp_core.spec.component import SpecBlock, contract_of, params_of
@@ -241,7 +241,7 @@ def _warn_missing_paths(path: str, name: str, spec: SpecBlock, node: Node, diagn
     for param in params_of(type(spec)):
         value = getattr(spec, param.name)
         for one in value if isinstance(value, tuple) else (value,):
-            if param.rules.is_path and one and not os.path.exists(os.path.expanduser(one)):
+            if param.rules.is_path and one and not os.path.exists(one):
                 text = f"{path} ({name}): {param.name}={one!r} does not exist here"
                 hint = "" if os.path.isabs(one) else "a relative path starts from the folder that the command runs in"
                 at = (node.get(param.name) or node).position
@@ -305,7 +305,7 @@ def _skip_evaluators(
     return tuple(skipped)
 
 
-def _route(wiring: Wiring, heads: Sequence[PlannedComponent], diagnostics: Diagnostics) -> tuple:
+def _route(wiring: Wiring, heads: Sequence[PlannedComponent], diagnostics: Diagnostics) -> tuple[Step, ...]:
     """The steps of a training pass."""
     wanted: list[PortKey] = [key for head in heads for _, key in wiring.takes(head.path)]
     try:
@@ -318,7 +318,7 @@ def _route(wiring: Wiring, heads: Sequence[PlannedComponent], diagnostics: Diagn
 def _warn_unused(
     wiring: Wiring,
     components: Mapping[str, PlannedComponent],
-    steps: tuple,
+    steps: tuple[Step, ...],
     heads: Sequence[PlannedComponent],
     diagnostics: Diagnostics,
 ) -> None:

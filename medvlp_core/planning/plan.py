@@ -105,6 +105,12 @@ class ModelPlan(Displayed):
         found = {name: self.wiring.table.value(Symbol(path, name)) for name in sorted(symbols)}
         return SolvedDims(path, {name: number for name, number in found.items() if number is not None})
 
+    def port_size(self, port: str, axis: int) -> int | None:
+        """The number along an axis of a port, whichever view it is given in; None if the plan does not know it."""
+        provider = next(one for (name, _), one in self.wiring.providers.items() if name == port)
+        dim = provider.spec.dims[axis]
+        return dim if isinstance(dim, int) else self.wiring.table.value(Symbol(provider.path, dim))
+
     def free_symbols(self, path: str) -> tuple[str, ...]:
         """The symbols of a component that no number is known for (batch size, lengths, or facts known once built)."""
         return tuple(sorted(self.components[path].contract.symbols() - set(self.dims(path))))

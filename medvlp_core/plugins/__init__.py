@@ -1,1 +1,7 @@
 """Finds plug-ins and keeps a broken one from harming the others. Light."""
+
+from __future__ import annotations
+
+from medvlp_core.plugins.host import load_plugins
+
+__all__ = ["load_plugins"]

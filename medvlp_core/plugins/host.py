@@ -28,7 +28,12 @@ from medvlp_core.spec.roles import Role
 ALLOW_VARIABLE = "MEDVLP_PLUGINS"
 
 #: Bundles of this repository: the install line when a recipe names one that is missing, and whose namespaces nobody else gets.
-KNOWN_BUNDLES = {"standard": "medvlp-standard", "mpma": "medvlp-mpma", "open_cxr": "medvlp-open-cxr"}
+KNOWN_BUNDLES = {
+    "standard": "medvlp-standard",
+    "mpma": "medvlp-mpma",
+    "open_cxr": "medvlp-open-cxr",
+    "bench": "medvlp-bench",
+}
 
 log = logging.getLogger("medvlp.plugins")
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medvlp_core.runtime.device import autocast, choose_device, to_device, usable_devices
+from medvlp_core.runtime.device import AUTOCAST_DTYPES, autocast, choose_device, to_device, usable_devices
 from medvlp_core.runtime.distributed import (
     add_over_ranks,
     all_gather_object,
@@ -23,6 +23,7 @@ from medvlp_core.runtime.distributed import (
 from medvlp_core.runtime.files import write_at_once
 
 __all__ = [
+    "AUTOCAST_DTYPES",
     "add_over_ranks",
     "all_gather_object",
     "autocast",

@@ -6,14 +6,14 @@ import os
 import re
 import textwrap
 from contextlib import AbstractContextManager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from medvlp_core.errors import Problem, SpecError
 
-T = TypeVar("T", bound=tuple)
+T = TypeVar("T", bound=tuple[Any, ...])
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -61,7 +61,8 @@ def usable_devices() -> list[str]:
 def to_device(batch: T, device: torch.device) -> T:
     """A NamedTuple of tensors (or None) on ``device``."""
     moved = (item.to(device, non_blocking=True) if isinstance(item, Tensor) else item for item in batch)
-    return type(batch)._make(moved)  # type: ignore[attr-defined]
+    there: T = type(batch)._make(moved)  # type: ignore[attr-defined]
+    return there
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

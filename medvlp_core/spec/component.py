@@ -120,7 +120,7 @@ def param(
         deprecated=deprecated,
     )
 
-    def check(instance: object, attribute: attrs.Attribute, value: Any) -> None:
+    def check(instance: object, attribute: attrs.Attribute[Any], value: Any) -> None:
         if text := rules.violation(value):
             raise ValueError(f"{type(instance).__name__}.{attribute.name}={value!r} {text}")
 

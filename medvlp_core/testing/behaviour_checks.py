@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from medvlp_core.spec.roles import Role
 from medvlp_core.testing.checks import MODULE_ROLES, CheckFailed, NotApplicable, check, expect
-from medvlp_core.testing.other_device import MixedDevices, OtherDeviceTensor, elsewhere, to_other_device
+from medvlp_core.testing.other_device import MixedDevices, OtherDeviceTensor, other_device, to_other_device
 from medvlp_core.testing.subject import Example, Pass, Subject
 from medvlp_core.testing.synthetic_batch import all_close, other_values, rows
 
@@ -108,7 +108,7 @@ def stays_on_its_device(subject: Subject) -> None:
         arguments: dict[str, Tensor] = {name: OtherDeviceTensor(tensor) for name, tensor in one.arguments.items()}
         advice = "make tensors with device=, and keep those of the module as buffers"
         try:
-            with torch.no_grad(), elsewhere():
+            with torch.no_grad(), other_device():
                 tensors = example.call(module, arguments).tensors()
         except MixedDevices as error:
             raise CheckFailed(f"{example}: {error}; {advice}") from error
@@ -298,7 +298,7 @@ def works_under_ddp(subject: Subject) -> None:
         raise NotApplicable("it has nothing to train")
     is_mine = not dist.is_initialized()
     if is_mine:
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]
     try:
         for example in subject.examples:
             module = example.build()

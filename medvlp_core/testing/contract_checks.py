@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -14,8 +14,8 @@ from medvlp_core.testing.checks import MODULE_ROLES, CheckFailed, NotApplicable,
 from medvlp_core.testing.subject import Example, Outputs, Pass, Subject
 from medvlp_core.testing.synthetic_batch import TEXT_PORTS, SyntheticBatch, is_along
 
-KINDS = {
-    "float": torch.Tensor.is_floating_point,
+KINDS: dict[str, Callable[[Tensor], bool]] = {
+    "float": lambda one: one.dtype.is_floating_point,
     "int": lambda one: one.dtype == torch.int64,
     "bool": lambda one: one.dtype == torch.bool,
 }

@@ -120,7 +120,7 @@ def has_a_stable_fingerprint(subject: Subject) -> None:
         first, second = source.fingerprint(), example.build().fingerprint()
         expect(isinstance(first, str) and bool(first), f"{example}: the fingerprint is {first!r}, expected a hash as a string")
         expect(first == second, f"{example}: two instances have the fingerprints {first} and {second}")
-        elsewhere = ask_other_process("fingerprint", example)
-        expect(first == elsewhere, f"{example}: another process has the fingerprint {elsewhere}, expected {first}")
+        other = ask_other_process("fingerprint", example)
+        expect(first == other, f"{example}: another process has the fingerprint {other}, expected {first}")
         rows = [(split, record.id, record.text) for split, record in all_records(source)]
         expect(found.setdefault(first, rows) == rows, f"{example}: another example has other records and the same fingerprint")

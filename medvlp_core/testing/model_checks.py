@@ -33,7 +33,8 @@ from medvlp_core.testing.whole_model import (
     trained_models,
     without_places,
 )
-from medvlp_core.training.checkpoint import RECIPE, TOKENIZER, WEIGHTS, load_weights, save_checkpoint
+from medvlp_core.training.checkpoint import TOKENIZER, WEIGHTS, load_weights, save_checkpoint
+from medvlp_core.training.folder import RECIPE
 from medvlp_core.training.held_out import evaluation_run
 
 

@@ -67,9 +67,10 @@ class OtherDeviceMode(TorchDispatchMode):
 
 
 @contextmanager
-def elsewhere() -> Iterator[None]:
+def other_device() -> Iterator[None]:
     """Calls with tensors of the second device go inside. There is no autocast, for torch has none for ``meta``."""
-    with OtherDeviceMode(), patch.object(torch, "autocast", lambda *args, **kwargs: nullcontext()):
+    mode: TorchDispatchMode = OtherDeviceMode()  # type: ignore[no-untyped-call]
+    with mode, patch.object(torch, "autocast", lambda *args, **kwargs: nullcontext()):
         yield
 
 

@@ -102,7 +102,8 @@ def _spec(asked: dict[str, Any]) -> ComponentSpec:
     )
     diagnostics.raise_errors()
     assert spec is not None
-    return spec
+    found: ComponentSpec = spec
+    return found
 
 
 def main() -> None:

@@ -185,8 +185,8 @@ def learns_the_same_again(subject: Subject) -> None:
         ids, other = tokenizer.encode(TEXTS).token_ids, example.build()
         other.fit(iter(TEXTS))
         expect(torch.equal(ids, other.encode(TEXTS).token_ids), f"{example}: trained twice on the same texts, it gives other ids")
-        elsewhere = ask_other_process("ids_after_fit", example, TEXTS)
-        expect(elsewhere == ids.tolist(), f"{example}: trained on the same texts in another process, it gives other ids")
+        other = ask_other_process("ids_after_fit", example, TEXTS)
+        expect(other == ids.tolist(), f"{example}: trained on the same texts in another process, it gives other ids")
 
 
 @check("tokenizer", roles=(Role.TOKENIZER,))

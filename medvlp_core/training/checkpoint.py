@@ -185,7 +185,8 @@ def _expect_unchanged(path: Path, metadata: dict[str, Any]) -> None:
 
 def read_progress(folder: Path) -> dict[str, Any]:
     """The numbers that :func:`save_checkpoint` wrote beside the weights."""
-    return json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+    content: dict[str, Any] = json.loads((folder / PROGRESS).read_text(encoding="utf-8"))
+    return content
 
 
 def load_state(state: TrainState, folder: Path) -> None:

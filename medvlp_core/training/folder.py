@@ -85,7 +85,8 @@ def read_start(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         text = f"{folder / START}: how the run began cannot be read ({getattr(error, 'strerror', None) or error})"
         raise DataError(Problem(code="MV508", text=text, hint="the run has no checkpoint yet: start a new one")) from error
-    return metadata
+    content: dict[str, Any] = metadata
+    return content
 
 
 def resume_command(run: Path, processes: int | None = None) -> str:

@@ -233,7 +233,8 @@ def read_statistics(modules: dict[str, ReportsStatistics]) -> dict[str, Tensor]:
 
 def first_signal(signal: str | None) -> str:
     """The signal that some process got."""
-    return next(one for one in all_gather_object(signal) if one)
+    found: str = next(one for one in all_gather_object(signal) if one)
+    return found
 
 
 def data_order(spec: TrainSpec, pipeline: InputPipeline) -> DataOrder:

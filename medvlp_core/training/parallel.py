@@ -92,8 +92,8 @@ def for_processes(model: nn.Module, spec: TrainSpec, device: torch.device, world
         model.register_forward_pre_hook(lambda module, arguments: broadcast_buffers(module))
         # Losses are sums of views; nobody changes them in place.
         warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
-        sharded: Any = fully_shard(model)
-        return sharded
+        fully_shard(model)  # in place
+        return model
     # Gradients of CLS tokens are slices of others; that costs nothing worth a warning from each process.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return DistributedDataParallel(

@@ -100,7 +100,8 @@ class Resume:
             return 0
         saved = self.progress["metrics"]
         lines = [line for line in read_metrics(self.folder / METRICS) if line["step"] <= saved["last_line"]]
-        return max(0, saved["lines"] - len(lines))
+        missing: int = max(0, saved["lines"] - len(lines))
+        return missing
 
     def environment_changes(self, machine: dict[str, Any]) -> Iterator[str]:
         """What is not as it was when the run began, and may change how numbers are rounded. ``machine``: what it is now."""

@@ -249,8 +249,8 @@ class Trainer:
             def save(is_stopping: bool) -> None:
                 self._save_checkpoint(state, observers, metadata, is_stopping=is_stopping)
 
-            signal = train(state, pipeline, spec, forward=forward, device=self.device, notify=observers, save=save, stop=stop)
-        signal = broadcast_object(signal or stop.signal)  # it may have come during the last checkpoint
+            stopped_by = train(state, pipeline, spec, forward=forward, device=self.device, notify=observers, save=save, stop=stop)
+        signal: str | None = broadcast_object(stopped_by or stop.signal)  # it may have come during the last checkpoint
         if signal is not None:
             self.console.print(f"resume with: {run_folder.resume_command(self.folder)}", markup=False, soft_wrap=True)
         elif state.ema is not None:

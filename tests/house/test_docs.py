@@ -18,12 +18,15 @@ from medvlp_core.spec.blocks import InitSpec, InputSpec, TrainSpec
 from medvlp_core.spec.component import INTERFACE_VERSION, params_of
 from medvlp_core.spec.contract import PORTS, TensorSpec
 from medvlp_core.spec.roles import ROLES, Role
+from medvlp_core.training import StepDone
+from medvlp_core.training.metrics_file import MetricsFile, read_metrics
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 PAGES = sorted(DOCS.rglob("*.md"))
 RUNNABLE = (
     "../README.md",
+    "README.md",
     "ablations.md",
     "concepts.md",
     "errors.md",
@@ -166,13 +169,27 @@ def test_tables_of_inputs_and_training_are_complete() -> None:
         assert [row for row in rows if row not in text] == []
 
 
+def test_the_table_of_metrics_has_every_key(tmp_path: Path) -> None:
+    numbers = {"epoch": 1, "total": 0.5, "learning_rate": 0.1, "grad_norm": 1.0, "pairs": 4, "seconds": 1.0}
+    with MetricsFile(tmp_path / "metrics.jsonl", log_every_steps=1) as metrics:
+        metrics(StepDone(step=1, steps=1, losses={"gla.global": 0.5}, **numbers))
+    [line] = read_metrics(tmp_path / "metrics.jsonl")
+    table = (
+        (DOCS / "training.md")
+        .read_text(encoding="utf-8")
+        .partition("The keys of a line of `metrics.jsonl`:")[2]
+        .partition("\n\nWhat")[0]
+    )
+    assert [name for row in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)] == list(line)
+
+
 def test_tables_of_roles_and_symbols_are_complete(host: PluginHost) -> None:
     concepts, glossary = ((DOCS / name).read_text(encoding="utf-8") for name in ("concepts.md", "glossary.md"))
     assert [role for role, info in ROLES.items() if f"| `{role}` | `{info.slot}` |" not in concepts] == []
     rows = re.findall(r"^\| ([A-Z][\w, ]*) \|", glossary.partition("## Names")[0], re.MULTILINE)
-    translate_errors = {symbol for row in rows for symbol in row.split(", ")}
+    explained = {symbol for row in rows for symbol in row.split(", ")}
     used = {symbol for spec in declared_tensors(host) for symbol in spec.dims if isinstance(symbol, str)}
-    assert used <= translate_errors
+    assert used <= explained
 
 
 # ------------------------------------------------------------------------------------------------------------------- links

@@ -74,6 +74,8 @@ def test_every_bundle_declares_without_torch() -> None:
     "command",
     [
         "--help",
+        "bench kernels --help",
+        "estimate --help",
         "list",
         "list --role decoder --compatible-with mpma:small",
         "schema",

@@ -16,7 +16,7 @@ from medvlp_core.recipe.load import parse_override
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = re.findall(r"^```sh\n(.*?)^```$", README, re.DOTALL | re.MULTILINE)
-BUNDLES = sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml"))
+BUNDLES = sorted(path.parent.parent.name for path in ROOT.glob("plugins/*/*/plugin.py"))
 
 
 def test_there_are_two_commands_of_one_line() -> None:
@@ -40,13 +40,22 @@ def test_both_install_the_core_and_every_bundle(command: str) -> None:
     assert command.startswith("python3 -m venv .venv && ")
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_both_install_the_tested_versions_and_build_with_one_of_them(command: str) -> None:
+    installs = re.findall(r"pip install (.*?) &&", command)
+    assert len(installs) >= 2
+    assert all(install.startswith("-c constraints.txt ") for install in installs)
+    assert installs[0].endswith(" setuptools")
+    assert all("--no-build-isolation" in install for install in installs if " -e " in install)
+
+
 def test_the_commands_name_files_and_extras_that_exist() -> None:
     first, second = COMMANDS
     assert (ROOT / first.split()[-1]).is_file()
     extras = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]\n")[2]
     [wanted] = re.findall(r"\.\[(\w+)\]", second)
     assert re.search(rf"^{wanted} = \[", extras, re.MULTILINE)
-    assert second.rstrip().endswith("-m pytest -n 2 --dist loadfile")
+    assert second.rstrip().endswith("-m pytest -n 2 --dist loadfile --durations=10")
 
 
 ABLATIONS = re.findall(r"^python examples/pretrain_mpma\.py (.*)$", README, re.MULTILINE)

@@ -60,8 +60,30 @@ def test_what_only_github_understands_is_rewritten(hooks: ModuleType, page: str,
     assert hooks.on_page_markdown(text, SimpleNamespace(file=SimpleNamespace(src_uri=page))) == shown
 
 
+def test_the_api_reference_has_a_page_for_every_public_folder() -> None:
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "reference").glob("*.md")}
+    index = pages.pop("README")
+    modules = {stem: "medvlp_core" if stem == "medvlp_core" else f"medvlp_core.{stem}" for stem in pages}
+    assert pages == {stem: f"# {module}\n\n::: {module}\n" for stem, module in modules.items()}
+    assert [stem for stem, module in modules.items() if f"| [`{module}`]({stem}.md) |" not in index] == []
+    lists_names = {path.parent.name for path in (ROOT / "medvlp_core").glob("*/__init__.py") if "\n__all__ = [" in path.read_text()}
+    assert lists_names - {"recipe"} <= set(pages), "recipe only hands overrides to commands of bundles"
+
+
+def test_docstrings_are_rewritten_for_the_reference() -> None:
+    [path] = CONFIG["plugins"][2]["mkdocstrings"]["handlers"]["python"]["options"]["extensions"]
+    text = (ROOT / path).read_text(encoding="utf-8").replace("import griffe\n", "class griffe:\n    Extension = Object = object\n")
+    names: dict[str, Any] = {}
+    exec(compile(text, path, "exec"), names)
+    shown = names["as_markdown"]("See :func:`medvlp_core.load`::\n\n    x\n\nExample:\n    >>> 1\n    1\n")
+    assert shown == "See `medvlp_core.load`:\n\n    x\n\nExamples:\n    >>> 1\n    1\n"
+
+
 def test_nothing_is_fetched_from_elsewhere_and_nothing_is_left_in_the_tree() -> None:
     assert CONFIG["theme"]["font"] is False
-    assert CONFIG["plugins"] == ["search"]
+    assert [one if isinstance(one, str) else next(iter(one)) for one in CONFIG["plugins"]] == ["offline", "search", "mkdocstrings"]
+    [polyfill] = CONFIG["extra"]["polyfills"]
+    assert "iframe-worker" in polyfill, "else the offline plugin adds an address of its own"
+    assert (ROOT / CONFIG["docs_dir"] / polyfill).is_file()
     assert CONFIG["site_dir"].startswith("build/")
     assert "build/" in (ROOT / ".gitignore").read_text(encoding="utf-8").split()

@@ -140,14 +140,14 @@ def variant(benchmark: KernelBenchmark, name: str) -> Contender:
     return Contender(name=name, about="", make=make, is_ours=True)
 
 
-def test_variants_are_checked_like_paths() -> None:
+def test_variants_are_checked_like_backends() -> None:
     (shape,) = small_shapes("attention")
     found = check(attention.BENCHMARK, [shape], CPU, torch.float32, contenders=[variant(attention.BENCHMARK, "direct")])
     assert [(one.case, one.is_red) for one in found] == [("odd sizes", False), ("padding", False)]
     one_fold = next(one for one in attention.CONTENDERS if one.name == "composite, one fold")
     assert one_fold.unsupported_reasons(CPU, torch.float32, shape)
     inputs = attention.make_inputs(shape, CPU, torch.float32, 0)
-    torch.testing.assert_close(one_fold.make(inputs)(), attention.by_path("composite")(inputs)())
+    torch.testing.assert_close(one_fold.make(inputs)(), attention.by_backend("composite")(inputs)())
 
 
 def test_tiles_of_choice_count_only_inside() -> None:

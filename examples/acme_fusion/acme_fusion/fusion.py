@@ -32,7 +32,7 @@ class GatedAttention(Fusion):
         self.gate = nn.Linear(3 * width, width)
         nn.init.constant_(self.gate.bias, spec.gate_bias)
 
-    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:  # type: ignore[override]
+    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:
         """Fuse one view."""
         found = self.attention(self.text_norm(text_tokens), self.image_norm(image_tokens))  # (B, L, Dt)
         report = masked_mean(text_tokens, text_is_valid)  # (B, Dt)

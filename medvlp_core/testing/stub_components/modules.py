@@ -51,7 +51,7 @@ class RandomMasking(Masking):
         self.mask_id = dims["Mask"]
         self.patches = dims["GH"] * dims["GW"]
 
-    def forward(self, token_ids: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> MaskPlan:  # type: ignore[override]
+    def forward(self, token_ids: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> MaskPlan:
         """Draw a plan for one batch."""
         visible = visible_count(self.patches, self.spec.image_ratio)
         text_is_masked = random_word_mask(word_ids, text_is_valid, self.spec.text_ratio, whole_words=True)
@@ -113,11 +113,13 @@ class WordEncoder(TextEncoder):
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """Words and their positions."""
-        return self.words(token_ids) + self.positions[: token_ids.shape[1]]
+        result: Tensor = self.words(token_ids) + self.positions[: token_ids.shape[1]]
+        return result
 
     def encode(self, text_embeddings: Tensor, text_is_valid: Tensor) -> Tensor:
         """Mix the valid tokens."""
-        return self.norm(self.block(text_embeddings, text_is_valid))
+        result: Tensor = self.norm(self.block(text_embeddings, text_is_valid))
+        return result
 
 
 class CrossAttention(Fusion):
@@ -129,7 +131,7 @@ class CrossAttention(Fusion):
         self.block = CrossAttentionBlock(width, spec.heads, 2 * width, memory_width=dims["Di"])
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:  # type: ignore[override]
+    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:
         """Let the text attend to the image."""
         return FusedFeatures(fused_text_tokens=self.norm(self.block(text_tokens, image_tokens, text_is_valid)))
 
@@ -147,7 +149,7 @@ class InfoNce(Alignment):
         self.text = nn.Linear(dims["Dt"], spec.dim)
         self.scale = LearnedScale(0.1)
 
-    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:
         """The loss ``global``."""
         image, text = self._image_vector(image_tokens), self._text_vector(text_tokens, text_is_valid)
         return {"global": symmetric_info_nce(image, text, self.scale())}
@@ -180,7 +182,7 @@ class PatchDecoder(Decoder):
         self.block = SelfAttentionBlock(spec.width, 2, 2 * spec.width)
         self.to_pixels = nn.Linear(spec.width, pixels)
 
-    def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:  # type: ignore[override]
+    def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:
         """Restore every patch; the loss ``reconstruction`` is that of the hidden ones."""
         tokens = insert_mask_tokens(self.embed(image_tokens), image_is_masked, self.mask_token) + self.positions
         prediction = self.to_pixels(self.block(tokens))
@@ -195,7 +197,7 @@ class WordDecoder(Decoder):
         super().__init__(spec, dims)
         self.to_vocabulary = nn.Linear(dims["Df"], dims["V"])
 
-    def forward(self, text_tokens: Tensor, token_ids: Tensor, text_is_masked: Tensor) -> DecoderOutput:  # type: ignore[override]
+    def forward(self, text_tokens: Tensor, token_ids: Tensor, text_is_masked: Tensor) -> DecoderOutput:
         """Predict the hidden words; the loss ``words`` is their mean cross-entropy."""
         logits = self.to_vocabulary(text_tokens[text_is_masked])
         return DecoderOutput({"words": word_loss(logits, token_ids[text_is_masked])}, logits)

@@ -49,7 +49,7 @@ class GlobalLocal(Alignment):
         self.local_heads = PairHeads(dims["Di"], dims["Dt"], spec.dim) if spec.has_local else None
         self.scale = LearnedScale(spec.tau_global) if spec.has_global else None
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         image_tokens: Tensor,
         text_tokens: Tensor,

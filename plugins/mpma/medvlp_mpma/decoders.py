@@ -38,9 +38,7 @@ class ImageDecoder(PatchReconstructor):
             normalises=spec.normalise_patches,
         )
 
-    def forward(  # type: ignore[override]
-        self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, image_target: Tensor
-    ) -> DecoderOutput:
+    def forward(self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, image_target: Tensor) -> DecoderOutput:
         """Restore every patch of the larger image; score the hidden ones, 0 if none is."""
         return self.reconstruct(image_tokens, image_prefix, image_is_masked, image_target)
 
@@ -68,9 +66,7 @@ class ReportDecoder(Decoder):
         self.transform = nn.Sequential(*dense)
         self.to_words = nn.Linear(width, dims["V"])
 
-    def forward(  # type: ignore[override]
-        self, fused_text_tokens: Tensor, token_ids: Tensor, text_is_masked: Tensor, text_is_valid: Tensor
-    ) -> DecoderOutput:
+    def forward(self, fused_text_tokens: Tensor, token_ids: Tensor, text_is_masked: Tensor, text_is_valid: Tensor) -> DecoderOutput:
         """Predict the words at the scored positions; the loss is 0 if none is scored."""
         is_scored = scored_tokens(self.positions, text_is_masked, text_is_valid)
         logits = self.to_words(self.transform(fused_text_tokens[is_scored]))

@@ -53,7 +53,7 @@ class MemoryFusion(Fusion):
         self.layers = nn.ModuleList(_layer(spec, dims) for _ in range(spec.layers if spec.has_layers else 0))
         self.norm = nn.LayerNorm(text_width, eps=1e-6) if spec.has_layers else nn.Identity()
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         text_is_valid: Tensor,
         image_tokens: Tensor,

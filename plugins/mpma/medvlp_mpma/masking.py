@@ -33,7 +33,7 @@ class PairedMasking(Masking):
         self.text_ratio = spec.text_ratio
         self.mask_id = dims["Mask"]
 
-    def forward(self, token_ids: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> MaskPlan:  # type: ignore[override]
+    def forward(self, token_ids: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> MaskPlan:
         """Draw a plan for one batch."""
         is_masked = random_word_mask(word_ids, text_is_valid, self.text_ratio, whole_words=True)
         if self.text_ratio > 0:

@@ -33,9 +33,7 @@ class PatchDecoder(PatchReconstructor):
             normalises=spec.normalise_patches,
         )
 
-    def forward(  # type: ignore[override]
-        self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, image: Tensor
-    ) -> DecoderOutput:
+    def forward(self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:
         """Restore every patch; score the hidden ones, 0 if none is."""
         return self.reconstruct(image_tokens, image_prefix, image_is_masked, image)
 
@@ -61,9 +59,7 @@ class MlmHead(Decoder):
         self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.to_vocabulary = nn.Linear(width, dims["V"])
 
-    def forward(  # type: ignore[override]
-        self, fused_text_tokens: Tensor, token_ids: Tensor, text_is_masked: Tensor, text_is_valid: Tensor
-    ) -> DecoderOutput:
+    def forward(self, fused_text_tokens: Tensor, token_ids: Tensor, text_is_masked: Tensor, text_is_valid: Tensor) -> DecoderOutput:
         """Predict the words at the scored positions; 0 if none is scored."""
         is_scored = scored_tokens(self.positions, text_is_masked, text_is_valid)
         logits = self.to_vocabulary(self.transform(fused_text_tokens[is_scored]))

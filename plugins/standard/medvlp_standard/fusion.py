@@ -34,7 +34,7 @@ class NoFusion(Fusion):
     def __init__(self, spec: NoFusionSpec, dims: Dims) -> None:
         super().__init__(spec, dims)
 
-    def forward(self, text_tokens: Tensor) -> FusedFeatures:  # type: ignore[override]
+    def forward(self, text_tokens: Tensor) -> FusedFeatures:
         """Hand the tokens on."""
         return FusedFeatures(fused_text_tokens=text_tokens)
 
@@ -54,7 +54,7 @@ class PooledAdd(Fusion):
         super().__init__(spec, dims)
         self.project = nn.Linear(dims["Di"], dims["Dt"])
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, image_tokens: Tensor, text_embeddings: Tensor | None = None, text_tokens: Tensor | None = None
     ) -> FusedFeatures:
         """Add the pooled image to the one kind of text tokens that the contract asks for."""
@@ -80,7 +80,7 @@ class CrossAttention(Fusion):
         )
         self.norm = nn.LayerNorm(width, eps=1e-6)
 
-    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:  # type: ignore[override]
+    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:
         """Let the text attend to the image."""
         for layer in self.layers:
             text_tokens = layer(text_tokens, image_tokens, text_is_valid)
@@ -124,7 +124,7 @@ class ConcatAttention(Fusion):
         is_patch = text_is_valid.new_ones(image.shape[:2])
         return torch.cat([text, image], dim=1), torch.cat([text_is_valid, is_patch], dim=1)
 
-    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:  # type: ignore[override]
+    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:
         """Let both modalities attend to each other."""
         joint, is_valid = self._join(text_tokens, text_is_valid, image_tokens)
         for layer in self.layers:

@@ -11,8 +11,8 @@ TIMEOUT = 10.0  # seconds for the one request that tells whether the hub answers
 @contextmanager
 def quiet_hub() -> Iterator[None]:
     """Silence warnings and progress bars of huggingface_hub and transformers; what was set before comes back."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from huggingface_hub.utils import logging as hub_logging
+    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging as model_logging
 
     loggers = (hub_logging, model_logging)

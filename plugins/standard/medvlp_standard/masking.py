@@ -53,7 +53,7 @@ class RandomMasking(Masking):
         self.patches = dims["GH"] * dims["GW"]
         self.visible = visible_count(self.patches, spec.image_ratio)
 
-    def forward(self, token_ids: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> MaskPlan:  # type: ignore[override]
+    def forward(self, token_ids: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> MaskPlan:
         """Draw a plan for one batch."""
         text_is_masked = random_word_mask(
             word_ids, text_is_valid, self.spec.text_ratio, whole_words=self.spec.text_unit == "whole_word"
@@ -89,7 +89,7 @@ class BlockwiseMasking(Masking):
         patches = self.grid_h * self.grid_w
         self.hidden = min(round(patches * spec.image_ratio), patches - 1)
 
-    def forward(self, token_ids: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> MaskPlan:  # type: ignore[override]
+    def forward(self, token_ids: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> MaskPlan:
         """Draw a plan for one batch."""
         text_is_masked = random_word_mask(
             word_ids, text_is_valid, self.spec.text_ratio, whole_words=self.spec.text_unit == "whole_word"

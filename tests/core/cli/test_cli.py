@@ -13,14 +13,14 @@ from typing import Any
 
 import pytest
 
-from medvlp_core.cli import COMMANDS, main
+from medvlp_core.cli import BUNDLE_COMMANDS, COMMANDS, main
 from medvlp_core.cli.common import print_problems
 from medvlp_core.cli.folding import fold
 from medvlp_core.errors import DataError, Diagnostics, Problem
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.plugins import host as plugins
 from medvlp_core.plugins.hooks import hookimpl
-from medvlp_core.plugins.host import PluginHost
+from medvlp_core.plugins.host import KNOWN_BUNDLES, PluginHost
 from medvlp_core.recipe.load import parse_yaml
 
 Output = Any
@@ -64,7 +64,7 @@ def test_usage_errors_return_2_with_a_hint(capsys: Output, recipe: str) -> None:
     assert run(capsys, "list", "--role", "encoder")[0] == 2
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *BUNDLE_COMMANDS])
 def test_every_command_has_help(capsys: Output, command: str) -> None:
     code, out, _ = run(capsys, command, "--help")
     assert code == 0
@@ -342,6 +342,25 @@ def test_plugins_add_commands(capsys: Output, monkeypatch: pytest.MonkeyPatch) -
     assert "  greet      say hello" in run(capsys, "--help")[1]
     assert run(capsys, "greet", "--count", "2")[:2] == (0, "hello hello \n")
     assert "did you mean 'greet'?" in run(capsys, "gret")[2]
+
+
+@pytest.mark.parametrize("command", BUNDLE_COMMANDS)
+def test_a_command_of_a_bundle_that_is_missing_says_what_to_install(
+    capsys: Output, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Messages of the core may name such a command whether it is installed or not."""
+    with monkeypatch.context() as patch:
+        patch.setattr(plugins, "load_plugins", PluginHost)
+        code, _, err = run(capsys, command, "mpma:small")
+    assert (code, err) == (2, f"medvlp: there is no command '{command}'\n    hint: pip install medvlp-bench\n")
+    monkeypatch.setenv("MEDVLP_PLUGINS", "mpma")
+    hint = "MEDVLP_PLUGINS=mpma excludes the plugin 'bench'"
+    assert run(capsys, command, "mpma:small")[2] == f"medvlp: there is no command '{command}'\n    hint: {hint}\n"
+    assert f"did you mean '{command}'?" in run(capsys, f"{command}s")[2]
+
+
+def test_the_bundles_of_the_hint_are_known() -> None:
+    assert set(BUNDLE_COMMANDS.values()) <= set(KNOWN_BUNDLES)
 
 
 def test_a_plugin_whose_commands_fail_harms_nobody(capsys: Output, monkeypatch: pytest.MonkeyPatch) -> None:

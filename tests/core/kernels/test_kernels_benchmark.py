@@ -1,102 +1,34 @@
-"""Benchmarks of ops: the check that comes first, paired ratios, what is written, and the command's exit codes. On a toy op."""
+"""Benchmarks of ops: the check that comes first, and paired ratios. On a toy op."""
 
 from __future__ import annotations
 
-import csv
-import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import attrs
-import numpy as np
 import pytest
 import torch
-from PIL import Image
+from toy_op import new_space, write_toy
 
-from medvlp_core.cli import main
 from medvlp_core.errors import PluginError
-from medvlp_core.kernels.benchmark import Inputs, KernelBenchmark, check, load_benchmark, scaled, wrong_rivals
-from medvlp_core.kernels.benchmark_report import CSV_COLUMNS, Outcome, check_table, milliseconds, time_table
+from medvlp_core.kernels.benchmark import Inputs, KernelBenchmark, check, load_benchmark, load_first_run, scaled, wrong_rivals
+from medvlp_core.kernels.benchmark_report import Outcome, check_table, milliseconds, time_table
 from medvlp_core.kernels.machine import HostClock, Rates, measure_rates
 from medvlp_core.kernels.timing import floor_of, geometric_mean, measure, paired_ratio
 from medvlp_core.spec.kernel import KernelOp
 
 CPU = torch.device("cpu")
-NUMBERS = itertools.count()
-
-TOY = """\
-import torch
-from medvlp_core.kernels.benchmark import CheckCase, Contender, Inputs, KernelBenchmark, Shape, Work
-from medvlp_core.kernels.dispatch import Backend, Call, Kernel
-
-CALLS = []
-ALWAYS = Backend(name="composite", unsupported_reasons=lambda call: ())
-KERNEL = Kernel(name="{space}.gate", backends=(ALWAYS,), order=lambda call: ("composite",))
-
-def make_inputs(shape, device, dtype, seed):
-    x, w, grad = torch.randn(3, shape["B"], shape["N"], dtype=dtype, generator=torch.Generator().manual_seed(seed))
-    return Inputs(tensors={"x": x.requires_grad_(), "w": w.requires_grad_()}, grad=grad)
-
-def by(function, name):
-    def make(inputs):
-        def call():
-            CALLS.append((name, len(inputs["x"])))
-            return function(inputs["x"], inputs["w"])
-        return call
-    return make
-
-def fails(x, w):
-    raise RuntimeError("no such unit\\nmore")
-
-RIGHT = Contender(name="plain", about="x w", make=by(lambda x, w: x * w, "plain"))
-OURS = Contender(name="ours", about="w x", make=by(lambda x, w: w * x, "ours"), is_ours=True)
-WRONG = Contender(name="wrong", about="x + w", make=by(lambda x, w: x + w, "wrong"))
-DETACHED = Contender(name="detached", about="half the gradient", make=by(lambda x, w: x * w.detach(), "detached"))
-FAILING = Contender(name="failing", about="fails", make=by(fails, "failing"))
-FAR = lambda device, dtype, shape: ("far away",)
-ABSENT = Contender(name="absent", about="elsewhere", make=by(fails, "absent"), unsupported_reasons=FAR)
-OTHER = Contender(name="other", about="a sum", make=by(lambda x, w: x + w, "other"), is_same_op=False, has_backward=False)
-
-def benchmark(*contenders):
-    return KernelBenchmark(
-        op="{space}.gate",
-        shapes=tuple(Shape(letter=letter, about="toy", sizes={"B": 4000, "N": n}) for letter, n in (("A", 8), ("B", 16))),
-        contenders=(RIGHT, *contenders),
-        baseline="plain",
-        make_inputs=make_inputs,
-        check_cases=lambda shape, *kind: [CheckCase(name="small", inputs=make_inputs(shape.resized(B=3), *kind, 1))],
-        reference=lambda inputs: inputs["x"] * inputs["w"],
-        work=lambda shape, direction, size: Work(flops=shape["B"] * shape["N"] * 1e4, bytes=3.0 * size * shape["B"] * shape["N"]),
-    )
-
-GOOD = benchmark(OURS, WRONG, FAILING, ABSENT, OTHER)
-RED = benchmark(attrs_evolve(DETACHED, is_ours=True), OURS)
-FOREIGN = "not a benchmark"
-"""
-
-PLUGIN = """\
-from medvlp_core.plugins.hooks import hookimpl
-from medvlp_core.spec.kernel import KernelOp
-
-MEDVLP_INTERFACE = 1
-
-@hookimpl
-def medvlp_register_kernels(registry):
-    registry.add(KernelOp(name="{space}.gate", summary="a gate", build="{space}_toy:KERNEL", benchmark="{space}_toy:{name}"))
-    registry.add(KernelOp(name="{space}.bare", summary="without a benchmark", build="{space}_toy:KERNEL"))
-"""
 
 
 @pytest.fixture
 def space(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A namespace that nobody has used, with the toy's module importable; only it is loaded."""
-    name = f"toy{next(NUMBERS)}"
+    name = new_space()
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("MEDVLP_PLUGINS", name)
-    text = TOY.replace("{space}", name).replace("attrs_evolve", "__import__('attrs').evolve")
-    (tmp_path / f"{name}_toy.py").write_text(text)
+    write_toy(tmp_path, name)
     return name
 
 
@@ -105,15 +37,6 @@ def toy(space: str) -> Any:
     """The toy's module."""
     __import__(f"{space}_toy")
     return sys.modules[f"{space}_toy"]
-
-
-def install(folder: Path, space: str, name: str) -> None:
-    """Lay out what pip would install: a plugin whose op has the benchmark ``name``."""
-    (folder / f"{space}_plugin.py").write_text(PLUGIN.replace("{space}", space).replace("{name}", name))
-    info = folder / f"{space}-1.2.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {space}\nVersion: 1.2\n")
-    (info / "entry_points.txt").write_text(f"[medvlp.plugins]\n{space} = {space}_plugin\n")
 
 
 class Steps:
@@ -268,108 +191,7 @@ def test_the_rates_of_this_machine_are_numbers() -> None:
     assert [milliseconds(x) for x in (0.0000123, 0.00123, 0.0123, 0.123, 12.3)] == ["0.0123", "1.23", "12.3", "123", "12,300"]
 
 
-# --------------------------------------------------------------------------------------------------------------------- command
-
-
-def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    code = main(["bench", "kernels", "--device", "cpu", *arguments])
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def test_the_command_writes_what_it_prints(capsys: pytest.CaptureFixture[str], tmp_path: Path, space: str, toy: Any) -> None:
-    install(tmp_path, space, "GOOD")
-    out = tmp_path / "result"
-    code, printed, err = run(capsys, "--scale", "0.001", "--repeats", "2", "--out", str(out))
-    assert code == 0
-    assert "the batch is shrunk (--scale 1 takes all): A 4 of 4000, B 4 of 4000" in printed
-    assert f"{space}.gate, forward + backward, against plain" in printed
-    assert "  not timed: absent (A, B): far away" in printed
-    assert "  not timed: failing (A, B): wrong or failed in the check: RuntimeError: no such unit" in printed
-    assert "wrong or failed in the check: output" in printed
-    assert "timing shape A (B=4 N=8) ..." in err
-    assert sorted(path.name for path in out.iterdir()) == ["kernels.csv", "roofline.png", "summary.md"]
-    assert ("wrong", 4) not in toy.CALLS
-
-    with (out / "kernels.csv").open(encoding="utf-8", newline="") as stream:
-        reader = csv.DictReader(stream)
-        lines = list(reader)
-        assert tuple(reader.fieldnames or ()) == CSV_COLUMNS
-    assert len(lines) == 2 * (5 * 3 + 1)
-    ours = next(line for line in lines if (line["contender"], line["direction"], line["shape"]) == ("ours", "both", "B"))
-    assert (ours["dtype"], ours["sizes"], ours["rounds"], ours["baseline"]) == ("float32", "B=4 N=16", "2", "plain")
-    assert float(ours["p20_ms"]) <= float(ours["median_ms"]) <= float(ours["p80_ms"])
-    assert float(ours["share_of_floor"]) == pytest.approx(float(ours["floor_ms"]) / float(ours["median_ms"]), rel=1e-3)
-    assert ours["peak_bytes"] == ""
-    absent = next(line for line in lines if line["contender"] == "absent")
-    assert (absent["reason"], absent["median_ms"], absent["ratio"], absent["rounds"]) == ("far away", "", "", "0")
-
-    summary = (out / "summary.md").read_text(encoding="utf-8")
-    assert "    medvlp bench kernels --device cpu --scale 0.001 --repeats 2\n" in summary
-    assert "### Times, forward + backward" in summary
-    assert str(tmp_path) not in summary
-    with Image.open(out / "roofline.png") as picture:
-        assert np.asarray(picture.convert("L")).std() > 5
-
-
-def test_nothing_is_timed_while_ours_is_wrong(capsys: pytest.CaptureFixture[str], tmp_path: Path, space: str, toy: Any) -> None:
-    install(tmp_path, space, "RED")
-    out = tmp_path / "result"
-    code, printed, err = run(capsys, "--out", str(out))
-    assert code == 1
-    assert "nothing is timed: what is ours gives wrong numbers\n" in err
-    assert f"    {space}.gate, shape A, small: detached: gradient of w 1.0e+00 (at most 1e-04)\n" in err
-    assert "rates of the device" not in printed
-    assert {batch for _, batch in toy.CALLS} == {3}  # only the check called anything
-    assert not out.exists()
-
-
-def test_one_op_shape_and_direction(capsys: pytest.CaptureFixture[str], tmp_path: Path, space: str) -> None:
-    install(tmp_path, space, "GOOD")
-    out = tmp_path / "result"
-    wanted = ["--op", f"{space}.gate", "--shape", "B", "--direction", "forward"]
-    code, printed, _ = run(capsys, *wanted, "--scale", "0.001", "--repeats", "1", "--out", str(out))
-    assert code == 0
-    assert "backward" not in printed.partition("rates")[2]
-    with (out / "kernels.csv").open(encoding="utf-8", newline="") as stream:
-        assert {(line["shape"], line["direction"]) for line in csv.DictReader(stream)} == {("B", "forward")}
-
-
-def test_without_matplotlib_there_is_no_picture(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, space: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in [name for name in sys.modules if name.partition(".")[0] == "matplotlib"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    install(tmp_path, space, "GOOD")
-    code, printed, err = run(capsys, "--scale", "0.001", "--repeats", "1", "--out", str(tmp_path / "result"))
-    assert code == 0
-    assert "roofline.png is skipped: matplotlib is not installed (pip install matplotlib)" in err
-    assert printed.rstrip().endswith("kernels.csv, summary.md")
-
-
-def test_wrong_names_are_found_before_anything_runs(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, space: str, toy: Any
-) -> None:
-    install(tmp_path, space, "GOOD")
-    code, _, err = run(capsys, "--op", f"{space}.gat")
-    assert (code, err) == (2, f"medvlp bench: there is no op '{space}.gat'\n    hint: did you mean '{space}.gate'?\n")
-    assert run(capsys, "--op", f"{space}.bare")[0] == 2
-    code, _, err = run(capsys, "--shape", "Z")
-    assert (code, err) == (2, "medvlp bench: there is no shape 'Z'\n    hint: shapes: A, B\n")
-    assert main(["bench", "engines"]) == 2
-    assert run(capsys, "--scale", "2")[0] == 2
-    assert run(capsys, "--repeats", "0")[0] == 2
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "note.txt").write_text("mine")
-    assert run(capsys, "--out", str(tmp_path / "full"))[0] == 1
-    assert toy.CALLS == []
-
-
-def test_without_any_benchmark(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MEDVLP_PLUGINS", "")
-    code, _, err = run(capsys)
-    assert (code, err) == (2, "medvlp bench: no plugin registers a kernel that has a benchmark\n")
+# ---------------------------------------------------------------------------------------------------------------- declarations
 
 
 @pytest.mark.parametrize("name", ["FOREIGN", "MISSING"])
@@ -386,3 +208,11 @@ def test_declarations_are_checked(toy: Any) -> None:
         toy.benchmark(toy.OURS, toy.OURS)
     assert isinstance(toy.GOOD, KernelBenchmark)
     assert isinstance(toy.GOOD.make_inputs(toy.GOOD.shapes[0], CPU, torch.float32, 0), Inputs)
+
+
+def test_a_first_run_that_is_none_is_the_plugins_fault(space: str, toy: Any) -> None:
+    op = KernelOp(name=f"{space}.gate", summary="", build="", first_run=f"{space}_toy:FIRST_RUN")
+    assert load_first_run(op) is toy.FIRST_RUN
+    for name in ("FOREIGN", "MISSING"):
+        with pytest.raises(PluginError, match=r"MV302|MV303"):
+            load_first_run(attrs.evolve(op, first_run=f"{space}_toy:{name}"))

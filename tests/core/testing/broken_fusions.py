@@ -20,7 +20,7 @@ from medvlp_core.testing.stub_components.modules import CrossAttention
 class Changed(CrossAttention):
     """The partner, with what :meth:`change` makes of its tokens; ``layer`` is there for those that want one."""
 
-    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:  # type: ignore[override]
+    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:
         """Fuse, then change."""
         tokens = self.fuse(text_tokens, text_is_valid, image_tokens)
         return FusedFeatures(fused_text_tokens=self.change(tokens, text_is_valid))
@@ -37,7 +37,7 @@ class Changed(CrossAttention):
 class TakesOtherNames(CrossAttention):
     """Positional: the contract says text_tokens, text_is_valid, image_tokens."""
 
-    def forward(self, text: Tensor, is_valid: Tensor, image: Tensor) -> FusedFeatures:  # type: ignore[override]
+    def forward(self, text: Tensor, is_valid: Tensor, image: Tensor) -> FusedFeatures:
         """The partner's."""
         return super().forward(text, is_valid, image)
 
@@ -52,7 +52,7 @@ class TakesOneArgument(CrossAttention):
 class GivesTooMuch(Changed):
     """Gives the image tokens too."""
 
-    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:  # type: ignore[override]
+    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:
         """Two ports."""
         return FusedFeatures(
             fused_text_tokens=self.fuse(text_tokens, text_is_valid, image_tokens), fused_image_tokens=2 * image_tokens
@@ -69,7 +69,7 @@ class Gates(NamedTuple):
 class GivesTooLittle(Changed):
     """Gives nothing for the masked view, where there are fewer image tokens."""
 
-    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:  # type: ignore[override]
+    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:
         """One port or none."""
         tokens = self.fuse(text_tokens, text_is_valid, image_tokens)
         return FusedFeatures(fused_text_tokens=tokens if image_tokens.shape[1] == 8 else None)
@@ -172,7 +172,7 @@ class StaysOnTheCpu(Changed):
 class WritesIntoFeatures(Changed):
     """Adds in place."""
 
-    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:  # type: ignore[override]
+    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:
         """Shift the input itself."""
         text_tokens += 0.1
         return super().forward(text_tokens, text_is_valid, image_tokens)
@@ -181,7 +181,7 @@ class WritesIntoFeatures(Changed):
 class AveragesPadding(Changed):
     """Adds the mean of all positions."""
 
-    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:  # type: ignore[override]
+    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:
         """Padding too."""
         tokens = self.fuse(text_tokens, text_is_valid, image_tokens)
         return FusedFeatures(fused_text_tokens=tokens + text_tokens.mean(dim=1, keepdim=True))
@@ -254,7 +254,7 @@ class MultipliesByZero(WithLayer):
 class DetachesTheImage(Changed):
     """Keeps the image encoder from learning."""
 
-    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:  # type: ignore[override]
+    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:
         """Cut the image off."""
         return super().forward(text_tokens, text_is_valid, image_tokens.detach())
 
@@ -284,7 +284,7 @@ class Mixed(NamedTuple):
 class GivesAnotherPort(Changed):
     """Gives a port of its own in place of those of its role."""
 
-    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> Mixed:  # type: ignore[override]
+    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> Mixed:
         """The partner's, under another name."""
         return Mixed(mixed_tokens=self.fuse(text_tokens, text_is_valid, image_tokens))
 
@@ -296,7 +296,7 @@ class GoodGateThatStartsAtZero(Changed):
         super().__init__(spec, dims)
         self.gate = nn.Parameter(torch.zeros(()))
 
-    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:  # type: ignore[override]
+    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:
         """Open the gate little by little."""
         tokens = self.fuse(text_tokens, text_is_valid, image_tokens)
         return FusedFeatures(fused_text_tokens=text_tokens + self.gate.tanh() * tokens)
@@ -323,7 +323,7 @@ class GoodFusionOfImageTokens(Fusion):
         self.text = nn.Linear(dims["Dt"], width)
         self.block = CrossAttentionBlock(width, 1, width)
 
-    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:  # type: ignore[override]
+    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:
         """Let the image attend to the words."""
         text = self.text(masked_mean(text_tokens, text_is_valid))[:, None]
         return FusedFeatures(fused_image_tokens=self.block(image_tokens + text, text.expand(-1, 2, -1) + image_tokens[:, :1]))
@@ -332,7 +332,7 @@ class GoodFusionOfImageTokens(Fusion):
 class GoodPortOfItsOwn(WithLayer):
     """Gives a gate for each word besides, for a decoder that wants it."""
 
-    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> Gates:  # type: ignore[override]
+    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> Gates:
         """Two ports."""
         tokens = self.fuse(text_tokens, text_is_valid, image_tokens)
         return Gates(fused_text_tokens=tokens, word_gates=self.layer(tokens).mean(dim=2, keepdim=True))

@@ -19,7 +19,7 @@ from medvlp_core.testing.stub_components.modules import InfoNce, PatchDecoder, W
 class ChangedAlignment(InfoNce):
     """The partner, with what :meth:`change` makes of its loss."""
 
-    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:
         """Measure, then change."""
         return self.change(super().forward(image_tokens, text_tokens, text_is_valid)["global"], image_tokens)
 
@@ -39,7 +39,7 @@ class HasASecretLoss(ChangedAlignment):
 class AveragesPaddingInItsLoss(ChangedAlignment):
     """Takes the mean of all positions in its loss."""
 
-    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:
         """Padding too."""
         return super().forward(image_tokens, text_tokens, torch.ones_like(text_is_valid))
 
@@ -85,7 +85,7 @@ class WeighsTheFirstPair(ChangedAlignment):
 class PushesPairsApart(InfoNce):
     """Has a sign wrong."""
 
-    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:
         """Pairs are strangers."""
         image, text = self._image_vector(image_tokens), self._text_vector(text_tokens, text_is_valid)
         return {"global": symmetric_info_nce(image, -text, self.scale())}
@@ -94,7 +94,7 @@ class PushesPairsApart(InfoNce):
 class DoesNotLookAtPairs(InfoNce):
     """Compares the mean image with the mean text."""
 
-    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:
         """Who belongs to whom plays no part."""
         image, text = self._image_vector(image_tokens), self._text_vector(text_tokens, text_is_valid)
         return {"global": (image.mean(dim=0) - text.mean(dim=0)).square().sum() * self.scale()}
@@ -106,7 +106,7 @@ class GoodAlignmentWithoutParameters(Alignment):
     def __init__(self, spec: Any, dims: Dims) -> None:
         super().__init__(spec, dims)
 
-    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:
         """One loss."""
         image, text = self.embed_image(image_tokens, image_tokens), self.embed_text(text_tokens, text_is_valid, text_is_valid)
         return {"global": symmetric_info_nce(image, text, torch.tensor(5.0))}
@@ -129,7 +129,7 @@ class GoodAlignmentWithAQueue(InfoNce):
         super().__init__(spec, dims)
         self.register_buffer("queue", F.normalize(torch.randn(4, spec.dim), dim=-1))
 
-    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:
         """Each image against its text, the others of the batch and those of the queue."""
         image, text = self._image_vector(image_tokens), self._text_vector(text_tokens, text_is_valid)
         scores = self.scale() * image.float() @ torch.cat([text.float(), self.queue.clone()]).T
@@ -156,7 +156,7 @@ class KeepsAView(GoodAlignmentWithAQueue):
 class ClipsTheImage(PatchDecoder):
     """Clips the pixels in place."""
 
-    def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:  # type: ignore[override]
+    def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:
         """For all who come after."""
         return super().forward(image_tokens, image_is_masked, image.clamp_(-1, 1))
 
@@ -164,7 +164,7 @@ class ClipsTheImage(PatchDecoder):
 class PeeksAtPixels(PatchDecoder):
     """Adds some of the pixels that it should reconstruct."""
 
-    def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:  # type: ignore[override]
+    def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:
         """Cheat."""
         losses, prediction = super().forward(image_tokens, image_is_masked, image)
         return DecoderOutput(losses, prediction + 0.1 * patchify(image, *self.grid))
@@ -173,7 +173,7 @@ class PeeksAtPixels(PatchDecoder):
 class IgnoresTheImage(PatchDecoder):
     """Measures against nothing."""
 
-    def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:  # type: ignore[override]
+    def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:
         """Zeros are as good."""
         return super().forward(image_tokens, image_is_masked, torch.zeros_like(image))
 
@@ -196,7 +196,7 @@ class GoodWriter(Decoder):
         self.context = nn.Linear(dims["Df"], 8)
         self.to_vocabulary = nn.Linear(8, dims["V"])
 
-    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, token_ids: Tensor) -> DecoderOutput:  # type: ignore[override]
+    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, token_ids: Tensor) -> DecoderOutput:
         """Predict the next word everywhere but after the last."""
         counts = torch.arange(1, token_ids.shape[1] + 1, device=token_ids.device)[:, None]
         before = self.read(self.words(token_ids)).cumsum(dim=1) / counts

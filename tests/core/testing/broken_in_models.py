@@ -25,7 +25,7 @@ from medvlp_core.testing.stub_components.specs import AlignmentSpec, FusionSpec,
 class ForFewPairs(CrossAttention):
     """Takes no batch of four."""
 
-    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:  # type: ignore[override]
+    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:
         if len(text_tokens) > 3:
             raise ValueError("at most three pairs")
         return super().forward(text_tokens, text_is_valid, image_tokens)
@@ -35,7 +35,7 @@ class ForFewPairs(CrossAttention):
 class BurstsOnFourPairs(InfoNce):
     """Its loss is infinite in a batch of four."""
 
-    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:
         losses = super().forward(image_tokens, text_tokens, text_is_valid)
         return {name: value / (4 - len(image_tokens)) for name, value in losses.items()}
 
@@ -44,7 +44,7 @@ class BurstsOnFourPairs(InfoNce):
 class ExtraLoss(InfoNce):
     """It gives a loss that it does not declare."""
 
-    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:  # type: ignore[override]
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:
         losses = super().forward(image_tokens, text_tokens, text_is_valid)
         return {**losses, "extra": losses["global"]}
 

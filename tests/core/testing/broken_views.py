@@ -65,7 +65,7 @@ class GoodEncoderWithoutMaskedView(PatchEncoder):
         super().__init__(spec, dims)
         self.mask_token = None
 
-    def forward(self, image: Tensor) -> ImageFeatures:  # type: ignore[override]
+    def forward(self, image: Tensor) -> ImageFeatures:
         """The clean view."""
         return super().forward(image)
 
@@ -73,7 +73,7 @@ class GoodEncoderWithoutMaskedView(PatchEncoder):
 class ChangedMasking(RandomMasking):
     """The partner, with what :meth:`change` makes of its plan."""
 
-    def forward(self, token_ids: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> MaskPlan:  # type: ignore[override]
+    def forward(self, token_ids: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> MaskPlan:
         """Draw, then change."""
         return self.change(super().forward(token_ids, text_is_valid, word_ids), token_ids)
 

@@ -70,7 +70,7 @@ def refuse(op: str, faults: Iterable[str]) -> None:
 
 
 def refuse_derivative(op: str, what: str) -> NoReturn:
-    """Raise because a fast path has only its one gradient.
+    """Raise because a fast backend has only its one gradient.
 
     Raises:
         KernelError: always (MV403).

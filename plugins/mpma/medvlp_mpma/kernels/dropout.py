@@ -1,6 +1,6 @@
-"""Which attention weights dropout keeps: a function of a seed and of the weight's place, the same in every path of the kernels.
+"""Which attention weights dropout keeps: a function of a seed and of the weight's place, the same in every backend of the ops.
 
-A random number generator would give each path, tile size and device another mask. A hash of (seed, sample, head, query, column)
+A random number generator would give each backend, tile size and device another mask. A hash of (seed, sample, head, query, column)
 can be computed again in the backward pass, so that no mask is stored, and the paths can be compared number by number.
 """
 

@@ -1,6 +1,6 @@
 """A search over tile sizes: candidates, the time of a single kernel of a call, and new tables. Imports Triton when it runs.
 
-``plugins/mpma/first_gpu_run.py`` is its only user so far. A launch is recorded with its arguments and then repeated, so that one
+The first run (``first_run``) is its only user so far. A launch is recorded with its arguments and then repeated, so that one
 kernel of a pass is timed without the others.
 """
 

@@ -26,7 +26,7 @@ class InfoNce(PooledAlignment):
         super().__init__(spec, dims)
         self.scale = LearnedScale(spec.temperature)
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         image_tokens: Tensor,
         text_tokens: Tensor,

@@ -88,7 +88,7 @@ class WordPatchAlignment(PooledAlignment):
     def word_maps(self, patches: Tensor, words: Tensor, is_word: Tensor) -> Tensor:
         """What each word attends to in its own image, (B, L, N); rows of words sum to 1."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         image_tokens: Tensor,
         text_tokens: Tensor,

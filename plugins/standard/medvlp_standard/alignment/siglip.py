@@ -70,7 +70,7 @@ class SigLip(PooledAlignment):
         self.log_scale = nn.Parameter(torch.tensor([math.log(spec.initial_scale)]))  # FSDP shards no scalars
         self.bias = nn.Parameter(torch.tensor([float(spec.initial_bias)]))
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         image_tokens: Tensor,
         text_tokens: Tensor,

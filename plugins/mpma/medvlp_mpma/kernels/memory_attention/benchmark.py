@@ -124,14 +124,14 @@ def _sdpa(name: str, backend: SDPBackend) -> Contender:
 # ------------------------------------------------------------------------------------------------------------------------ ours
 
 
-def unsupported_by(kernel: Kernel, path: str) -> Callable[[torch.device, torch.dtype, Shape], tuple[str, ...]]:
-    """Why a path of an op cannot be measured."""
+def unsupported_by(kernel: Kernel, backend: str) -> Callable[[torch.device, torch.dtype, Shape], tuple[str, ...]]:
+    """Why a backend of an op cannot be measured."""
 
     def unsupported_reasons(device: torch.device, dtype: torch.dtype, shape: Shape) -> tuple[str, ...]:
         sizes = tuple({"S": 0, **shape.sizes}.items())
         with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
-            reasons = kernel.reasons(Call(device.type, str(dtype).removeprefix("torch."), sizes))[path]
-        if not reasons and path == "triton" and calls.is_interpreted():
+            reasons = kernel.reasons(Call(device.type, str(dtype).removeprefix("torch."), sizes))[backend]
+        if not reasons and backend == "triton" and calls.is_interpreted():
             return ("the speed of Triton's interpreter says nothing",)
         return reasons
 
@@ -139,7 +139,7 @@ def unsupported_by(kernel: Kernel, path: str) -> Callable[[torch.device, torch.d
 
 
 class _Direct(torch.autograd.Function):
-    """Calls the two functions of a path without the op around them, each within a context: for variants that are no path."""
+    """Calls the two functions of a backend without the op around them, each within a context: for variants that are no backend."""
 
     @staticmethod
     def forward(ctx: Any, forward: Any, backward: Any, around: Any, options: dict[str, Any], *large: Tensor) -> Tensor:
@@ -166,7 +166,7 @@ class _Direct(torch.autograd.Function):
 def direct(
     forward: Callable[..., Any], backward: Callable[..., Any], around: Callable[[], AbstractContextManager[Any]]
 ) -> Callable[[Inputs], Callable[[], Tensor]]:
-    """``make`` of a contender that is a variant of a path: its functions, each called within ``around()``."""
+    """``make`` of a contender that is a variant of a backend: its functions, each called within ``around()``."""
 
     def make(inputs: Inputs) -> Callable[[], Tensor]:
         nothing = inputs["q"][:, :0]
@@ -215,8 +215,8 @@ CONTENDERS = (
     _sdpa("cuDNN", SDPBackend.CUDNN_ATTENTION),
     _sdpa("efficient", SDPBackend.EFFICIENT_ATTENTION),
     _sdpa("math", SDPBackend.MATH),
-    Contender(name="naive", about="einsum and softmax, gradients by autograd: the path `reference`", make=by_backend("reference")),
-    Contender(name="composite", about="our path `composite`: two flash calls, merged", make=by_backend("composite"), is_ours=True),
+    Contender(name="naive", about="einsum and softmax, gradients by autograd: backend `reference`", make=by_backend("reference")),
+    Contender(name="composite", about="backend `composite`: two flash calls, merged", make=by_backend("composite"), is_ours=True),
     Contender(
         name="composite, one fold",
         about="the same with all samples folded into one row, instead of groups that fill a GPU",
@@ -226,7 +226,7 @@ CONTENDERS = (
     ),
     Contender(
         name="triton",
-        about="our path `triton`",
+        about="backend `triton`",
         make=by_backend("triton"),
         unsupported_reasons=unsupported_by(KERNEL, "triton"),
         is_ours=True,

@@ -14,6 +14,7 @@ from medvlp_mpma.kernels import calls
 from medvlp_mpma.kernels.inputs import AttentionInputs
 from medvlp_mpma.kernels.memory_attention import benchmark as attention
 from medvlp_mpma.kernels.memory_attention import launch as attention_launch
+from medvlp_mpma.kernels.memory_attention.tuning import Tiles as AttentionTiles
 from medvlp_mpma.kernels.memory_topk.launch import memory_threshold
 from medvlp_mpma.kernels.memory_topk.op import KERNEL, NAME, memory_topk
 from medvlp_mpma.kernels.memory_topk.tuning import Tiles
@@ -133,7 +134,7 @@ def selection(inputs: Inputs) -> Callable[[], Tensor]:
 # ------------------------------------------------------------------------------------------------------------------------ ours
 
 
-def triton_with(name: str, *, threshold: Tiles | None = None, tiles: Mapping[str, attention.Tiles] | None = None) -> Contender:
+def triton_with(name: str, *, threshold: Tiles | None = None, tiles: Mapping[str, AttentionTiles] | None = None) -> Contender:
     """Our Triton kernels with tiles of choice: of the threshold kernel, and by name of the kernels of memory attention.
 
     Example:
@@ -160,7 +161,7 @@ def triton_with(name: str, *, threshold: Tiles | None = None, tiles: Mapping[str
 CONTENDERS = (
     Contender(
         name="masked-dense",
-        about="all scores, those of losers masked, gradients by autograd; memory projected once: the path `reference`",
+        about="all scores, those of losers masked, gradients by autograd; memory projected once: backend `reference`",
         make=by_backend("reference"),
     ),
     Contender(
@@ -178,13 +179,13 @@ CONTENDERS = (
     Contender(name="torch.topk", about="only the selection, scores given", make=selection, is_same_op=False, has_backward=False),
     Contender(
         name="composite",
-        about="our path `composite`: masked-dense in chunks, nothing large kept",
+        about="backend `composite`: masked-dense in chunks, nothing large kept",
         make=by_backend("composite"),
         is_ours=True,
     ),
     Contender(
         name="triton",
-        about="our path `triton`",
+        about="backend `triton`",
         make=by_backend("triton"),
         unsupported_reasons=attention.unsupported_by(KERNEL, "triton"),
         is_ours=True,
