@@ -46,5 +46,5 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _in_use(folder: Path, name: str) -> DataError:
     who = Path(name).read_text(encoding="utf-8").strip() or "another process"
-    hint = "wait for it or end it; processes of a launcher that was killed may go on for a while"
+    hint = "wait for it or end it; processes of a launcher that was killed may run on for a while"
     return DataError(Problem(code="MV508", text=f"{folder}: {who} works in this run folder", hint=hint))

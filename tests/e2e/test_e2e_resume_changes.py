@@ -109,7 +109,7 @@ def test_other_data_and_processes_are_refused(run: Path, has_checkpoint: bool, m
     pipeline = type("Pipeline", (), {"source": type("Source", (), {"fingerprint": lambda self: "other"})()})()
     monkeypatch.setattr("medvlp_core.training.resume.launched_processes", lambda: 3)
     with pytest.raises(DataError) as caught:
-        resume.check(pipeline)  # type: ignore[arg-type]
+        resume.check_compatible(pipeline)  # type: ignore[arg-type]
     text = str(caught.value)
     assert f"[MV508] {run}: the data are not those of the run: ids, texts, labels or splits have changed\n" in text
     assert f"[MV508] {run}: the run has 1 training process, and 3 would resume it\n" in text
