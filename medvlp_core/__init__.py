@@ -9,7 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from medvlp_core.api import build, plan, pretrain, resume
+    from medvlp_core.api import build, evaluate, plan, pretrain, resume
     from medvlp_core.errors import (
         DataError,
         Diagnostics,
@@ -58,6 +58,7 @@ __all__ = [
     "build",
     "component",
     "did_you_mean",
+    "evaluate",
     "hookimpl",
     "is_skipping_pretrained_init",
     "load",
@@ -72,6 +73,7 @@ __all__ = [
 _HOMES = {
     "api": (
         "build",
+        "evaluate",
         "plan",
         "pretrain",
         "resume",

@@ -14,10 +14,11 @@ from medvlp_core.recipe.load import Override, parse_override
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from medvlp_core.evaluation.protocol import Card
     from medvlp_core.model.build import BuiltRun
     from medvlp_core.planning.plan import ModelPlan
     from medvlp_core.spec.host import Host
-    from medvlp_core.training.run import RunResult
+    from medvlp_core.training.trainer import RunResult
 
 
 def plan(recipe: str | Path, overrides: Sequence[str | Override] = (), *, host: Host | None = None) -> ModelPlan:
@@ -56,27 +57,53 @@ def build(plan: ModelPlan, *, seed: int | None = None) -> BuiltRun:
 def pretrain(
     plan: ModelPlan, *, out: str | Path | None = None, device: str | None = None, console: Console | None = None
 ) -> RunResult | None:
-    """Train the model of a plan; see :func:`medvlp_core.training.run.pretrain`.
+    """Train the model of a plan; see :func:`medvlp_core.training.trainer.pretrain`.
 
     Example:
         >>> result = pretrain(plan("mpma:small"), out="runs/first")  # doctest: +SKIP
     """
-    from medvlp_core.training import run
+    from medvlp_core.training import trainer
 
-    return run.pretrain(plan, out=out, device=device, console=console)
+    return trainer.pretrain(plan, out=out, device=device, console=console)
 
 
 def resume(
     run: str | Path, overrides: Sequence[str | Override] = (), *, device: str | None = None, console: Console | None = None
 ) -> RunResult | None:
-    """Train a run that was stopped or killed to its end; see :func:`medvlp_core.training.run.resume`.
+    """Train a run that was stopped or killed to its end; see :func:`medvlp_core.training.trainer.resume`.
 
     Example:
         >>> result = resume("runs/first")  # doctest: +SKIP
     """
-    from medvlp_core.training import run as training
+    from medvlp_core.training import trainer
 
-    return training.resume_run(run, _overrides(overrides), device=device, console=console)
+    return trainer.resume(run, _overrides(overrides), device=device, console=console)
+
+
+def evaluate(
+    run: str | Path, *, split: str | None = None, device: str | None = None, out: str | Path | None = None
+) -> tuple[Card, ...]:
+    """Run the evaluators of a run's recipe on its trained model again: one card for each, in the order of the recipe.
+
+    The data of the recipe must exist on this machine. What the run wrote, ``evaluation.json`` too, stays as it is. An evaluator
+    that needs what the model or the data do not have gives a card without rows, whose ``problem`` says why.
+
+    Args:
+        run: a run folder (its newest checkpoint), or one checkpoint's folder.
+        split: the split to look at; None = the held-out one, ``test``, else ``val``.
+        device: a torch device; None = the GPU if there is one.
+        out: a folder for ``evaluation.json`` and the pictures; None = nothing is written, and the cards name no pictures.
+
+    Raises:
+        DataError: no checkpoint, or a damaged one (MV507); no such split (MV503); ``out`` holds an evaluation (MV508).
+        SpecError: the recipe cannot be planned here, or the device does not exist (MV104).
+
+    Example:
+        >>> cards = evaluate("runs/first", split="val")  # doctest: +SKIP
+    """
+    from medvlp_core.training.held_out import evaluate_run
+
+    return evaluate_run(run, split=split, device=device, out=out)
 
 
 def _overrides(changes: Sequence[str | Override]) -> list[Override]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from medvlp_core.data.images import gray_of, read_gray
 from medvlp_core.data.transforms import ImageTransform
+from medvlp_core.display import Displayed, DisplayRow
 from medvlp_core.errors import DataError, Problem
 from medvlp_core.evaluation.prompts import class_vectors
 from medvlp_core.nn.batch import ImageFeatures, TokenBatch
@@ -51,17 +52,26 @@ def load(run: str | Path, *, device: str | None = None, batch_size: int = 64) ->
     return TrainedModel(run=load_run(run, device=choose_device(device)), batch_size=batch_size)
 
 
-@attrs.frozen(kw_only=True)
-class TrainedModel:
+@attrs.frozen(kw_only=True, repr=False)
+class TrainedModel(Displayed):
     """A trained model in evaluation mode. Gradients are not kept; results lie on the CPU.
 
     Images are paths, Pillow images, or tensors: one, or a sequence of them. Files and Pillow images are cropped, scaled and
     normalised as in evaluation; a tensor (C, H, W) or (B, C, H, W) must be normalised already. ``run`` holds the parts:
-    ``run.model``, ``run.tokenizer``, ``run.plan``, ``run.facts``.
+    ``run.model``, ``run.tokenizer``, ``run.plan``, ``run.metadata``.
     """
 
     run: LoadedRun
     batch_size: int = attrs.field(default=64, validator=attrs.validators.ge(1))
+
+    def display(self) -> tuple[str, list[DisplayRow]]:
+        """The components of the model, how large it is and where it lies."""
+        metadata, plan = self.run.metadata, self.run.plan
+        parts = (one for one in plan.components.values() if one.path.startswith(("model.", "tokenizer")))
+        rows = [(one.path.removeprefix("model."), one.name) for one in parts]
+        rows.append(("parameters", f"{sum(one.numel() for one in self.run.model.parameters()):,}"))
+        rows.append(("device", str(self._device())))
+        return f"TrainedModel {metadata.get('name', plan.name)}, step {metadata['step']:,}", rows
 
     def encode_image(self, images: Images) -> ImageFeatures:
         """Tokens of whole images: patches (B, N, Di) and prefix (B, P, Di).

@@ -94,7 +94,7 @@ def save_untrained(host: PluginHost) -> Callable[..., Path]:
         from medvlp_core.model.build import build_run
         from medvlp_core.planning.compose import plan_recipe
         from medvlp_core.training.checkpoint import save_checkpoint
-        from medvlp_core.training.run import run_facts
+        from medvlp_core.training.describe_run import run_metadata
         from medvlp_core.training.state import TrainState
 
         plan = plan_recipe(recipe, host=host)
@@ -102,8 +102,8 @@ def save_untrained(host: PluginHost) -> Callable[..., Path]:
         state = TrainState.fresh(built.model, plan.train, torch.device("cpu"))
         checkpoint = folder / "checkpoints" / "step-0000000"
         checkpoint.parent.mkdir(parents=True)
-        facts = run_facts(built, torch.device("cpu"))
-        save_checkpoint(checkpoint, plan=plan, state=state, tokenizer=built.pipeline.tokenizer, facts=facts, progress={})
+        metadata = run_metadata(built, torch.device("cpu"))
+        save_checkpoint(checkpoint, plan=plan, state=state, tokenizer=built.pipeline.tokenizer, metadata=metadata, progress={})
         return folder
 
     return save

@@ -28,7 +28,7 @@ from medvlp_core.runtime.device import autocast, choose_device
 from medvlp_core.training.folder import make_run_folder
 from medvlp_core.training.loop import NOT_FINITE, check_length
 from medvlp_core.training.resume import read_resume
-from medvlp_core.training.run import pretrain, resume_run
+from medvlp_core.training.trainer import pretrain, resume
 
 
 def open_ablation(ablation: Ablation, *, out: str | None, device: str | None) -> Path:
@@ -91,7 +91,7 @@ def run_all(ablation: Ablation, folder: Path, *, device: str | None, console: Co
 
 
 def was_killed(folder: Path) -> bool:
-    """Whether there is a run that did not end and has a checkpoint to go on from."""
+    """Whether there is a run that did not end and has a checkpoint to resume from."""
     if read_outcome(folder) is not None:
         return False
     try:
@@ -101,10 +101,10 @@ def was_killed(folder: Path) -> bool:
 
 
 def train_one(run: Run, folder: Path, *, device: str | None, console: Console) -> Outcome:
-    """Train and evaluate one combination with one seed, as ``medvlp pretrain`` does; one that was killed goes on."""
+    """Train and evaluate one combination with one seed, as ``medvlp pretrain`` does; one that was killed is resumed."""
     try:
         if was_killed(folder):
-            result = resume_run(folder, device=device, console=console)
+            result = resume(folder, device=device, console=console)
         else:
             clear(folder)
             result = pretrain(run.plan, out=folder, device=device, console=console)

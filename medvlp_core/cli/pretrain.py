@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     plan = plan_or_complain(arguments)
     if plan is None:
         return 1
-    from medvlp_core.training.run import pretrain
+    from medvlp_core.training.trainer import pretrain
 
     result = pretrain(plan, out=arguments.out, device=arguments.device)
     return 1 if result is not None and result.problems else 0
@@ -50,7 +50,7 @@ def _resume(arguments: argparse.Namespace) -> int:
     diagnostics = Diagnostics()
     overrides = read_overrides(arguments, diagnostics)
     diagnostics.raise_errors()
-    from medvlp_core.training.run import resume_run
+    from medvlp_core.training.trainer import resume
 
-    result = resume_run(arguments.resume, overrides, device=arguments.device)
+    result = resume(arguments.resume, overrides, device=arguments.device)
     return 1 if result is not None and result.problems else 0

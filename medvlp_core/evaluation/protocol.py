@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import attrs
 import torch
 
+from medvlp_core.display import Displayed, DisplayRow
 from medvlp_core.errors import DataError, Problem, SpecError
 from medvlp_core.spec.contract import Dims, Symbol
 
@@ -71,9 +72,15 @@ class Row:
             return "beats" if is_clear else "within noise"
         return "beats"
 
+    def as_text(self) -> str:
+        """In one line: ``0.461 [0.400, 0.520], n = 120; chance 0.250: beats``."""
+        interval = f" [{self.interval[0]:.3f}, {self.interval[1]:.3f}]" if self.interval is not None else ""
+        baselines = (f"{name} {value:.3f}: {self.verdict(name)}" for name, value in self.baselines.items())
+        return "; ".join([f"{self.value:.3f}{interval}, n = {self.count:,}", *baselines])
 
-@attrs.frozen(kw_only=True)
-class Card:
+
+@attrs.frozen(kw_only=True, repr=False)
+class Card(Displayed):
     """The result of one evaluator. ``pictures``: file names in the pictures folder; ``problem``: why there is no result."""
 
     evaluator: str
@@ -81,6 +88,14 @@ class Card:
     pictures: tuple[str, ...] = ()
     note: str | None = None
     problem: str | None = None
+
+    def display(self) -> tuple[str, list[DisplayRow]]:
+        """Every number with its 95 % interval and its verdict on each baseline; then the pictures, the note, the problem."""
+        rows = [(row.metric, row.as_text()) for row in self.rows]
+        if self.pictures:
+            rows.append(("pictures", ", ".join(self.pictures)))
+        rows += [(name, text) for name, text in (("note", self.note), ("problem", self.problem)) if text]
+        return f"Card {self.evaluator}", rows
 
     def as_json(self) -> dict[str, Any]:
         """Plain dictionaries, with the verdict of every comparison; numbers that are not finite become null."""

@@ -41,21 +41,21 @@ def by_reason(skipped: Iterable[SkippedEvaluator]) -> list[tuple[str, str]]:
 
 
 def evaluate_all(
-    run: EvaluationRun, unable: Iterable[SkippedEvaluator] = (), *, on_done: Callable[[Card, float], None]
+    run: EvaluationRun, skipped: Iterable[SkippedEvaluator] = (), *, on_done: Callable[[Card, float], None]
 ) -> tuple[Card, ...]:
     """One card for each evaluator that applies, in the recipe's order; ``on_done(card, seconds)`` follows each.
 
-    Those in ``unable`` (see :func:`find_obstacles`) are left out. An evaluator that fails all the same gives a card with its
+    Those in ``skipped`` (see :func:`find_obstacles`) do not run. An evaluator that fails all the same gives a card with its
     problem; the others still run. The model's mode and torch's random state are put back.
     """
     cards = []
-    skipped = {one.path for one in unable}
+    paths = {one.path for one in skipped}
     run.folder.mkdir(parents=True, exist_ok=True)
     was_training = run.model.training
     run.model.eval()
     try:
         for slot, component in run.plan.evaluators.items():
-            if component.path in skipped:
+            if component.path in paths:
                 continue
             started = time.perf_counter()
             evaluator: Evaluator = build_component(run.plan, component)
@@ -75,12 +75,12 @@ def evaluate_all(
     return tuple(cards)
 
 
-def write_cards(path: Path, run: EvaluationRun, cards: tuple[Card, ...], unable: Iterable[SkippedEvaluator] = ()) -> None:
+def write_cards(path: Path, run: EvaluationRun, cards: tuple[Card, ...], skipped: Iterable[SkippedEvaluator] = ()) -> None:
     """Save the cards and what was skipped as JSON."""
-    skipped = (*run.plan.skipped, *unable)
+    absent = (*run.plan.skipped, *skipped)
     document: dict[str, Any] = {
         "split": run.split,
         "results": [card.as_json() for card in cards],
-        "skipped": [{"evaluator": one.path, "component": one.name, "reason": one.reason} for one in skipped],
+        "skipped": [{"evaluator": one.path, "component": one.name, "reason": one.reason} for one in absent],
     }
     write_at_once(path, json.dumps(document, indent=2, ensure_ascii=False) + "\n")

@@ -21,11 +21,11 @@ def model_card(loaded: LoadedRun, kind: str, usage: str) -> str:
 
 
 def _lines(loaded: LoadedRun, kind: str, usage: str) -> Iterator[str]:
-    plan, facts = loaded.plan, loaded.facts
-    versions = ", ".join(f"{name} {version}" for name, version in facts["machine"]["versions"].items())
+    plan, metadata = loaded.plan, loaded.metadata
+    versions = ", ".join(f"{name} {version}" for name, version in metadata["machine"]["versions"].items())
     yield f"# A model of medvlp, exported for {kind}"
     yield ""
-    yield f"What this is: {KINDS[kind]}. Trained for {facts['step']} steps ({versions})."
+    yield f"What this is: {KINDS[kind]}. Trained for {metadata['step']} steps ({versions})."
     yield ""
     yield "```python"
     yield usage
@@ -59,7 +59,7 @@ def _origins(loaded: LoadedRun) -> Iterator[str]:
     yield ""
     data = plan.one(Role.DATA)
     if data is not None:
-        yield f"Data: `{data.name}`, fingerprint `{loaded.facts.get('data')}`. {(inspect.getdoc(type(data.spec)) or '').strip()}"
+        yield f"Data: `{data.name}`, fingerprint `{loaded.metadata.get('data')}`. {(inspect.getdoc(type(data.spec)) or '').strip()}"
         about = getattr(type(data.spec), "about", None)
         if about is not None:
             yield f"\n```text\n{about().strip()}\n```"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from medvlp_core.planning.plan import FORMAT_VERSION, ModelPlan, SkippedEvaluato
 from medvlp_core.planning.wiring import PlannedComponent, PortKey, Step, Wiring
 from medvlp_core.recipe.load import Node, Override, load_recipe
 from medvlp_core.spec.blocks import InitSpec, InputSpec, TrainSpec
-from medvlp_core.spec.component import contract_of
+from medvlp_core.spec.component import SpecBlock, contract_of, params_of
 from medvlp_core.spec.host import Host
 from medvlp_core.spec.roles import HEADS, MODULE_NAMES, ROLES, Role
 
@@ -231,7 +232,20 @@ def _read_component(path: str, role: Role, node: Node, host: Host, diagnostics: 
         return None
     if spec is None or contract is None:
         return None
+    _warn_missing_paths(path, use.value, spec, node, diagnostics)
     return PlannedComponent(path=path, name=use.value, role=role, spec=spec, contract=contract, node=node)
+
+
+def _warn_missing_paths(path: str, name: str, spec: SpecBlock, node: Node, diagnostics: Diagnostics) -> None:
+    """Files and folders that are not there. No error: a trained model needs no data, and a recipe may be planned elsewhere."""
+    for param in params_of(type(spec)):
+        value = getattr(spec, param.name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if param.rules.is_path and one and not os.path.exists(one):
+                text = f"{path} ({name}): {param.name}={one!r} does not exist here"
+                hint = "" if os.path.isabs(one) else "a relative path starts from the folder that the command runs in"
+                at = (node.get(param.name) or node).position
+                diagnostics.add("MV511", text, at=at, hint=hint or None, is_warning=True)
 
 
 # -------------------------------------------------------------------------------------------------- losses, evaluators, route

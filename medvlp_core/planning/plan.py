@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from medvlp_core.display import Displayed, DisplayRow
 from medvlp_core.errors import Position, Problem, SpecError
 from medvlp_core.planning.wiring import INPUTS, PlannedComponent, PortKey, Step, Wiring
 from medvlp_core.recipe.load import Node, dump_yaml, escape_references
@@ -45,8 +46,8 @@ class SkippedEvaluator:
     reason: str
 
 
-@attrs.frozen(kw_only=True)
-class ModelPlan:
+@attrs.frozen(kw_only=True, repr=False)
+class ModelPlan(Displayed):
     """What :func:`medvlp_core.planning.compose.compose` makes of a recipe without a problem.
 
     ``components`` is keyed by path (``model.fusion``), ``losses`` by full term name (``gla.global``), both in the order in which
@@ -62,9 +63,27 @@ class ModelPlan:
     steps: tuple[Step, ...]
     skipped: tuple[SkippedEvaluator, ...]
     warnings: tuple[Problem, ...]
-    wiring: Wiring = attrs.field(eq=False, repr=False)
-    recipe: Node = attrs.field(eq=False, repr=False)
-    host: Host = attrs.field(eq=False, repr=False)
+    wiring: Wiring = attrs.field(eq=False)
+    recipe: Node = attrs.field(eq=False)
+    host: Host = attrs.field(eq=False)
+
+    def display(self) -> tuple[str, list[DisplayRow]]:
+        """The components, the losses with their weights, the length of the training, and what to look at."""
+        parts = [one for one in self.components.values() if one.role is not Role.EVALUATOR]
+        rows = [(one.path.removeprefix("model."), one.name) for one in parts]
+        if self.losses:
+            weighted = (name if weight == 1 else f"{weight:g} x {name}" for name, weight in self.losses.items())
+            rows.append(("losses", ", ".join(weighted)))
+        train = self.train
+        length = f"{train.steps:,} steps" if train.steps is not None else f"{train.epochs:g} epochs"
+        rows.append(("train", f"{length} of batch size {train.batch_size}, {train.precision}"))
+        if self.evaluators:
+            rows.append(("evaluators", ", ".join(self.evaluators)))
+        if self.skipped:
+            rows.append(("skipped", ", ".join(one.path.rpartition(".")[2] for one in self.skipped)))
+        if self.warnings:
+            rows.append(("warnings", ", ".join(one.code for one in self.warnings)))
+        return f"ModelPlan {self.name}", rows
 
     def of_role(self, role: Role) -> dict[str, PlannedComponent]:
         """The components of one role by slot name, in the order of the recipe."""

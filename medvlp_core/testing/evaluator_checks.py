@@ -22,7 +22,7 @@ from medvlp_core.testing.behaviour_checks import difference
 from medvlp_core.testing.checks import NotApplicable, check, expect
 from medvlp_core.testing.subject import Example, Subject
 from medvlp_core.testing.whole_model import CPU, trained_models
-from medvlp_core.training.run import evaluation_run
+from medvlp_core.training.held_out import evaluation_run
 
 NO_SPLIT = "no_such_split"
 UNUSUAL_SEED = 987_654_321

@@ -35,7 +35,7 @@ from medvlp_core.testing.whole_model import (
 )
 from medvlp_core.training.checkpoint import TOKENIZER, WEIGHTS, load_weights, save_checkpoint
 from medvlp_core.training.folder import RECIPE
-from medvlp_core.training.run import evaluation_run
+from medvlp_core.training.held_out import evaluation_run
 
 
 @check("learning")
@@ -78,7 +78,7 @@ def reloads_from_a_checkpoint(subject: Subject) -> None:
     for trained in trained_models(subject):
         built, folder = trained.built, trained.folder / "checkpoint"
         tokenizer = built.pipeline.tokenizer
-        save_checkpoint(folder, plan=trained.plan, state=trained.state, tokenizer=tokenizer, facts={}, progress={})
+        save_checkpoint(folder, plan=trained.plan, state=trained.state, tokenizer=tokenizer, metadata={}, progress={})
         plan = _plan_again(trained.plan, folder / RECIPE)
         loaded = build_tokenizer(plan, folder=folder / TOKENIZER)
         model = build_model(plan, seed=1)  # other weights than those that must come back

@@ -1,4 +1,4 @@
-"""Checkpoints: a folder with the weights (safetensors), the recipe, the vocabulary and a few facts. No pickle."""
+"""Checkpoints: a folder with the weights (safetensors), the recipe, the vocabulary and its metadata. No pickle."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from medvlp_core.plugins.host import load_plugins
 from medvlp_core.runtime.distributed import is_main
 from medvlp_core.spec.pretrained import skip_pretrained_init
 from medvlp_core.training.folder import CHECKPOINTS, RECIPE, resume_command
-from medvlp_core.training.state import TrainState, in_main, like
+from medvlp_core.training.state import TrainState, gather_to_main, like
 
 FORMAT = 3
 WEIGHTS, EMA_WEIGHTS, OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
-FACTS, PROGRESS, TOKENIZER = "checkpoint.json", "progress.json", "tokenizer"
+METADATA, PROGRESS, TOKENIZER = "checkpoint.json", "progress.json", "tokenizer"
 
 
 def checkpoint_name(step: int) -> str:
@@ -41,19 +41,19 @@ def checkpoint_name(step: int) -> str:
 
 
 def save_checkpoint(
-    folder: Path, *, plan: ModelPlan, state: TrainState, tokenizer: Tokenizer, facts: dict[str, Any], progress: dict[str, Any]
+    folder: Path, *, plan: ModelPlan, state: TrainState, tokenizer: Tokenizer, metadata: dict[str, Any], progress: dict[str, Any]
 ) -> None:
     """Write a checkpoint to ``folder``, replacing an older one. It appears complete or not at all, also if the machine dies.
 
-    ``facts`` (seed, data fingerprint, machine ...) go to ``checkpoint.json``, with the format number, and size and hash of every
-    file; ``progress`` (numbers of the run's observers) to ``progress.json``. Every process calls this; the main one writes.
+    ``metadata`` (seed, data fingerprint, machine ...) goes to ``checkpoint.json``, with the format number, and size and hash of
+    every file; ``progress`` (numbers of the run's observers) to ``progress.json``. Every process calls this; the main one writes.
 
     Raises:
         DataError: it cannot be written, for instance because the disk is full (MV507). What was there before is still there.
     """
-    tensors = {WEIGHTS: in_main(weights_of(state.model)), OPTIMIZER: in_main(state.optimizer_tensors())}
+    tensors = {WEIGHTS: gather_to_main(weights_of(state.model)), OPTIMIZER: gather_to_main(state.optimizer_tensors())}
     if state.ema is not None:
-        tensors[EMA_WEIGHTS] = in_main(state.ema.weights)
+        tensors[EMA_WEIGHTS] = gather_to_main(state.ema.weights)
     if not is_main():
         return
     partial = folder.with_name(f".{folder.name}.partial")  # hidden, so that nobody takes it for a checkpoint
@@ -66,10 +66,10 @@ def save_checkpoint(
         for path in partial.glob("*.safetensors"):
             shutil.copymode(partial / RECIPE, path)  # safetensors makes files that nobody else may read, whatever the umask
         tokenizer.save(partial / TOKENIZER)
-        _write_json(partial / PROGRESS, {**state.numbers(), **progress})
+        _write_json(partial / PROGRESS, {**state.scalars(), **progress})
         files = {str(path.relative_to(partial)): _fingerprint(path) for path in sorted(partial.rglob("*")) if path.is_file()}
-        facts = {"format": FORMAT, "step": state.step, **facts, "files": files}
-        _write_json(partial / FACTS, {**facts, "blake2b": _hash_of(facts)})
+        metadata = {"format": FORMAT, "step": state.step, **metadata, "files": files}
+        _write_json(partial / METADATA, {**metadata, "blake2b": _hash_of(metadata)})
         for path in [*partial.rglob("*"), partial]:
             _to_disk(path)
         if folder.exists():
@@ -94,8 +94,8 @@ def _write_json(path: Path, value: dict[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
-def _hash_of(facts: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=16).hexdigest()
+def _hash_of(metadata: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(metadata).encode(), digest_size=16).hexdigest()
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def prune_checkpoints(run: Path, *, keep: int) -> None:
 
 def _validation(folder: Path) -> float | None:
     try:
-        return _read_facts(folder / FACTS).get("validation")
+        return _read_metadata(folder / METADATA).get("validation")
     except DataError:  # damaged since it was written, and not the one that is needed now
         return None
 
@@ -156,14 +156,14 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def check_files(folder: Path, *names: str) -> dict[str, Any]:
-    """The facts of a checkpoint, after comparing its files (or files and folders called ``names``) with what was written.
+    """The metadata of a checkpoint, after comparing its files (or files and folders called ``names``) with what was written.
 
     Raises:
         DataError: a file is missing, cut off or changed (MV507), with the checkpoint before it as a hint.
     """
-    facts = _read_facts(folder / FACTS)
-    _expect_unchanged(folder / FACTS, facts)
-    for name, written in facts["files"].items():
+    metadata = _read_metadata(folder / METADATA)
+    _expect_unchanged(folder / METADATA, metadata)
+    for name, written in metadata["files"].items():
         path = folder / name
         if names and name.partition("/")[0] not in names:
             continue
@@ -174,12 +174,12 @@ def check_files(folder: Path, *names: str) -> dict[str, Any]:
             raise _broken(path, f"the file has {found['bytes']:,} bytes, and {written['bytes']:,} were written")
         if found != written:
             raise _broken(path, "the file is not what was written: its hash differs")
-    return facts
+    return metadata
 
 
-def _expect_unchanged(path: Path, facts: dict[str, Any]) -> None:
-    rest = {key: value for key, value in facts.items() if key != "blake2b"}
-    if facts.get("blake2b") != _hash_of(rest):
+def _expect_unchanged(path: Path, metadata: dict[str, Any]) -> None:
+    rest = {key: value for key, value in metadata.items() if key != "blake2b"}
+    if metadata.get("blake2b") != _hash_of(rest):
         raise _broken(path, "the file is not what was written: its hash differs")
 
 
@@ -190,8 +190,8 @@ def read_progress(folder: Path) -> dict[str, Any]:
 
 
 def load_state(state: TrainState, folder: Path) -> None:
-    """Optimiser, average and counters from a checkpoint whose files are checked; the weights are loaded before sharding."""
-    state.load_numbers(read_progress(folder))
+    """Optimiser, EMA and counters from a checkpoint whose files are checked; the weights are loaded before sharding."""
+    state.load_scalars(read_progress(folder))
     state.load_optimizer_tensors(safetensors.torch.load_file(folder / OPTIMIZER))
     if state.ema is not None:
         parameters = dict(state.model.named_parameters())
@@ -201,12 +201,12 @@ def load_state(state: TrainState, folder: Path) -> None:
 
 @attrs.frozen(kw_only=True)
 class LoadedRun:
-    """A trained model, ready to use: ``model`` is in evaluation mode. ``facts`` is the content of ``checkpoint.json``."""
+    """A trained model, ready to use: ``model`` is in evaluation mode. ``metadata`` is the content of ``checkpoint.json``."""
 
     plan: ModelPlan
     tokenizer: Tokenizer
     model: ComposedModel
-    facts: dict[str, Any]
+    metadata: dict[str, Any]
 
     def pipeline(self) -> InputPipeline:
         """The input pipeline of the run, with its data. The data of the recipe must exist on this machine."""
@@ -235,7 +235,7 @@ def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Loade
 
     Needs neither training data nor the weights that training began with.
 
-    The averaged weights if the run kept some (``train.ema_decay``), else those of the last step.
+    The EMA weights if the run kept some (``train.ema_decay``), else those of the last step.
 
     Raises:
         DataError: a file is missing, cut off or does not fit the recipe (MV507), or the vocabulary is broken (MV506).
@@ -246,7 +246,7 @@ def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Loade
         >>> features = run.model.encode_image(run.read_image("film.png"))  # doctest: +SKIP
     """
     folder = find_checkpoint(Path(folder))
-    facts = check_files(folder, WEIGHTS, EMA_WEIGHTS, TOKENIZER)
+    metadata = check_files(folder, WEIGHTS, EMA_WEIGHTS, TOKENIZER)
     if not (folder / RECIPE).is_file():  # it may have been edited: the data can lie elsewhere on this machine
         raise _broken(folder / RECIPE, "the file is missing")
     with skip_pretrained_init(), torch.random.fork_rng(devices=[]):
@@ -256,7 +256,7 @@ def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Loade
     load_weights(model, folder / WEIGHTS)
     if (folder / EMA_WEIGHTS).is_file():
         load_ema(model, folder / EMA_WEIGHTS)
-    return LoadedRun(plan=plan, tokenizer=tokenizer, model=model.to(device).eval(), facts=facts)
+    return LoadedRun(plan=plan, tokenizer=tokenizer, model=model.to(device).eval(), metadata=metadata)
 
 
 def load_weights(model: ComposedModel, path: Path) -> None:
@@ -277,7 +277,7 @@ def load_weights(model: ComposedModel, path: Path) -> None:
 
 
 def load_ema(model: nn.Module, path: Path) -> None:
-    """Put averaged weights in the place of the trained ones."""
+    """Put EMA weights in the place of the trained ones."""
     parameters = dict(model.named_parameters())
     with torch.no_grad():
         for name, value in safetensors.torch.load_file(path).items():
@@ -290,7 +290,7 @@ def find_checkpoint(folder: Path) -> Path:
     Raises:
         DataError: there is none (MV507).
     """
-    if (folder / FACTS).exists() or (folder / WEIGHTS).exists():
+    if (folder / METADATA).exists() or (folder / WEIGHTS).exists():
         return folder
     found = list_checkpoints(folder)
     if not found:
@@ -298,17 +298,17 @@ def find_checkpoint(folder: Path) -> Path:
     return found[-1]
 
 
-def _read_facts(path: Path) -> dict[str, Any]:
+def _read_metadata(path: Path) -> dict[str, Any]:
     try:
-        facts = json.loads(path.read_text(encoding="utf-8"))
+        metadata = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise _broken(path, "the file is missing") from error
     except (OSError, ValueError) as error:
         raise _broken(path, f"the file cannot be read ({error})") from error
-    if not isinstance(facts, dict) or facts.get("format") != FORMAT:
-        found = facts.get("format") if isinstance(facts, dict) else None
+    if not isinstance(metadata, dict) or metadata.get("format") != FORMAT:
+        found = metadata.get("format") if isinstance(metadata, dict) else None
         raise _broken(path, f"checkpoint format {FORMAT} is supported, found {found!r}")
-    return facts
+    return metadata
 
 
 def _broken(path: Path, what: str) -> DataError:

@@ -1,24 +1,29 @@
-"""What a run says at its start, in a few lines."""
+"""What a run says at its start, in a few lines, and what it writes down about the machine and the data."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import medvlp_core
 from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.errors import DataError
+from medvlp_core.kernels.machine import device_label
 from medvlp_core.model.build import BuiltRun
 from medvlp_core.nn.interfaces import ChoosesKernels
 from medvlp_core.runtime.device import AUTOCAST_DTYPES
 from medvlp_core.runtime.distributed import world_size
 from medvlp_core.spec.blocks import TrainSpec
 from medvlp_core.spec.contract import Symbol
+from medvlp_core.training.folder import METRICS
+from medvlp_core.training.resume import Resume
 
 #: So many training texts are counted at the start: a few seconds at most.
 COUNTED_TEXTS = 10_000
@@ -39,6 +44,36 @@ def describe_run(built: BuiltRun, folder: Path, device: torch.device, console: C
         warn(console, warning)
 
 
+def describe_resume(resume: Resume, machine: dict[str, Any], set_aside: Sequence[str], console: Console) -> None:
+    """Say where a run is resumed, what is not as it was, and which checkpoints (``set_aside``) will be written anew."""
+    console.print(f"resumed after step {resume.step}", markup=False)
+    for name in set_aside:
+        console.print(f"{name} is set aside, and deleted when it is written anew", markup=False)
+    if missing := resume.missing_lines():
+        warn(console, f"{missing} lines of {METRICS} are not there any more")
+    for change in resume.environment_changes(machine):
+        warn(console, f"{change}: the last digits may differ")
+    for change in resume.data_changes:
+        warn(console, f"{change}: the pixels of the images are not compared")
+
+
+def run_metadata(built: BuiltRun, device: torch.device) -> dict[str, Any]:
+    """What a resumed run must have in common with this one; of ``machine`` the last digits may depend."""
+    return {
+        "name": built.plan.name,
+        "seed": built.plan.train.seed,
+        "data": built.pipeline.source.fingerprint(),
+        "processes": world_size(),
+        "machine": {
+            "device": device.type,
+            "hardware": device_label(device),
+            "threads": torch.get_num_threads(),
+            "kernels": kernels_in_use(built.model, device, built.plan.train.precision),
+            "versions": {"medvlp": medvlp_core.__version__, "torch": torch.__version__},
+        },
+    }
+
+
 def warn(console: Console, text: str) -> None:
     """A line that stands out."""
     console.print(f"warning: {text}", style="yellow", markup=False, soft_wrap=True)
@@ -51,7 +86,7 @@ def launcher_warnings(spec: TrainSpec) -> Iterator[str]:
         >>> list(launcher_warnings(TrainSpec(steps=1)))
         []
     """
-    asked = {
+    settings = {
         "ACCELERATE_MIXED_PRECISION": ("no", spec.precision, f"train.precision: {spec.precision}"),
         "ACCELERATE_DYNAMO_BACKEND": ("no", "inductor" if spec.compile else "no", f"train.compile: {str(spec.compile).lower()}"),
         "ACCELERATE_USE_FSDP": ("false", str(spec.parallel == "fsdp").lower(), f"train.parallel: {spec.parallel}"),
@@ -62,7 +97,7 @@ def launcher_warnings(spec: TrainSpec) -> Iterator[str]:
             f"train.gradient_accumulation_steps: {spec.gradient_accumulation_steps}",
         ),
     }
-    for name, (default, ours, setting) in asked.items():
+    for name, (default, ours, setting) in settings.items():
         value = os.environ.get(name, default).lower()
         if value not in (default, ours):
             yield f"{name}={value} is not read: the recipe says {setting}"
@@ -77,18 +112,18 @@ def norm_warnings(model: nn.Module, spec: TrainSpec) -> Iterator[str]:
 
 
 def kernels_in_use(model: nn.Module, device: torch.device, precision: str) -> str:
-    """Every op that parts of the model call and the path that serves it, e.g. ``mpma.memory_topk composite``; empty if none does.
+    """Every op that the model calls and the backend that serves it, e.g. ``mpma.memory_topk composite``; empty if none does.
 
     Raises:
-        KernelError: a path that was asked for cannot serve (MV401).
+        KernelError: a backend that was asked for cannot serve (MV401).
     """
     dtype = str(AUTOCAST_DTYPES.get(precision, torch.float32)).removeprefix("torch.")
     found: dict[str, set[str]] = {}
     for module in model.modules():
         if isinstance(module, ChoosesKernels):
-            for op, path in module.kernel_choices(device.type, dtype).items():
-                found.setdefault(op, set()).add(path)
-    return ", ".join(f"{op} {' and '.join(sorted(paths))}" for op, paths in sorted(found.items()))
+            for op, backend in module.kernel_choices(device.type, dtype).items():
+                found.setdefault(op, set()).add(backend)
+    return ", ".join(f"{op} {' and '.join(sorted(backends))}" for op, backends in sorted(found.items()))
 
 
 def cut_texts(built: BuiltRun) -> str | None:

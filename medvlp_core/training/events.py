@@ -19,7 +19,7 @@ class StepDone:
 
     ``losses``: every term, unweighted; ``total``: the weighted sum that was minimised; both are means over the pairs of the step,
     of all processes. ``data_seconds``: seconds of ``seconds`` in which the loop waited for data. ``bad_steps``: steps so far that
-    were left out because something was not finite. ``statistics``: what parts of the model tell (``fusion.memory.slots_in_use``),
+    were skipped because something was not finite. ``statistics``: what modules report (``fusion.memory.slots_in_use``),
     mean over the processes.
     """
 

@@ -16,7 +16,7 @@ from medvlp_core.training.lock import LOCK
 from medvlp_core.training.metrics_file import read_metrics
 
 RECIPE, METRICS, BAD_STEPS, EVALUATION = "resolved.yaml", "metrics.jsonl", "bad_steps.jsonl", "evaluation.json"
-INIT_REPORT, START = "init_from.json", "start.json"
+INIT_SUMMARY, START = "init_from.json", "start.json"
 CHECKPOINTS = "checkpoints"
 
 
@@ -79,13 +79,13 @@ def read_start(folder: Path) -> dict[str, Any]:
         DataError: they are missing or damaged (MV508).
     """
     try:
-        facts = json.loads((folder / START).read_text(encoding="utf-8"))
-        if set(facts) != {"name", "seed", "data", "processes", "machine"}:
-            raise ValueError("other facts than a run writes")
+        metadata = json.loads((folder / START).read_text(encoding="utf-8"))
+        if set(metadata) != {"name", "seed", "data", "processes", "machine"}:
+            raise ValueError("other metadata than a run writes")
     except (OSError, ValueError) as error:
         text = f"{folder / START}: how the run began cannot be read ({getattr(error, 'strerror', None) or error})"
         raise DataError(Problem(code="MV508", text=text, hint="the run has no checkpoint yet: start a new one")) from error
-    content: dict[str, Any] = facts
+    content: dict[str, Any] = metadata
     return content
 
 
@@ -97,7 +97,7 @@ def resume_command(run: Path, processes: int | None = None) -> str:
 
 
 @contextmanager
-def can_write(folder: Path) -> Iterator[None]:
+def translate_write_errors(folder: Path) -> Iterator[None]:
     """Turn what keeps a file of a run from being written into a message.
 
     Raises:
@@ -119,7 +119,7 @@ def cleanup_on_failed_start(folder: Path) -> Iterator[None]:
     except BaseException:
         # Step 1 writes a line in the one file or the other.
         if not read_metrics(folder / METRICS) and not (folder / BAD_STEPS).exists():
-            for name in (METRICS, START, RECIPE, INIT_REPORT, LOCK):
+            for name in (METRICS, START, RECIPE, INIT_SUMMARY, LOCK):
                 (folder / name).unlink(missing_ok=True)
             with suppress(OSError):  # it holds something else after all, or is the working folder
                 folder.rmdir()

@@ -1,4 +1,4 @@
-"""Weights to begin with (``init_from`` in a recipe): where they come from, what fits where, and a report of every tensor."""
+"""Weights to begin with (``init_from`` in a recipe): where they come from, what fits where, and a summary of every tensor."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from medvlp_core.spec.blocks import InitSpec
 from medvlp_core.spec.roles import MODULE_NAMES, Role
 from medvlp_core.training.checkpoint import (
     EMA_WEIGHTS,
-    FACTS,
+    METADATA,
     TOKENIZER,
     WEIGHTS,
     check_files,
@@ -29,15 +29,15 @@ from medvlp_core.training.checkpoint import (
     list_checkpoints,
     weights_of,
 )
-from medvlp_core.training.folder import INIT_REPORT, can_write
+from medvlp_core.training.folder import INIT_SUMMARY, translate_write_errors
 
 #: Files with the weights in a folder of transformers, timm or an export.
 _LIBRARY_FILES = (WEIGHTS, "pytorch_model.bin")
 
 
 @attrs.frozen(kw_only=True)
-class InitReport:
-    """What a model began with: where it came from, and what became of the tensors of each part."""
+class InitSummary:
+    """The weights that a model began with: where they came from, and what became of the tensors of each part."""
 
     source: Path
     parts: dict[str, LoadedWeights]
@@ -54,14 +54,14 @@ class InitReport:
             DataError: it cannot be written (MV508).
         """
         content = {"source": str(self.source), "parts": {part: attrs.asdict(loaded) for part, loaded in self.parts.items()}}
-        with can_write(folder):
-            write_at_once(folder / INIT_REPORT, json.dumps(content, indent=2) + "\n")
+        with translate_write_errors(folder):
+            write_at_once(folder / INIT_SUMMARY, json.dumps(content, indent=2) + "\n")
 
 
 def load_initial_weights(model: ComposedModel, folder: Path | None, console: Console) -> None:
     """Do what the recipe's ``init_from`` says and tell of it; tell of checkpoints that encoders read when they were built, too.
 
-    ``folder``: the run folder, for the report; None in all processes but the main one.
+    ``folder``: the run folder, for the summary; None in all processes but the main one.
 
     Raises:
         SpecError: there are no such weights (MV509), they cannot be read (MV507), or nothing fits (MV509).
@@ -69,15 +69,15 @@ def load_initial_weights(model: ComposedModel, folder: Path | None, console: Con
     for name, part in model.named_children():
         if isinstance(loaded := getattr(part, "loaded", None), LoadedWeights):
             console.print(f"{name}: pretrained weights: {loaded}", markup=False, soft_wrap=True)
-    report = init_from(model, model.plan.init_from)
-    if report is not None:
-        for line in report.lines():
+    summary = init_from(model, model.plan.init_from)
+    if summary is not None:
+        for line in summary.lines():
             console.print(line, markup=False, soft_wrap=True)
         if folder is not None:
-            report.write(folder)
+            summary.write(folder)
 
 
-def init_from(model: ComposedModel, spec: InitSpec) -> InitReport | None:
+def init_from(model: ComposedModel, spec: InitSpec) -> InitSummary | None:
     """Fill what fits from the weights that ``spec`` names; the rest of the model stays as it is. None if it names none.
 
     Raises:
@@ -101,13 +101,13 @@ def init_from(model: ComposedModel, spec: InitSpec) -> InitReport | None:
     for part in chosen:
         found, parts[part] = (_fit_part if is_of_run else _fit_library)(model, part, own, given)
         values |= found
-    report = InitReport(source=source or Path(spec.path), parts=parts)
-    _check_something_fits(report, spec)
+    summary = InitSummary(source=source or Path(spec.path), parts=parts)
+    _check_something_fits(summary, spec)
     model.load_state_dict(values, strict=False)
-    return report
+    return summary
 
 
-def check_source(plan: ModelPlan) -> None:
+def check_init_source(plan: ModelPlan) -> None:
     """Find out early if there is nothing to begin with.
 
     Raises:
@@ -150,7 +150,7 @@ def _checkpoint(path: Path) -> Path | None:
     if not path.exists():
         hint = "give a run folder, a checkpoint's folder, or a file with weights"
         raise _cannot(f"there is no file or folder {str(path)!r}", hint=hint)
-    return find_checkpoint(path) if (path / FACTS).is_file() or list_checkpoints(path) else None
+    return find_checkpoint(path) if (path / METADATA).is_file() or list_checkpoints(path) else None
 
 
 def _library_file(path: Path) -> Path:
@@ -227,12 +227,12 @@ def _best_prefix(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> str:
     return max(sorted(choices, key=len), key=hits)
 
 
-def _check_something_fits(report: InitReport, spec: InitSpec) -> None:
-    empty = [part for part, loaded in report.parts.items() if not loaded.matched and not loaded.adapted]
-    if empty and (spec.parts is not None or len(empty) == len(report.parts)):
-        lines = tuple(f"{part}: {report.parts[part]}" for part in empty)
+def _check_something_fits(summary: InitSummary, spec: InitSpec) -> None:
+    empty = [part for part, loaded in summary.parts.items() if not loaded.matched and not loaded.adapted]
+    if empty and (spec.parts is not None or len(empty) == len(summary.parts)):
+        lines = tuple(f"{part}: {summary.parts[part]}" for part in empty)
         hint = "the checkpoint must come from the same components, with the same sizes; `medvlp diff` compares two recipes"
-        raise _cannot(f"nothing in {report.source} fits {', '.join(empty)}", details=lines, hint=hint)
+        raise _cannot(f"nothing in {summary.source} fits {', '.join(empty)}", details=lines, hint=hint)
 
 
 def _cannot(text: str, *, hint: str, details: tuple[str, ...] = ()) -> SpecError:

@@ -1,7 +1,7 @@
-"""The training loop, to be read top to bottom.
+"""The training loop, to be read top to bottom: ``train`` calls ``forward_backward``, ``reduce_metrics`` and ``apply_update``.
 
 A step is a function of the state before it and of its number: the pairs, their crops, masks and dropout are drawn from seeds that
-the number gives (medvlp_core.data.order). So a run that is killed and goes on from a checkpoint ends with the same bits.
+the number gives (medvlp_core.data.order). So a run that is killed and resumed from a checkpoint ends with the same bits.
 """
 
 from __future__ import annotations
@@ -9,26 +9,24 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from collections.abc import Callable, Iterator
 
+import attrs
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.nn.parallel import DistributedDataParallel
 
 from medvlp_core.data.order import DataOrder, Share, seed_of
 from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.errors import DataError, MedvlpError, Problem, SpecError
-from medvlp_core.nn.batch import StepOutput
+from medvlp_core.nn.batch import ImageTextBatch, StepOutput
 from medvlp_core.nn.interfaces import ReportsStatistics
 from medvlp_core.runtime.device import autocast, to_device
 from medvlp_core.runtime.distributed import all_gather_object, rank, sum_over_ranks, world_size
 from medvlp_core.spec.blocks import TrainSpec
 from medvlp_core.training.events import Observer, StepDone, StepSkipped, Stopped
-from medvlp_core.training.optim import learning_rate_at
-from medvlp_core.training.parallel import buffers_kept
+from medvlp_core.training.optim import set_learning_rate
+from medvlp_core.training.parallel import sync_gradients, warm_up_ddp_buckets
 from medvlp_core.training.state import TrainState
 from medvlp_core.training.stop import StopRequest
 
@@ -37,6 +35,36 @@ MAX_STEPS = 9_999_999
 
 #: Code of the error for losses or gradients that are not finite.
 NOT_FINITE = "MV601"
+
+
+@attrs.frozen(kw_only=True)
+class LocalStep:
+    """What the micro-batches of one process gave in one step, not yet reduced over the processes.
+
+    ``losses``: (1 + terms,), the weighted sum and then every term of ``names``, each a sum over the pairs of this process divided
+    by all ``pairs`` of the step. ``rows``: numbers of its records. ``data_seconds``: for how long it waited for data.
+    """
+
+    losses: Tensor
+    names: tuple[str, ...]
+    rows: tuple[int, ...]
+    pairs: int
+    data_seconds: float
+
+
+@attrs.frozen(kw_only=True)
+class StepMetrics:
+    """The numbers of one step, the same in every process.
+
+    ``total`` is the weighted sum of the ``losses``; ``grad_norm`` was measured before clipping. ``is_stopping``: a process was
+    asked to stop.
+    """
+
+    total: float
+    losses: dict[str, float]
+    statistics: dict[str, float]
+    grad_norm: float
+    is_stopping: bool
 
 
 def train(
@@ -52,8 +80,8 @@ def train(
 ) -> str | None:
     """Train from ``state.step`` to the end, in place. None at the end, or the signal that asked to stop.
 
-    ``forward`` is the state's model as it is called, maybe wrapped for several processes. ``notify`` gets every event, ``save``
-    writes a checkpoint of the state, and is told whether that is because the run was asked to stop.
+    ``forward`` is the state's model as it is called, maybe wrapped for several processes. ``notify`` gets every event;
+    ``save(is_stopping)`` writes a checkpoint of the state.
 
     Raises:
         MedvlpError: more than ``max_bad_steps`` steps were not finite (MV601); the weights are those of the last good step.
@@ -63,133 +91,150 @@ def train(
     steps = count_steps(spec, order)
     share = Share(rank=rank(), world=world_size(), micro_batches=spec.gradient_accumulation_steps)
     batches = iter(pipeline.training_batches(order, range(state.step, steps), share=share, is_pinned=device.type == "cuda"))
-    reporters = {name: module for name, module in state.model.named_modules() if isinstance(module, ReportsStatistics)}
-    warm_up_ddp_buckets(forward, pipeline, order, share, device, spec.precision)
-    statistics_of(reporters)  # what that pass used is of no step
+    modules = {name: module for name, module in state.model.named_modules() if isinstance(module, ReportsStatistics)}
+    warm_up_ddp_buckets(forward, pipeline.training_batches(order, range(1), share=share), device, spec.precision)
+    read_statistics(modules)  # what that pass counted belongs to no step
     clock = time.perf_counter()
 
-    while state.step < steps:
-        step = state.step
+    for step in range(state.step, steps):
         torch.manual_seed(seed_of("masks", spec.seed, step, share.rank))  # and dropout
-        learning_rate = learning_rate_at(step, steps, spec)
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate * group["lr_scale"]
-        state.optimizer.zero_grad(set_to_none=True)
-        state.keep_buffers()
-        pairs = order.size(step)
-        data_seconds, sums, rows = 0.0, None, []
-
-        for part in range(spec.gradient_accumulation_steps):
-            before = time.perf_counter()
-            batch = next(batches)
-            data_seconds += time.perf_counter() - before
-            rows += batch.record_index.tolist()
-            # Processes are averaged, parts are summed: so every pair counts the same, however unequal the parts are.
-            part_of_step = len(batch.image) / pairs
-            with last_part_synchronises(forward, is_last=part + 1 == spec.gradient_accumulation_steps):
-                with autocast(device, spec.precision):
-                    output: StepOutput = forward(to_device(batch, device))
-                state.scaler.scale(output.loss * (part_of_step * share.world)).backward()
-            numbers = torch.stack([output.loss, *output.losses.values()]).detach().float() * part_of_step
-            sums, names = numbers if sums is None else sums + numbers, list(output.losses)
-            del output  # predictions and ports of this pass would stay in memory during the next one
-
-        state.scaler.unscale_(state.optimizer)
-        grad_norm = norm_of(nn.utils.clip_grad_norm_(state.model.parameters(), spec.max_grad_norm or math.inf))
-        # One transfer from the device for all numbers, and before the update, so that a bad step changes nothing.
-        is_asked = torch.tensor([float(stop.signal is not None)], device=device)
-        told = statistics_of(reporters)
-        assert sums is not None
-        numbers = torch.cat([sums, *(value.detach().float().reshape(1) / share.world for value in told.values()), is_asked])
-        total, *terms, asked = sum_over_ranks(numbers).tolist()
-        norm = grad_norm.item()
-        losses = dict(zip(names, terms, strict=False))
-        statistics = dict(zip(told, terms[len(losses) :], strict=True))
-        # With a loss scale, gradients that are too large for fp16 are part of the game: the scaler leaves the update out and
-        # halves itself. If that has not helped down to a scale below 1, they are no matter of scale.
-        is_good = math.isfinite(total) and (math.isfinite(norm) or (state.scaler.is_enabled() and state.scaler.get_scale() >= 1.0))
-        if is_good:
-            state.scaler.step(state.optimizer)
-            if state.ema is not None:
-                state.ema.update(state.model)
-        state.scaler.update()
-        state.step += 1
-        if not is_good:
-            state.restore_buffers()
-            state.bad_steps += 1
-            all_rows = itertools.chain.from_iterable(all_gather_object(rows))
-            records = tuple(pipeline.records("train")[row].id for row in all_rows)
-            notify(StepSkipped(step=state.step, steps=steps, losses=losses, grad_norm=norm, records=records))
-            if state.bad_steps > spec.max_bad_steps:
-                raise not_finite(state, losses, norm, records)
-
+        learning_rate = set_learning_rate(state.optimizer, step, steps, spec)
+        local = forward_backward(state, forward, batches, spec, pairs=order.size(step), device=device)
+        grad_norm = clip_gradients(state, spec.max_grad_norm)
+        metrics = reduce_metrics(local, grad_norm, read_statistics(modules), is_stopping=stop.signal is not None)
+        is_applied = apply_update(state, metrics)
         seconds, clock = time.perf_counter() - clock, time.perf_counter()
-        if is_good:
-            notify(
-                StepDone(
-                    step=state.step,
-                    steps=steps,
-                    epoch=order.epoch(step) + 1,
-                    total=total,
-                    losses=losses,
-                    learning_rate=learning_rate,
-                    grad_norm=norm,
-                    pairs=pairs,
-                    seconds=seconds,
-                    data_seconds=data_seconds,
-                    bad_steps=state.bad_steps,
-                    statistics=statistics,
-                )
-            )
-        is_last = state.step == steps
+        if is_applied:
+            notify(step_done(state, local, metrics, steps=steps, epoch=order.epoch(step) + 1, lr=learning_rate, seconds=seconds))
+        else:
+            skipped = step_skipped(state, local, metrics, steps=steps, pipeline=pipeline)
+            notify(skipped)
+            if state.bad_steps > spec.max_bad_steps:
+                raise not_finite(skipped, state.bad_steps)
         is_due = spec.checkpoint_every_steps is not None and state.step % spec.checkpoint_every_steps == 0
-        if is_last or is_due or asked:
-            save(bool(asked))
+        if state.step == steps or is_due or metrics.is_stopping:
+            save(metrics.is_stopping)
             clock = time.perf_counter()
-        if asked:
+        if metrics.is_stopping:
             signal = first_signal(stop.signal)
             notify(Stopped(step=state.step, signal=signal))
             return signal
     return None
 
 
-def warm_up_ddp_buckets(
-    forward: nn.Module, pipeline: InputPipeline, order: DataOrder, share: Share, device: torch.device, precision: str
-) -> None:
-    """Let DistributedDataParallel order its buckets before the first step, from a pass whose gradients nobody uses.
+def forward_backward(
+    state: TrainState, forward: nn.Module, batches: Iterator[ImageTextBatch], spec: TrainSpec, *, pairs: int, device: torch.device
+) -> LocalStep:
+    """Forward and backward passes over the micro-batches of one step; leaves the summed gradients in the parameters.
 
-    It does so once, after the first backward pass. The order decides how sums over three or more processes are rounded: a run
-    that goes on would have the first order where the run that was never stopped has the second.
+    ``pairs``: image-text pairs of the step, over all processes and micro-batches.
     """
-    if not isinstance(forward, DistributedDataParallel):
-        return
-    torch.manual_seed(0)
-    batch = next(iter(pipeline.training_batches(order, range(1), share=share)))
-    with buffers_kept(forward):
-        with autocast(device, precision):
-            loss = forward(to_device(batch, device)).loss
-        loss.backward()
+    state.optimizer.zero_grad(set_to_none=True)
+    state.save_buffers()
+    losses: Tensor | None = None
+    names: tuple[str, ...] = ()
+    rows: list[int] = []
+    data_seconds = 0.0
+    for micro_batch in range(spec.gradient_accumulation_steps):
+        before = time.perf_counter()
+        batch = next(batches)
+        data_seconds += time.perf_counter() - before
+        rows += batch.record_index.tolist()
+        # Processes are averaged, micro-batches are summed: so every pair counts the same, however unequal these are.
+        weight = len(batch.image) / pairs
+        with sync_gradients(forward, is_last=micro_batch + 1 == spec.gradient_accumulation_steps):
+            with autocast(device, spec.precision):
+                output: StepOutput = forward(to_device(batch, device))
+            state.scaler.scale(output.loss * (weight * world_size())).backward()
+        weighted = torch.stack([output.loss, *output.losses.values()]).detach().float() * weight
+        losses, names = weighted if losses is None else losses + weighted, tuple(output.losses)
+        del output  # its predictions would stay in memory during the next micro-batch
+    assert losses is not None
+    return LocalStep(losses=losses, names=names, rows=tuple(rows), pairs=pairs, data_seconds=data_seconds)
 
 
-def statistics_of(reporters: dict[str, ReportsStatistics]) -> dict[str, Tensor]:
-    """The statistics of all modules that have some, as ``MODULE.NAME``."""
-    return {f"{path}.{name}": value for path, module in reporters.items() for name, value in module.statistics().items()}
-
-
-def last_part_synchronises(forward: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
-    """Gradients of several parts are summed up first and exchanged between processes once."""
-    no_sync: Any = getattr(forward, "no_sync", None)
-    return nullcontext() if is_last or no_sync is None else no_sync()
-
-
-def norm_of(norm: Tensor) -> Tensor:
-    """The norm over all shards."""
+def clip_gradients(state: TrainState, max_norm: float | None) -> Tensor:
+    """Undo the loss scale and clip to ``max_norm`` (None = no clipping); the norm before that, over all shards. Shape: ()."""
+    state.scaler.unscale_(state.optimizer)
+    norm = nn.utils.clip_grad_norm_(state.model.parameters(), max_norm or math.inf)
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def reduce_metrics(local: LocalStep, grad_norm: Tensor, statistics: dict[str, Tensor], *, is_stopping: bool) -> StepMetrics:
+    """Add up the losses and average the statistics over the processes, in one exchange and one transfer from the device.
+
+    Before the update, so that a step that is not finite changes nothing.
+    """
+    flag = torch.tensor([float(is_stopping)], device=local.losses.device)
+    means = [value.detach().float().reshape(1) / world_size() for value in statistics.values()]
+    total, *values, stopping = sum_over_ranks(torch.cat([local.losses, *means, flag])).tolist()
+    return StepMetrics(
+        total=total,
+        losses=dict(zip(local.names, values, strict=False)),
+        statistics=dict(zip(statistics, values[len(local.names) :], strict=True)),
+        grad_norm=grad_norm.item(),
+        is_stopping=stopping > 0,
+    )
+
+
+def apply_update(state: TrainState, metrics: StepMetrics) -> bool:
+    """Update weights and EMA, and count the step. False = it was not finite: weights, EMA, optimiser and buffers are as before it.
+
+    With a loss scale, gradients that are too large for fp16 are part of the game: the scaler skips the update and halves itself. If
+    that has not helped down to a scale below 1, they are no matter of scale.
+    """
+    scaler = state.scaler
+    is_good = math.isfinite(metrics.total) and (
+        math.isfinite(metrics.grad_norm) or (scaler.is_enabled() and scaler.get_scale() >= 1.0)
+    )
+    if is_good:
+        scaler.step(state.optimizer)
+        if state.ema is not None:
+            state.ema.update(state.model)
+    else:
+        state.restore_buffers()
+        state.bad_steps += 1
+    scaler.update()
+    state.step += 1
+    return is_good
+
+
+def step_done(
+    state: TrainState, local: LocalStep, metrics: StepMetrics, *, steps: int, epoch: int, lr: float, seconds: float
+) -> StepDone:
+    """The event of a step that was applied."""
+    return StepDone(
+        step=state.step,
+        steps=steps,
+        epoch=epoch,
+        total=metrics.total,
+        losses=metrics.losses,
+        learning_rate=lr,
+        grad_norm=metrics.grad_norm,
+        pairs=local.pairs,
+        seconds=seconds,
+        data_seconds=local.data_seconds,
+        bad_steps=state.bad_steps,
+        statistics=metrics.statistics,
+    )
+
+
+def step_skipped(state: TrainState, local: LocalStep, metrics: StepMetrics, *, steps: int, pipeline: InputPipeline) -> StepSkipped:
+    """The event of a step that was not finite, with the ids of the records of all processes. Every process must ask."""
+    rows = itertools.chain.from_iterable(all_gather_object(list(local.rows)))
+    records = tuple(pipeline.records("train")[row].id for row in rows)
+    return StepSkipped(step=state.step, steps=steps, losses=metrics.losses, grad_norm=metrics.grad_norm, records=records)
+
+
+def read_statistics(modules: dict[str, ReportsStatistics]) -> dict[str, Tensor]:
+    """The statistics of all modules that have some, as ``MODULE.NAME``."""
+    return {f"{path}.{name}": value for path, module in modules.items() for name, value in module.statistics().items()}
 
 
 def first_signal(signal: str | None) -> str:
     """The signal that some process got."""
-    return next(one for one in all_gather_object(signal) if one)
+    found: str = next(one for one in all_gather_object(signal) if one)
+    return found
 
 
 def data_order(spec: TrainSpec, pipeline: InputPipeline) -> DataOrder:
@@ -241,14 +286,15 @@ def check_length(spec: TrainSpec, steps_per_epoch: int = 1) -> None:
         raise SpecError(Problem(code="MV104", text=text, hint=f"at most {MAX_STEPS} optimiser steps, in all epochs together"))
 
 
-def not_finite(state: TrainState, losses: dict[str, float], grad_norm: float, records: tuple[str, ...]) -> MedvlpError:
+def not_finite(skipped: StepSkipped, bad_steps: int) -> MedvlpError:
     """The error for too many losses or gradients that are NaN or infinite: the step, the terms to blame and its records."""
+    losses, records = skipped.losses, skipped.records
     bad = [name for name, value in losses.items() if not math.isfinite(value)]
-    what = f"{' and '.join(bad)} not finite" if bad else f"the gradient is not finite (norm {grad_norm})"
+    what = f"{' and '.join(bad)} not finite" if bad else f"the gradient is not finite (norm {skipped.grad_norm})"
     shown = ", ".join(records[:8]) + (f" and {len(records) - 8} more" if len(records) > 8 else "")
     details = (f"losses: {', '.join(f'{name} {value:.4g}' for name, value in losses.items())}", f"records: {shown}")
     hint = "in a new run, begun with init_from: lower train.learning_rate, set train.max_grad_norm, or train in fp32"
-    text = f"training stopped at step {state.step}: {what}"
-    if state.bad_steps > 1:
-        text += f", and {state.bad_steps - 1} step{'s' if state.bad_steps > 2 else ''} before it"
+    text = f"training stopped at step {skipped.step}: {what}"
+    if bad_steps > 1:
+        text += f", and {bad_steps - 1} step{'s' if bad_steps > 2 else ''} before it"
     return MedvlpError(Problem(code=NOT_FINITE, text=text, details=details, hint=hint))

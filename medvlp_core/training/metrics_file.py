@@ -35,12 +35,12 @@ class StepWindow:
         return cls(every, pending=pending, last_line=progress["last_line"])
 
     def progress(self) -> dict[str, Any]:
-        """What a checkpoint keeps, so that the next line will be the same: the steps that no line tells of yet."""
+        """What a checkpoint keeps, so that the next line will be the same: the steps that no line covers yet."""
         pending = [{**attrs.asdict(event), "grad_norm": _json_number(event.grad_norm)} for event in self.pending]
         return {"last_line": self.last_line, "pending": pending}
 
     def add(self, event: StepDone | StepSkipped) -> tuple[StepDone, ...]:
-        """Take one step; the steps of the line that it ends, oldest first, left-out ones not among them. Empty if it ends none."""
+        """Take one step; the steps of the line that it ends, oldest first, without skipped ones. Empty if it ends none."""
         if isinstance(event, StepDone):
             self.pending.append(event)
         if event.step not in (1, event.steps) and event.step % self._every:
@@ -57,16 +57,16 @@ def mean_losses(steps: Sequence[StepDone]) -> dict[str, float]:
 
 
 def mean_statistics(steps: Sequence[StepDone]) -> dict[str, float]:
-    """What parts of the model told, averaged over some steps."""
+    """The statistics of the modules, averaged over some steps."""
     return {name: sum(event.statistics[name] for event in steps) / len(steps) for name in steps[-1].statistics}
 
 
 class MetricsFile:
     """An observer that writes the file, line-buffered, so that a running or broken run can be read. A context manager.
 
-    A line holds ``step, epoch, total``, ``losses`` (every term unweighted), ``lr, grad_norm, pairs_per_second, data_seconds``
+    A line holds ``step, epoch, total``, ``losses`` (every term unweighted), ``lr, grad_norm, pairs_per_second, data_time``
     (share of the time in which the loop waited for data), ``memory_mb``, ``bad_steps``, ``seconds`` (since the start),
-    ``statistics`` (what parts of the model tell). Losses, grad_norm and statistics are means over the steps since the line before
+    ``statistics`` (what modules report). Losses, grad_norm and statistics are means over the steps since the line before
     (``steps_averaged``).
     """
 
@@ -78,7 +78,7 @@ class MetricsFile:
         progress: dict[str, Any] | None = None,
         on_line: Callable[[dict[str, Any]], None] | None = None,
     ) -> None:
-        """Begin a new file, or go on where ``progress``, what :meth:`progress` gave, stands: later lines are taken back.
+        """Begin a new file, or resume where ``progress``, what :meth:`progress` gave, stands: later lines are removed.
 
         ``on_line`` gets every line that is written.
         """
@@ -150,19 +150,19 @@ def replace_lines(path: Path, lines: Sequence[dict[str, Any]]) -> None:
 
 
 class BadStepsFile:
-    """An observer that writes ``bad_steps.jsonl``: one line for each step that was left out, with the ids of its records.
+    """An observer that writes ``bad_steps.jsonl``: one line for each skipped step, with the ids of its records.
 
     Numbers that are not finite stand there as texts, ``nan`` or ``inf``: JSON has no such numbers.
     """
 
     def __init__(self, path: Path, *, after: int = 0) -> None:
-        """Lines of steps later than ``after``, of a run that goes on from there, are taken back."""
+        """Lines of steps later than ``after``, from where a run is resumed, are removed."""
         self._path = path
         if path.exists():
             replace_lines(path, [line for line in read_metrics(path) if line["step"] <= after])
 
     def __call__(self, event: Event) -> None:
-        """Write a line for a step that was left out."""
+        """Write a line for a skipped step."""
         if isinstance(event, StepSkipped):
             losses = {name: _json_number(value) for name, value in event.losses.items()}
             norm, records = _json_number(event.grad_norm), list(event.records)

@@ -1,4 +1,4 @@
-"""Everybody who watches a run, told in one call: files, display, trackers, plugins."""
+"""Everybody who watches a run, called at once: files, display, trackers, plugins."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.runtime.distributed import is_main
 from medvlp_core.training.events import Event, Observer
-from medvlp_core.training.folder import BAD_STEPS, METRICS, can_write
+from medvlp_core.training.folder import BAD_STEPS, METRICS, translate_write_errors
 from medvlp_core.training.metrics_file import BadStepsFile, MetricsFile, StepWindow
 from medvlp_core.training.progress import ProgressDisplay
 from medvlp_core.training.resume import Resume
@@ -30,7 +30,7 @@ class RunObservers:
             return
         every = plan.train.log_every_steps
         progress = resume.progress["metrics"] if resume is not None and resume.progress else None
-        with can_write(folder):
+        with translate_write_errors(folder):
             metrics = MetricsFile(folder / METRICS, log_every_steps=every, progress=progress, on_line=trackers.line)
             self._metrics = self._stack.enter_context(metrics)
             bad_steps = BadStepsFile(folder / BAD_STEPS, after=resume.step if resume else 0)
@@ -38,24 +38,24 @@ class RunObservers:
         self._observers = [self._metrics, bad_steps, plan_observer(plan, display, trackers)]
 
     def __call__(self, event: Event) -> None:
-        """Tell everybody.
+        """Hand an event to all of them.
 
         Raises:
             DataError: a file cannot be written (MV508).
         """
         for observer in self._observers:
-            with can_write(self._folder):
+            with translate_write_errors(self._folder):
                 observer(event)
 
     def progress(self) -> dict[str, Any]:
-        """What the metrics file needs to go on from a checkpoint."""
+        """What the metrics file needs to resume from a checkpoint."""
         return self._metrics.progress() if self._metrics is not None else {}
 
     def __enter__(self) -> RunObservers:
         return self
 
     def __exit__(self, *error: Any) -> None:
-        with can_write(self._folder):
+        with translate_write_errors(self._folder):
             self._stack.__exit__(*error)
 
 

@@ -1,4 +1,4 @@
-"""The optimiser: which parameters decay, how fast each layer learns, the learning rate of every step, averaged weights."""
+"""The optimiser: which parameters decay, how fast each layer learns, the learning rate of every step, the EMA of the weights."""
 
 from __future__ import annotations
 
@@ -83,10 +83,18 @@ def learning_rate_at(step: int, steps: int, spec: TrainSpec) -> float:
     return spec.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 
-class WeightEMA:
-    """A moving average of the trained weights: ``a = decay * a + (1 - decay) * w`` after every step, from the first weights on.
+def set_learning_rate(optimizer: torch.optim.Optimizer, step: int, steps: int, spec: TrainSpec) -> float:
+    """Give every parameter group its learning rate of a step; that of the layers with ``lr_scale`` 1."""
+    learning_rate = learning_rate_at(step, steps, spec)
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate * group["lr_scale"]
+    return learning_rate
 
-    Buffers are not averaged. ``weights`` are by parameter name.
+
+class WeightEMA:
+    """An exponential moving average (EMA) of the trained weights: ``a = decay * a + (1 - decay) * w`` after every step.
+
+    It begins with the first weights. Buffers are not averaged. ``weights`` are by parameter name.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
@@ -99,8 +107,8 @@ class WeightEMA:
         torch._foreach_lerp_(list(self.weights.values()), list(_trained(model).values()), 1.0 - self.decay)
 
     @torch.no_grad()
-    def exchange(self, model: nn.Module) -> None:
-        """Put the average into the model and keep what it had; done twice, all is as before."""
+    def swap(self, model: nn.Module) -> None:
+        """Put the EMA weights into the model and keep what it had; done twice, all is as before."""
         for name, value in _trained(model).items():
             own = value.clone()
             value.copy_(self.weights[name])

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from medvlp_core.nn.batch import ImageTextBatch
+from medvlp_core.runtime.device import autocast, to_device
 from medvlp_core.runtime.distributed import world_size
 from medvlp_core.spec.blocks import TrainSpec
 
@@ -85,13 +89,11 @@ def for_processes(model: nn.Module, spec: TrainSpec, device: torch.device, world
         for layer in layers_of(model):
             fully_shard(layer)
         # DistributedDataParallel does this by itself.
-        model.register_forward_pre_hook(lambda module, arguments: take_buffers_of_main(module))
+        model.register_forward_pre_hook(lambda module, arguments: broadcast_buffers(module))
         # Losses are sums of views; nobody changes them in place.
         warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
         fully_shard(model)  # in place
         return model
-    from torch.nn.parallel import DistributedDataParallel
-
     # Gradients of CLS tokens are slices of others; that costs nothing worth a warning from each process.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return DistributedDataParallel(
@@ -99,7 +101,30 @@ def for_processes(model: nn.Module, spec: TrainSpec, device: torch.device, world
     )
 
 
-def take_buffers_of_main(model: nn.Module) -> None:
+def sync_gradients(forward: nn.Module, *, is_last: bool) -> AbstractContextManager[None]:
+    """The backward pass of a micro-batch: gradients are summed up first and exchanged between processes once, with the last one."""
+    no_sync: Any = getattr(forward, "no_sync", None)
+    return nullcontext() if is_last or no_sync is None else no_sync()
+
+
+def warm_up_ddp_buckets(forward: nn.Module, batches: Iterable[ImageTextBatch], device: torch.device, precision: str) -> None:
+    """Let DistributedDataParallel order its buckets before the first step, from a pass over the first of ``batches``.
+
+    Nobody uses the gradients of that pass. The buckets are ordered once, after the first backward pass, and the order decides how
+    sums over three or more processes are rounded: a resumed run would have the first order where the run that was never stopped
+    has the second.
+    """
+    if not isinstance(forward, DistributedDataParallel):
+        return
+    torch.manual_seed(0)
+    batch = next(iter(batches))
+    with buffers_kept(forward):
+        with autocast(device, precision):
+            loss = forward(to_device(batch, device)).loss
+        loss.backward()
+
+
+def broadcast_buffers(model: nn.Module) -> None:
     """Give all processes the buffers of the main one, which a checkpoint would hold."""
     if world_size() > 1:
         for buffer in model.buffers():

@@ -96,7 +96,7 @@ class ProgressDisplay:
             if event.step == event.steps:
                 self._finish()
         elif steps:
-            pace = pace_text(self._recent or steps)  # a run that goes on may begin with a step that is left out
+            pace = pace_text(self._recent or steps)  # a resumed run may begin with a skipped step
             text = f"step {steps[-1].step}/{event.steps}  {pace}  {self._bar.losses}"
             self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
@@ -113,7 +113,7 @@ class ProgressDisplay:
 
 
 def pace_text(recent: Sequence[StepDone]) -> str:
-    """Epoch, throughput over ``recent`` steps, the time left at that pace, and how many steps were left out, if any."""
+    """Epoch, throughput over ``recent`` steps, the time left at that pace, and how many steps were skipped, if any."""
     last = recent[-1]
     # The first step pays for memory and compilation; it would spoil every estimate that contains it.
     timed = [event for event in recent if event.step > 1] or list(recent)

@@ -1,4 +1,4 @@
-"""All that a training run is between two steps: weights, optimiser, loss scale, average, and how far it got.
+"""All that a training run is between two steps: weights, optimiser, loss scale, EMA, and how far it got.
 
 Random states are not part of it: every step seeds anew (medvlp_core.data.order), so a step is a function of this state alone.
 """
@@ -22,7 +22,7 @@ from medvlp_core.training.optim import WeightEMA, make_optimizer
 
 @attrs.define(kw_only=True)
 class TrainState:
-    """``step`` optimiser steps are done, ``bad_steps`` of them were left out. ``model`` is not wrapped."""
+    """``step`` optimiser steps are done, ``bad_steps`` of them were skipped. ``model`` is not wrapped."""
 
     model: nn.Module
     optimizer: torch.optim.AdamW
@@ -43,7 +43,7 @@ class TrainState:
             ema=WeightEMA(model, spec.ema_decay) if spec.ema_decay is not None else None,
         )
 
-    def numbers(self) -> dict[str, Any]:
+    def scalars(self) -> dict[str, Any]:
         """What is not a tensor, as plain JSON."""
         return {"step": self.step, "bad_steps": self.bad_steps, "scaler": self.scaler.state_dict()}
 
@@ -58,32 +58,32 @@ class TrainState:
         }
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights, if there are some."""
+    def ema_weights(self) -> Iterator[None]:
+        """Inside, the model has the EMA weights, if the run keeps some."""
         if self.ema is not None:
-            self.ema.exchange(self.model)
+            self.ema.swap(self.model)
         try:
             yield
         finally:
             if isinstance(self.model, FSDPModule):
                 self.model.reshard()  # which a pass without a backward pass does not do
             if self.ema is not None:
-                self.ema.exchange(self.model)
+                self.ema.swap(self.model)
 
-    def keep_buffers(self) -> None:
+    def save_buffers(self) -> None:
         """Remember the model's buffers: a forward pass changes the statistics of batch norms."""
         self._buffers = [buffer.clone() for buffer in self.model.buffers()]
 
     def restore_buffers(self) -> None:
-        """Put back what :meth:`keep_buffers` remembered."""
+        """Put back what :meth:`save_buffers` remembered."""
         for buffer, before in zip(self.model.buffers(), self._buffers, strict=True):
             buffer.copy_(before)
 
-    def load_numbers(self, numbers: dict[str, Any]) -> None:
-        """Take what :meth:`numbers` gave."""
-        self.step, self.bad_steps = int(numbers["step"]), int(numbers["bad_steps"])
-        if numbers["scaler"]:
-            self.scaler.load_state_dict(numbers["scaler"])
+    def load_scalars(self, scalars: dict[str, Any]) -> None:
+        """Take what :meth:`scalars` gave."""
+        self.step, self.bad_steps = int(scalars["step"]), int(scalars["bad_steps"])
+        if scalars["scaler"]:
+            self.scaler.load_state_dict(scalars["scaler"])
 
     def load_optimizer_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take what :meth:`optimizer_tensors` gave. A parameter that got no gradient yet has no state."""
@@ -101,7 +101,7 @@ class TrainState:
             }
 
 
-def in_main(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def gather_to_main(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Tensors in the memory of the main process, with all their shards; empty in the others. Every process must ask.
 
     One after the other: a GPU never holds more than one of them whole.

@@ -33,3 +33,16 @@ class StopRequest:
         if self.signal is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.signal = signal.Signals(number).name
+
+
+def raise_for_signal(signal_name: str | None) -> None:
+    """Do what a signal would have done at once; nothing if there was none.
+
+    Raises:
+        KeyboardInterrupt: it was SIGINT.
+        SystemExit: it was another one; with the exit code that a shell expects.
+    """
+    if signal_name == "SIGINT":
+        raise KeyboardInterrupt
+    if signal_name is not None:
+        raise SystemExit(128 + signal.Signals[signal_name])

@@ -25,7 +25,7 @@ from medvlp_core.training.describe_run import warn
 from medvlp_core.training.events import CheckpointSaved, Evaluated, Event
 from medvlp_core.training.resume import Resume
 
-#: Where the run folder remembers which runs of the trackers are its own, so that a resumed run goes on in them.
+#: Where the run folder remembers which runs of the trackers are its own, so that a resumed run continues them.
 IDS = "trackers.json"
 
 
@@ -49,7 +49,7 @@ def check_trackers(names: tuple[str, ...]) -> None:
 class RunTrackers:
     """All trackers of a run: an observer, and ``line`` for the metrics file. A context manager that closes them.
 
-    A tracker that fails later than its start is left out from then on, with a warning: a server that is away for an hour must not
+    A tracker that fails later than its start is dropped from then on, with a warning: a server that is away for an hour must not
     end a run of two weeks.
     """
 
@@ -73,7 +73,7 @@ class RunTrackers:
         for name in self._plan.train.trackers:
             try:
                 self._trackers[name] = start_tracker(name, self._plan, self._folder, ids.get(name), self._resume)
-                if name not in ids:  # it is told of the recipe once
+                if name not in ids:  # it gets the recipe once
                     self._trackers[name].store_init_configuration(settings_of(self._plan.resolved()))
             except Exception as error:
                 text = f"train.trackers: {name} cannot start: {describe_error(error)}"

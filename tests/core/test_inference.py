@@ -27,6 +27,15 @@ def model(micro: str, save_untrained: Callable[..., Path], tmp_path_factory: pyt
     return medvlp_core.load(save_untrained(folder / "micro.yaml", folder / "run"), device="cpu", batch_size=2)
 
 
+def test_it_shows_its_parts(model: TrainedModel) -> None:
+    lines = repr(model).splitlines()
+    assert lines[0] == "TrainedModel micro, step 0"
+    assert "  fusion           mpma.memory_fusion" in lines
+    count = sum(parameter.numel() for parameter in model.run.model.parameters())
+    assert lines[-2:] == [f"  parameters       {count:,}", "  device           cpu"]
+    assert f"<tr><th>parameters</th><td>{count:,}</td></tr>" in model._repr_html_()
+
+
 def test_images_come_as_paths_tensors_and_pictures(model: TrainedModel) -> None:
     films = torch.cat([model.run.read_image(path) for path in FILMS])
     wanted = model.embed_image(films)

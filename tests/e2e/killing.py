@@ -37,7 +37,7 @@ from medvlp_core.model.build import build_model
 from medvlp_core.model.composed import ComposedModel
 from medvlp_core.training import metrics_file
 from medvlp_core.training.observers import RunObservers
-from medvlp_core.training.run import pretrain, resume_run
+from medvlp_core.training.trainer import pretrain, resume
 
 RECIPE = """\
 medvlp: 1
@@ -126,7 +126,7 @@ def live(recipe: Path, run: Path, out: Path, kill_at: int | None) -> int:
     ComposedModel.forward = with_bad_steps(ComposedModel.forward)  # type: ignore[method-assign]
     console = Console(file=io.StringIO(), width=200)
     if (run / "resolved.yaml").is_file():
-        resume_run(run, device="cpu", console=console)
+        resume(run, device="cpu", console=console)
     else:
         pretrain(medvlp_core.plan(recipe), out=run, device="cpu", console=console)
     return points.count

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import attrs
 import pytest
 import torch
 from medvlp_open_cxr.manifest import DATA, read_rows
@@ -22,9 +23,10 @@ from medvlp_core.errors import DataError
 from medvlp_core.model.build import build_run
 from medvlp_core.runtime.device import to_device
 from medvlp_core.training.checkpoint import load_run, save_checkpoint
+from medvlp_core.training.held_out import evaluation_run
 from medvlp_core.training.metrics_file import read_metrics
-from medvlp_core.training.run import RunResult, evaluation_run, pretrain
 from medvlp_core.training.state import TrainState
+from medvlp_core.training.trainer import RunResult, pretrain
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "pretrain_mpma.py"
 
@@ -110,6 +112,23 @@ def test_every_number_stands_beside_its_baselines(finished: tuple[RunResult, str
     assert "run folder:" in printed
 
 
+def test_evaluating_again_gives_the_same_numbers(finished: tuple[RunResult, str]) -> None:
+    result = finished[0]
+    saved = (result.folder / "evaluation.json").read_bytes()
+    cards = medvlp_core.evaluate(result.folder, device="cpu")
+    assert cards == tuple(attrs.evolve(card, pictures=()) for card in result.cards)
+    assert (result.folder / "evaluation.json").read_bytes() == saved
+
+
+def test_a_result_shows_its_folder_and_its_numbers(finished: tuple[RunResult, str]) -> None:
+    result = finished[0]
+    lines = repr(result).splitlines()
+    assert lines[:2] == ["RunResult micro", f"  folder         {result.folder}"]
+    assert [line.split()[0] for line in lines[3:]] == [card.evaluator for card in result.cards]
+    assert f"{result.cards[0].rows[0].metric} {result.cards[0].rows[0].value:.3f}" in lines[3]
+    assert result._repr_html_().count("<tr>") == len(lines) - 1
+
+
 def test_resolved_yaml_gives_the_same_plan(finished: tuple[RunResult, str]) -> None:
     result = finished[0]
     again = medvlp_core.plan(result.folder / "resolved.yaml")
@@ -126,7 +145,7 @@ def outputs(model: Any, batch: Any) -> list[torch.Tensor]:
 def test_train_save_reload_compare_bit_for_bit(finished: tuple[RunResult, str]) -> None:
     result = finished[0]
     loaded = load_run(result.folder)
-    assert loaded.facts["step"] == 4
+    assert loaded.metadata["step"] == 4
     ours, theirs = result.built.model.state_dict(), loaded.model.state_dict()
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
@@ -290,7 +309,7 @@ def test_a_failed_start_leaves_no_folder(
 def test_a_bad_run_folder_is_refused_before_anything_is_built(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("medvlp_core.training.run.build_run", None)
+    monkeypatch.setattr("medvlp_core.training.trainer.build_run", None)
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(DataError, match="MV508"):
         pretrain(medvlp_core.plan(recipe), out=tmp_path, device="cpu")
@@ -300,7 +319,7 @@ def test_a_run_that_breaks_later_keeps_what_it_has(recipe: Path, tmp_path: Path,
     def fail(*_: Any, **__: Any) -> None:
         raise DataError("the disk is full")
 
-    monkeypatch.setattr("medvlp_core.training.run.save_checkpoint", fail)
+    monkeypatch.setattr("medvlp_core.training.trainer.save_checkpoint", fail)
     console = Console(file=io.StringIO())
     with pytest.raises(DataError, match="the disk is full"):
         pretrain(without_evaluators(medvlp_core.plan(recipe)), out=tmp_path / "run", device="cpu", console=console)
@@ -319,7 +338,7 @@ def saved(finished: tuple[RunResult, str], tmp_path: Path) -> Path:
     folder = tmp_path / "checkpoint"
     state = TrainState.fresh(built.model, built.plan.train, torch.device("cpu"))
     for state.step in (1, 2):  # the second replaces the first
-        save_checkpoint(folder, plan=built.plan, state=state, tokenizer=built.pipeline.tokenizer, facts={}, progress={})
+        save_checkpoint(folder, plan=built.plan, state=state, tokenizer=built.pipeline.tokenizer, metadata={}, progress={})
     assert json.loads((folder / "checkpoint.json").read_text())["step"] == 2
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
     return folder

@@ -73,7 +73,7 @@ def test_a_checkpoint_that_is_damaged_too_is_not_proposed(run: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, cut, flip])
-def test_damaged_facts_are_named(run: Path, damage: Callable[[Path], None]) -> None:
+def test_damaged_metadata_is_named(run: Path, damage: Callable[[Path], None]) -> None:
     damage(run / "checkpoints/step-0000014/checkpoint.json")
     with pytest.raises(DataError, match=r"MV507.*step-0000014/checkpoint.json: [\s\S]*--resume .*step-0000012"):
         read_resume(run)

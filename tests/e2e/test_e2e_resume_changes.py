@@ -109,19 +109,19 @@ def test_other_data_and_processes_are_refused(run: Path, has_checkpoint: bool, m
     pipeline = type("Pipeline", (), {"source": type("Source", (), {"fingerprint": lambda self: "other"})()})()
     monkeypatch.setattr("medvlp_core.training.resume.launched_processes", lambda: 3)
     with pytest.raises(DataError) as caught:
-        resume.check(pipeline)  # type: ignore[arg-type]
+        resume.check_compatible(pipeline)  # type: ignore[arg-type]
     text = str(caught.value)
     assert f"[MV508] {run}: the data are not those of the run: ids, texts, labels or splits have changed\n" in text
     assert f"[MV508] {run}: the run has 1 training process, and 3 would resume it\n" in text
     assert f"    hint: resume with: medvlp pretrain --resume {run}" in text
 
 
-def test_without_a_checkpoint_and_facts_of_the_start_nothing_can_go_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_checkpoint_and_metadata_of_the_start_nothing_can_go_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.rmtree(run / "checkpoints")
     (run / "start.json").write_text('{"name": "recipe"}')
     assert resume_run(run, capsys) == (
         1,
-        f"[MV508] {run}/start.json: how the run began cannot be read (other facts than a run writes)\n"
+        f"[MV508] {run}/start.json: how the run began cannot be read (other metadata than a run writes)\n"
         "    hint: the run has no checkpoint yet: start a new one\n",
     )
 
@@ -136,14 +136,14 @@ def test_a_folder_that_may_not_be_written_is_said_before_anything_is_built(
 
 
 def test_another_machine_is_a_warning(run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    machine = read_resume(run).facts["machine"]
-    assert list(read_resume(run).changes(machine)) == []
+    machine = read_resume(run).metadata["machine"]
+    assert list(read_resume(run).environment_changes(machine)) == []
     other = {**machine, "threads": 64, "versions": {**machine["versions"], "torch": "9.9"}}
-    assert list(read_resume(run).changes(other)) == [
+    assert list(read_resume(run).environment_changes(other)) == [
         f"threads was {machine['threads']} and is 64",
         f'versions.torch was "{machine["versions"]["torch"]}" and is "9.9"',
     ]
-    monkeypatch.setattr("medvlp_core.training.run.torch.get_num_threads", lambda: 64)
+    monkeypatch.setattr("medvlp_core.training.describe_run.torch.get_num_threads", lambda: 64)
     assert main(["pretrain", "--resume", str(run), "--device", "cpu"]) == 0
     assert f"warning: threads was {machine['threads']} and is 64: the last digits may differ\n" in capsys.readouterr().out
 
@@ -181,7 +181,7 @@ def test_what_is_nearly_a_run(
     assert err.startswith(f"[MV508] {given}: {message}")
 
 
-def test_what_was_lost_is_said_and_facts_of_the_start_come_back(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_lost_is_said_and_metadata_of_the_start_come_back(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = (run / "start.json").read_text()
     (run / "start.json").unlink()
     lines = (run / "metrics.jsonl").read_text().splitlines(keepends=True)

@@ -22,7 +22,7 @@ import medvlp_core
 from medvlp_core.cli import main
 from medvlp_core.errors import DataError
 from medvlp_core.training.resume import read_resume
-from medvlp_core.training.run import pretrain
+from medvlp_core.training.trainer import pretrain
 
 
 def full_disk(*_: Any, **__: Any) -> None:

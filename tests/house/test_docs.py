@@ -32,6 +32,7 @@ RUNNABLE = (
     "concepts.md",
     "errors.md",
     "estimate.md",
+    "evaluation.md",
     "export.md",
     "hooks.md",
     "kernels.md",

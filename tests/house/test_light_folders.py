@@ -18,6 +18,7 @@ LIGHT_FOLDERS = ("spec", "recipe", "plugins", "planning", "describe", "cli", "sc
 LIGHT_MODULES = (
     "medvlp_core",
     "medvlp_core.api",
+    "medvlp_core.display",
     "medvlp_core.errors",
     "medvlp_core.ablation.grid",
     "medvlp_core.ablation.results",

@@ -31,6 +31,7 @@ class PairsSpec(Toy):
     """Radiographs with reports."""
 
     folder: str = param("pairs", help="where they lie")
+    labels: str | None = param(None, help="a file with labels", is_path=True)
 
     def contract(self) -> Contract:
         return Contract()

@@ -182,3 +182,19 @@ def test_an_evaluator_that_breaks_does_not_cost_the_results_of_the_others(tmp_pa
     first, second = runner.evaluate_all(run, on_done=lambda card, seconds: None)
     assert re.fullmatch(r"ZeroDivisionError: no images \(test_evaluation\.py:\d+\)", first.problem or "")
     assert second.problem is None
+
+
+def test_a_card_shows_every_number_with_its_verdicts() -> None:
+    row = Row(metric="top <1>", value=0.46, count=1200, interval=(0.4, 0.52), baselines={"chance": 0.25, "pixels": 0.45})
+    card = Card(evaluator="retrieval", rows=(row, Row(metric="loss", value=2.0, count=3)), pictures=("a.png",), note="a & b")
+    assert repr(card).splitlines() == [
+        "Card retrieval",
+        "  top <1>   0.460 [0.400, 0.520], n = 1,200; chance 0.250: beats; pixels 0.450: within noise",
+        "  loss      2.000, n = 3",
+        "  pictures  a.png",
+        "  note      a & b",
+    ]
+    html = card._repr_html_()
+    assert "<th>top &lt;1&gt;</th>" in html
+    assert "<td>a &amp; b</td>" in html
+    assert repr(Card(evaluator="probe", problem="no labels")) == "Card probe\n  problem  no labels"

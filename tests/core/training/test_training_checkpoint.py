@@ -10,9 +10,9 @@ from medvlp_core.training.checkpoint import FORMAT, find_checkpoint, list_checkp
 from medvlp_core.training.folder import check_run_folder, make_run_folder
 
 
-def make(folder: Path, **facts: object) -> Path:
+def make(folder: Path, **metadata: object) -> Path:
     folder.mkdir(parents=True)
-    (folder / "checkpoint.json").write_text(json.dumps({"format": FORMAT, **facts}))
+    (folder / "checkpoint.json").write_text(json.dumps({"format": FORMAT, **metadata}))
     return folder
 
 

@@ -12,13 +12,22 @@ import torch
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from medvlp_core.data.order import DataOrder, Share
+from medvlp_core.data.order import DataOrder, Share, seed_of
 from medvlp_core.errors import DataError, MedvlpError, SpecError
 from medvlp_core.nn.batch import ImageTextBatch, StepOutput
 from medvlp_core.runtime.device import autocast, choose_device, to_device, usable_devices
 from medvlp_core.spec.blocks import TrainSpec
 from medvlp_core.training.events import StepDone
-from medvlp_core.training.loop import data_order, train
+from medvlp_core.training.loop import (
+    StepMetrics,
+    apply_update,
+    clip_gradients,
+    data_order,
+    forward_backward,
+    reduce_metrics,
+    train,
+)
+from medvlp_core.training.optim import set_learning_rate
 from medvlp_core.training.state import TrainState
 from medvlp_core.training.stop import StopRequest
 
@@ -104,6 +113,40 @@ def test_checkpoints_come_at_the_asked_steps_and_at_the_end() -> None:
 def test_epochs_become_steps(epochs: float, steps: int) -> None:
     events, _ = run(Line(), TrainSpec(epochs=epochs, batch_size=4))
     assert len(events) == steps
+
+
+def test_the_parts_of_a_step_by_hand_give_the_weights_of_the_loop() -> None:
+    spec = TrainSpec(steps=3, batch_size=4, gradient_accumulation_steps=2, max_grad_norm=0.5, ema_decay=0.9)
+    torch.manual_seed(0)
+    model = Line()
+    by_hand = copy.deepcopy(model)
+    events, _ = run(model, spec)
+    state = TrainState.fresh(by_hand, spec, CPU)
+    batches = Pipeline(8).training_batches(data(spec, 8), range(3), share=Share(micro_batches=2))
+    for step in range(3):
+        torch.manual_seed(seed_of("masks", spec.seed, step, 0))
+        set_learning_rate(state.optimizer, step, 3, spec)
+        local = forward_backward(state, by_hand, batches, spec, pairs=4, device=CPU)
+        assert len(local.rows) == local.pairs == 4
+        norm = clip_gradients(state, spec.max_grad_norm)
+        metrics = reduce_metrics(local, norm, {"a": torch.tensor(2.0)}, is_stopping=step == 2)
+        assert apply_update(state, metrics)
+        assert (metrics.total, metrics.losses, metrics.grad_norm) == (
+            events[step].total,
+            events[step].losses,
+            events[step].grad_norm,
+        )
+        assert (metrics.statistics, metrics.is_stopping) == ({"a": 2.0}, step == 2)
+    assert torch.equal(by_hand.linear.weight, model.linear.weight)
+
+
+def test_an_update_that_is_not_finite_is_not_applied() -> None:
+    state = TrainState.fresh(Line(), TrainSpec(steps=1, batch_size=4), CPU)
+    metrics = StepMetrics(total=1.0, losses={}, statistics={}, grad_norm=math.inf, is_stopping=False)
+    before = copy.deepcopy(state.model.state_dict())
+    assert not apply_update(state, metrics)
+    assert (state.step, state.bad_steps) == (1, 1)
+    assert all(torch.equal(value, before[name]) for name, value in state.model.state_dict().items())
 
 
 def test_the_same_seed_gives_the_same_weights() -> None:
@@ -197,8 +240,8 @@ def data(spec: TrainSpec, count: int) -> DataOrder:
 
 @pytest.mark.parametrize("gradient_accumulation_steps", [2, 3, 4])
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_passes_of_a_step_give_the_gradient_of_the_whole_batch(gradient_accumulation_steps: int, drop_last: bool) -> None:
-    """11 pairs in batches of 4 and 3, in 2, 3 or 4 unequal passes."""
+def test_micro_batches_give_the_gradient_of_the_whole_batch(gradient_accumulation_steps: int, drop_last: bool) -> None:
+    """11 pairs in batches of 4 and 3, in 2, 3 or 4 unequal micro-batches."""
     seen = []
     for micro_batches in (1, gradient_accumulation_steps):
         torch.manual_seed(0)
@@ -214,7 +257,7 @@ def test_passes_of_a_step_give_the_gradient_of_the_whole_batch(gradient_accumula
         assert [event.total for event in parts] == pytest.approx([event.total for event in whole], rel=1e-6)
 
 
-def test_it_goes_on_to_the_same_bits() -> None:
+def test_it_resumes_to_the_same_bits() -> None:
     spec = TrainSpec(steps=9, batch_size=4, ema_decay=0.9, seed=3)
     torch.manual_seed(5)
     whole = Line()
@@ -319,7 +362,7 @@ def test_a_loss_scale_takes_gradients_that_are_too_large_upon_itself(scale: floa
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
     plain = TrainState.fresh(Line(), spec, CPU)
     plain.scaler = torch.amp.GradScaler("cpu", enabled=True)
-    plain.load_numbers(state.numbers())
+    plain.load_scalars(state.scalars())
     assert (plain.scaler.get_scale(), plain.bad_steps) == (scale / 2, bad), "a checkpoint keeps the scale"
 
 

@@ -106,9 +106,9 @@ def test_the_average_and_the_weights_change_places_and_back() -> None:
     with torch.no_grad():
         model.weight.add_(1)
     second = model.weight.detach().clone()
-    ema.exchange(model)
+    ema.swap(model)
     assert torch.equal(model.weight, first)
-    ema.exchange(model)
+    ema.swap(model)
     assert torch.equal(model.weight, second)
 
 

@@ -22,7 +22,7 @@ from medvlp_core.runtime.distributed import all_gather_object, process_group, wo
 from medvlp_core.spec.blocks import TrainSpec
 from medvlp_core.training.loop import train
 from medvlp_core.training.parallel import for_processes
-from medvlp_core.training.state import TrainState, in_main
+from medvlp_core.training.state import TrainState, gather_to_main
 from medvlp_core.training.stop import StopRequest
 
 CPU = torch.device("cpu")
@@ -101,7 +101,7 @@ def run(change: dict[str, Any], *, is_bad: bool = False) -> dict[str, Any]:
 
     def keep(*_: Any) -> None:
         # Copies: DistributedDataParallel uses the same memory in every step.
-        gradients.append(in_main({name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}))
+        gradients.append(gather_to_main({name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}))
 
     handle = register_optimizer_step_pre_hook(keep)
     train(
@@ -122,8 +122,8 @@ def run(change: dict[str, Any], *, is_bad: bool = False) -> dict[str, Any]:
         "totals": [getattr(event, "total", None) for event in events],
         "records": [sorted(event.records) for event in events if hasattr(event, "records")],
         "gradients": gradients,
-        "weights": in_main(dict(model.named_parameters())),
-        "ema": in_main(state.ema.weights),
+        "weights": gather_to_main(dict(model.named_parameters())),
+        "ema": gather_to_main(state.ema.weights),
         "is_equal_everywhere": len(set(all_gather_object(bias.sum().item()))) == 1,
     }
 

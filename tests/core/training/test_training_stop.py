@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from medvlp_core.training.stop import StopRequest
+from medvlp_core.training.stop import StopRequest, raise_for_signal
 
 
 def test_the_first_signal_is_noted_and_a_second_ctrl_c_stops_at_once() -> None:
@@ -36,3 +36,12 @@ def test_in_another_thread_nobody_handles_signals() -> None:
     thread.start()
     thread.join()
     assert found == [(None, before)]
+
+
+def test_a_signal_takes_effect_after_the_checkpoint() -> None:
+    raise_for_signal(None)
+    with pytest.raises(KeyboardInterrupt):
+        raise_for_signal("SIGINT")
+    with pytest.raises(SystemExit) as caught:
+        raise_for_signal("SIGTERM")
+    assert caught.value.code == 143
