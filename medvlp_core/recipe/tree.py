@@ -2,6 +2,8 @@
 
 PyYAML reads YAML 1.1 (``1e-4`` is a string, ``on`` is true, ``010`` is eight) and lets a second key win silently. Here only its
 scanner and parser are used; scalars follow the YAML 1.2 core schema, and everything that could surprise is an error with a place.
+Where libyaml is installed it scans most texts, ten times as fast; what it would read or place otherwise than PyYAML's own scanner,
+and whatever it refuses, PyYAML's own scanner reads. So trees, places and messages are the same everywhere.
 """
 
 from __future__ import annotations
@@ -28,6 +30,9 @@ _WORDS: dict[str, Scalar] = {
     **dict.fromkeys(("true", "True", "TRUE"), True),
     **dict.fromkeys(("false", "False", "FALSE"), False),
 }
+#: What libyaml reads otherwise than PyYAML's own scanner: tabs, unusual line ends, directives, ``?`` within braces, tags, ``|#``.
+_READ_OTHERWISE = re.compile("[\t\r\x85\u2028\u2029\ufeff?!]|^%|[|>][-+0-9]*#", re.MULTILINE)
+_LIBYAML: Any = getattr(yaml, "CSafeLoader", None)
 _CORE_TAGS = {f"tag:yaml.org,2002:{name}": name for name in ("str", "int", "float", "bool", "null", "seq", "map")}
 _SYNTAX_HINTS = {
     "mapping values are not allowed": "check the indentation; a text that contains ': ' needs quotes",
@@ -111,7 +116,7 @@ def parse_yaml(text: str, *, file: str, diagnostics: Diagnostics) -> Node | None
     Adds MV001 (empty), MV002 (syntax), MV003 (duplicate key) and MV004 (tags, ``<<``, several documents) to ``diagnostics``.
     """
     try:
-        builder = _Builder(file, diagnostics, yaml.parse(text, Loader=yaml.SafeLoader))
+        builder = _Builder(file, diagnostics, _events_of_libyaml(text) or yaml.parse(text, Loader=yaml.SafeLoader))
         return builder.document()
     except yaml.MarkedYAMLError as error:
         _add_syntax_error(error, file, diagnostics)
@@ -122,6 +127,19 @@ def parse_yaml(text: str, *, file: str, diagnostics: Diagnostics) -> Node | None
     except _Refused:
         pass
     return None
+
+
+def _events_of_libyaml(text: str) -> Iterator[yaml.Event] | None:
+    """The parser events of a text in which libyaml and PyYAML's own scanner agree; None for any other, and without libyaml."""
+    if _LIBYAML is None or _READ_OTHERWISE.search(text):
+        return None
+    try:
+        events = list(yaml.parse(text, Loader=_LIBYAML))
+    except (yaml.YAMLError, UnicodeError):
+        return None
+    # A value that is left empty stands behind its key for PyYAML and before what follows for libyaml.
+    has_empty_values = any(isinstance(event, yaml.ScalarEvent) and not event.value and not event.style for event in events)
+    return None if has_empty_values else iter(events)
 
 
 class _Refused(Exception):
@@ -143,7 +161,7 @@ class _Builder:
             self.diagnostics.add("MV001", "the file is empty", at=Position(self.file))
             return None
         first = next(self.events)
-        is_empty = isinstance(first, yaml.ScalarEvent) and first.value == "" and first.style is None and first.tag is None
+        is_empty = isinstance(first, yaml.ScalarEvent) and first.value == "" and not first.style and first.tag is None
         root = self.node(first, None, 0)
         if is_empty:
             self.diagnostics.add("MV001", "the file is empty", at=Position(self.file))
@@ -202,7 +220,7 @@ class _Builder:
             if key.tag not in (None, "!"):
                 self.refuse_tag(key)
             child = self.node(next(self.events), position, depth + 1)
-            if key.value == "<<" and key.style is None:
+            if key.value == "<<" and not key.style:
                 hint = "use `extends` to build on another recipe, or an alias for a whole block"
                 self.diagnostics.add("MV004", "merge keys (`<<`) are not accepted", at=position, hint=hint)
             elif key.value in found:

@@ -29,6 +29,7 @@ from medvlp_core.spec.roles import Role, Divides
 
 from __future__ import annotations
 
+import functools
 import inspect
 import re
 import types
@@ -164,6 +165,11 @@ def type_name(kind: Any) -> str:
 
 def params_of(spec: type) -> tuple[Param, ...]:
     """The parameters of a spec class, in the order of declaration."""
+    return _params_of(spec)
+
+
+@functools.cache
+def _params_of(spec: type) -> tuple[Param, ...]:
     hints = typing.get_type_hints(spec)
     return tuple(
         Param(name=field.name, type=hints[field.name], default=field.default, rules=field.metadata[_PARAM])
@@ -231,6 +237,7 @@ def spec_faults(cls: type) -> list[str]:
         faults.append("it must be frozen: decorate it with @attrs.frozen(kw_only=True)")
     if not inspect.getdoc(cls) or cls.__doc__ is None:
         faults.append("it needs a docstring: the first line is shown by `medvlp list`")
+    hints = typing.get_type_hints(cls)
     for field in attrs.fields(cls):
         if field.init and not field.kw_only:
             faults.append(f"field {field.name!r} must be keyword-only: use @attrs.frozen(kw_only=True)")
@@ -242,7 +249,7 @@ def spec_faults(cls: type) -> list[str]:
             faults.append(f"field {field.name!r} is deprecated and needs a default")
         if field.type is None:
             faults.append(f"field {field.name!r} needs a type annotation")
-        elif not _is_recipe_type(kind := typing.get_type_hints(cls)[field.name]):
+        elif not _is_recipe_type(kind := hints[field.name]):
             kinds = "int, float, str, bool, tuple[X, ...] or dict[str, X] of these, X | None"
             faults.append(f"field {field.name!r} is {inspect.formatannotation(kind)}, which a recipe cannot hold; it holds {kinds}")
     return faults

@@ -12,16 +12,16 @@ from medvlp_core.cli import main
 from medvlp_core.training.checkpoint import list_checkpoints
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recipe") / "recipe.yaml"
     path.write_text(killing.RECIPE)
     return path
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run that nothing happened to."""
+    """The run that nothing happened to. Tests read it; those that write take the copy ``run``."""
     run = tmp_path_factory.mktemp("runs") / "whole"
     assert main(["pretrain", str(recipe), "--out", str(run), "--device", "cpu"]) == 0
     return run

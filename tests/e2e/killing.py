@@ -1,9 +1,9 @@
 """Kills training runs with SIGKILL at random moments, lets them go on, and compares them with the run that was never killed.
 
-``python tests/e2e/killing.py --kind num_workers --kills 40`` prints how many kills there were; exit code 1 if a bit differs. Each
-life of a run is one process, or two or three of one gloo group, forked from this one, so that torch is imported once. Half of the
-lives end at a random time, the other half kill themselves right before or after a random one of the calls that write to the disk,
-or in a step or an evaluator.
+``python tests/e2e/killing.py workers ddp3 --kills 40`` prints how many kills there were; exit code 1 if a bit differs. Each
+life of a run is one process, or two or three of one gloo group, forked from this one, so that torch is imported once. The first
+life kills itself at one of the calls that write to the disk after its first checkpoint. Of the others, half end at a random time,
+half kill themselves right before or after a random one of those calls, or in a step or an evaluator.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ import medvlp_core
 from medvlp_core.model.build import build_model
 from medvlp_core.model.composed import ComposedModel
 from medvlp_core.training import metrics_file
+from medvlp_core.training.checkpoint import list_checkpoints
 from medvlp_core.training.observers import RunObservers
 from medvlp_core.training.trainer import pretrain, resume
 
@@ -74,7 +75,7 @@ KINDS = {
 #: With batch norms, whose statistics each process has of its own: the encoder of the kind ``norms``.
 CNN = "{use: standard.timm_cnn, model: resnet10t, image_size: 32, channels: 1, stage: 2}"
 #: What differs between two equal runs: clocks and memory.
-TIMES = {"seconds", "pairs_per_second", "data_time", "memory_mb"}
+TIMES = {"seconds", "pairs_per_second", "data_time", "data_seconds", "memory_mb"}
 
 
 def with_bad_steps(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -219,18 +220,24 @@ def without_times(value: Any) -> Any:
 def main() -> int:
     """Kill, go on, compare."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--kind", choices=KINDS, default="one")
+    parser.add_argument("kinds", nargs="+", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--kills", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=14)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     random.seed(arguments.seed)
-    world, change = KINDS[arguments.kind]
+    return max(kill_runs(kind, arguments.kills, arguments.steps) for kind in arguments.kinds)
+
+
+def kill_runs(kind: str, wanted: int, steps: int) -> int:
+    """Kill runs of one kind ``wanted`` times; 0 if all end with the same bits."""
+    world, change = KINDS[kind]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         recipe, out = folder / "recipe.yaml", folder / "points.txt"
-        text = RECIPE.replace("{steps", f"{{{change}steps")
-        recipe.write_text(re.sub(r"{use: standard.timm_vit[^}]*}", CNN, text) if arguments.kind == "norms" else text)
+        text = RECIPE.replace("{steps: 14", f"{{{change}steps: {steps}")
+        recipe.write_text(re.sub(r"{use: standard.timm_vit[^}]*}", CNN, text) if kind == "norms" else text)
         build_model(medvlp_core.plan(recipe), seed=0)  # imports what the lives need
         began = time.monotonic()
         assert wait(start(world, recipe, folder / "reference", out, None, 0), 300) == [0] * world
@@ -239,14 +246,15 @@ def main() -> int:
         expected = content(folder / "reference")
         assert len(expected["bad_steps.jsonl"]) > 0, "the recipe should have bad steps"
         kills = runs = 0
-        while kills < arguments.kills:
+        while kills < wanted:
             run, runs = folder / f"run{runs}", runs + 1
             is_done, history = False, []
             while not is_done:
-                may_kill = kills < arguments.kills
-                by_point = may_kill and random.random() < 0.5
+                may_kill = kills < wanted
+                by_point = may_kill and (not kills or random.random() < 0.5)
                 victim = random.randrange(world)
-                kill_at = random.randint(1, points[victim]) if by_point else None
+                first = points[victim] // 2 if not kills else 1
+                kill_at = random.randint(first, points[victim]) if by_point else None
                 pids = start(world, recipe, run, out, kill_at, victim)
                 left = wait(pids, random.uniform(0, seconds) if may_kill and not by_point else 300)
                 if None in left and not may_kill and 1 not in left:
@@ -258,6 +266,8 @@ def main() -> int:
                 if 1 in codes and all(code >= 0 for code in codes):
                     errors = "\n".join(path.read_text() for path in folder.glob("points.error*"))
                     return fail(f"a life of {run.name} ended after {kills} kills:\n{errors}")
+                if not kills and not is_done:
+                    assert list_checkpoints(run), "the first kill comes after the first checkpoint"
                 kills += not is_done
                 if not is_done and (run / "evaluation.json").exists():
                     is_done = True  # killed when all was written
@@ -269,7 +279,7 @@ def main() -> int:
                 names = [key for key in {**found, **expected} if found.get(key) != expected.get(key)]
                 return fail(f"{run.name} differs: {', '.join(names)}\n    its lives: {'; '.join(history)}")
             shutil.rmtree(run)
-    print(f"{arguments.kind}: {kills} kills of {runs} runs, all equal to the run that was never killed ({len(expected)} files)")
+    print(f"{kind}: {kills} kills of {runs} runs, all equal to the run that was never killed ({len(expected)} files)", flush=True)
     return 0
 
 

@@ -16,6 +16,7 @@ import torch
 from medvlp_open_cxr.manifest import DATA, read_rows
 from medvlp_standard.evaluators.common import batches, reconstruct
 from rich.console import Console
+from running import EXAMPLE, run_example
 
 import medvlp_core
 from medvlp_core.cli import main
@@ -27,8 +28,6 @@ from medvlp_core.training.held_out import evaluation_run
 from medvlp_core.training.metrics_file import read_metrics
 from medvlp_core.training.state import TrainState
 from medvlp_core.training.trainer import RunResult, pretrain
-
-EXAMPLE = Path(__file__).parents[2] / "examples" / "pretrain_mpma.py"
 
 EVALUATORS = """\
 inputs: {cache_images: true}
@@ -289,8 +288,9 @@ def test_a_broken_image_is_one_message_with_and_without_workers(
     assert "films/4.jpg: it is truncated" in shown[0]
     assert shown[0].endswith("    hint: copy or download it again\n")
     assert shown[1] == shown[0]
-    done = example("--config", str(path), "--set", "train.num_workers=2", "--out", "run", "--device", "cpu", folder=tmp_path)
-    assert (done.returncode, done.stderr) == (1, shown[0])
+    words = ["--config", str(path), "--set", "train.num_workers=2", "--out", "run", "--device", "cpu"]
+    code, _, err = run_example(words, monkeypatch, capfd)
+    assert (code, err) == (1, shown[0])
 
 
 def test_a_failed_start_leaves_no_folder(
@@ -387,7 +387,9 @@ def test_the_example_says_how_it_is_used_without_torch(tmp_path: Path) -> None:
     assert all(option in shown for option in ("--config", "--set", "--use", "--unset", "--out", "--resume", "--device"))
 
 
-def test_the_example_prints_problems_without_a_traceback(recipe: Path, tmp_path: Path) -> None:
+def test_the_example_prints_problems_without_a_traceback(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     wrong = example("--config", str(recipe), "--set", "train.stepz=3", "--use", "model.fusion=standard.cros", folder=tmp_path)
     assert wrong.returncode == 1
     assert "did you mean 'steps'?" in wrong.stderr
@@ -395,18 +397,22 @@ def test_the_example_prints_problems_without_a_traceback(recipe: Path, tmp_path:
     assert "Traceback" not in wrong.stderr
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("keep")
-    used = example("--config", str(recipe), "--out", "full", folder=tmp_path)
-    assert used.returncode == 1
-    assert "[MV508] full: the run folder is not empty" in used.stderr
+    monkeypatch.chdir(tmp_path)
+    code, _, err = run_example(["--config", str(recipe), "--out", "full"], monkeypatch, capfd)
+    assert code == 1
+    assert "[MV508] full: the run folder is not empty" in err
     assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
 
 
-def test_the_example_applies_changes_in_order_and_reports_what_is_skipped(recipe: Path, tmp_path: Path) -> None:
+def test_the_example_applies_changes_in_order_and_reports_what_is_skipped(
+    recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     changes = ["--set", "train.steps=1", "--unset", "model.alignments.gla", "--use", "model.fusion=standard.cross_attention"]
     changes += ["--set", "model.fusion.heads=2", "--unset", "evaluators.probe", "--set", "train.checkpoint_every_steps=null"]
-    done = example("--config", str(recipe), *changes, "--device", "cpu", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "skipped evaluators.retrieval: needs image_embedding" in done.stdout
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run_example(["--config", str(recipe), *changes, "--device", "cpu"], monkeypatch, capfd)
+    assert code == 0, err
+    assert "skipped evaluators.retrieval: needs image_embedding" in out
     (folder,) = (tmp_path / "runs").iterdir()
     assert folder.name.startswith("micro-")
     document = json.loads((folder / "evaluation.json").read_text())

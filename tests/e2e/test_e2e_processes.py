@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -10,37 +11,86 @@ from pathlib import Path
 
 import killing
 import psutil
-from running import TORCHRUN, recipe_over, start, under_torchrun, write_manifest
+import pytest
+from running import TORCHRUN, Done, recipe_over, several_under_torchrun, start, under_torchrun, write_manifest
 
 from medvlp_core.training.resume import read_resume
 
 #: What is proposed to somebody who started two processes.
 RESUME = "torchrun --nproc-per-node 2 -m medvlp_core.cli pretrain --resume"
+FSDP = ("--set", "train.parallel=fsdp")
 
 
-def test_torchrun_hands_sigterm_on(recipe: Path, tmp_path: Path) -> None:
-    """As a scheduler's preemption arrives; then the run goes on under torchrun, to the end."""
-    run = tmp_path / "run"
+@pytest.fixture(scope="module")
+def preempted(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, str]:
+    """A run that got SIGTERM as a scheduler's preemption arrives, the exit code of the launcher and what was printed."""
+    run = tmp_path_factory.mktemp("preempted") / "run"
     process = start(*TORCHRUN, str(recipe), "--out", str(run), "--device", "cpu", run=run, lines=1)
     process.send_signal(signal.SIGTERM)
     out, _ = process.communicate(timeout=120)
-    assert process.returncode != 0
+    return run, process.returncode, out
+
+
+@pytest.fixture(scope="module")
+def shards(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run with sharded parameters, killed with all its processes after the first checkpoint."""
+    run = tmp_path_factory.mktemp("shards") / "run"
+    process = start(*TORCHRUN, str(recipe), "--out", str(run), *FSDP, "--device", "cpu", run=run, lines=2)
+    launcher = psutil.Process(process.pid)
+    for one in [launcher, *launcher.children(recursive=True)]:
+        one.kill()
+    process.communicate()
+    assert not (run / "evaluation.json").exists()
+    assert read_resume(run).step in (3, 6, 9, 12)
+    return run
+
+
+@pytest.fixture(scope="module")
+def resumed(
+    recipe: Path, preempted: tuple[Path, int, str], shards: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, Done]]:
+    """A folder with a run of shards that nothing happened to, and what was said of it, of both resumed runs and of a mistake."""
+    folder = tmp_path_factory.mktemp("several")
+    commands = {
+        "mistake": [str(recipe), "--set", "train.batch_size=3", "--out", str(folder / "mistake")],
+        "preempted": ["--resume", str(preempted[0])],
+        "whole": [str(recipe), *FSDP, "--out", str(folder / "whole")],
+        "shards": ["--resume", str(shards)],
+    }
+    return folder, several_under_torchrun(
+        folder, {name: ["pretrain", *words, "--device", "cpu"] for name, words in commands.items()}
+    )
+
+
+def test_torchrun_hands_sigterm_on(preempted: tuple[Path, int, str]) -> None:
+    run, code, out = preempted
+    assert code != 0
     assert out.count("stopped by SIGTERM after step") == 1, "the main process alone speaks"
     assert f"resume with: {RESUME} {run}\n" in out
-    assert not (run / "evaluation.json").exists()
-    step = read_resume(run).step
-    done = under_torchrun("--resume", str(run))
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count(f"resumed after step {step}\n") == 1
+
+
+def test_a_stopped_run_goes_on_under_torchrun(preempted: tuple[Path, int, str], resumed: tuple[Path, dict[str, Done]]) -> None:
+    run, _, out = preempted
+    done = resumed[1]["preempted"]
+    assert done.codes == [0, 0], done.err
+    step = re.search(r"stopped by SIGTERM after step (\d+)", out)
+    assert step is not None
+    assert done.out.count(f"resumed after step {step[1]}\n") == 1
     assert json.loads((run / "evaluation.json").read_text())["results"]
 
 
-def test_what_all_processes_find_is_said_once(recipe: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    done = under_torchrun(str(recipe), "--set", "train.batch_size=3", "--out", str(run))
-    assert done.returncode == 1
-    assert done.stderr.count("[MV104] train.batch_size=3 pairs cannot be shared by 2 processes with 2 micro-batches each") == 1
-    assert not run.exists()
+def test_what_all_processes_find_is_said_once(resumed: tuple[Path, dict[str, Done]]) -> None:
+    folder, found = resumed
+    assert found["mistake"].codes == [1, 1]
+    text = "[MV104] train.batch_size=3 pairs cannot be shared by 2 processes with 2 micro-batches each"
+    assert found["mistake"].err.count(text) == 1
+    assert not (folder / "mistake").exists()
+
+
+def test_shards_go_on_to_the_same_bits(shards: Path, resumed: tuple[Path, dict[str, Done]]) -> None:
+    folder, found = resumed
+    assert found["whole"].codes == found["shards"].codes == [0, 0], found["shards"].err
+    assert killing.content(shards) == killing.content(folder / "whole")
 
 
 def test_what_one_process_finds_ends_all_and_blames_no_component(tmp_path: Path) -> None:
@@ -77,19 +127,3 @@ def test_accelerate_launch_starts_processes_too(recipe: Path, tmp_path: Path) ->
     assert done.returncode == 0, done.stderr
     assert json.loads((run / "start.json").read_text())["processes"] == 2
     assert done.stdout.count("warning: ACCELERATE_MIXED_PRECISION=bf16 is not read: the recipe says train.precision: fp32\n") == 1
-
-
-def test_shards_go_on_to_the_same_bits(recipe: Path, tmp_path: Path) -> None:
-    """Killed with all its processes after the first checkpoint."""
-    whole, run, words = tmp_path / "whole", tmp_path / "run", ("--set", "train.parallel=fsdp", "--device", "cpu")
-    assert under_torchrun(str(recipe), "--out", str(whole), *words[:2]).returncode == 0
-    process = start(*TORCHRUN, str(recipe), "--out", str(run), *words, run=run, lines=2)
-    launcher = psutil.Process(process.pid)
-    for one in [launcher, *launcher.children(recursive=True)]:
-        one.kill()
-    process.communicate()
-    assert not (run / "evaluation.json").exists()
-    assert read_resume(run).step in (3, 6, 9, 12)
-    done = under_torchrun("--resume", str(run))
-    assert done.returncode == 0, done.stderr
-    assert killing.content(run) == killing.content(whole)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import subprocess
 import sys
@@ -19,16 +18,25 @@ from medvlp_core.training.checkpoint import list_checkpoints, load_run
 from medvlp_core.training.init_from import starting_vocabulary
 from medvlp_core.training.resume import read_resume, set_aside_later
 
-#: For each kind. ``MEDVLP_KILLS=40 pytest tests/e2e/test_e2e_resume.py -k killed`` kills dozens of times.
-KILLS = os.environ.get("MEDVLP_KILLS", "2")
 
-
-@pytest.mark.parametrize("kind", ["one", "workers", "ddp3", "norms"])
-def test_a_run_that_is_killed_ends_with_the_same_bits(kind: str) -> None:
-    command = [sys.executable, killing.__file__, "--kind", kind, "--kills", KILLS]
-    done = subprocess.run(command, capture_output=True, text=True)
+def killed(*words: str) -> str:
+    """What ``killing.py`` prints."""
+    done = subprocess.run([sys.executable, killing.__file__, *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith(f"{kind}: {KILLS} kills of ")
+    return done.stdout
+
+
+def test_runs_that_are_killed_end_with_the_same_bits() -> None:
+    """With loader processes, with shares of unequal size, and with statistics that each process has of its own."""
+    kinds = ["workers", "ddp3", "norms"]
+    lines = killed(*kinds, "--kills", "1", "--steps", "8").splitlines()
+    assert [line.partition(" kills of ")[0] for line in lines] == [f"{kind}: 1" for kind in kinds]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["one", "workers", "ddp", "ddp3", "norms"])
+def test_runs_that_are_killed_many_times_end_with_the_same_bits(kind: str) -> None:
+    assert killed(kind, "--kills", "20").startswith(f"{kind}: 20 kills of ")
 
 
 def cut(path: Path) -> None:

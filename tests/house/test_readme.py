@@ -55,7 +55,7 @@ def test_the_commands_name_files_and_extras_that_exist() -> None:
     extras = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("[project.optional-dependencies]\n")[2]
     [wanted] = re.findall(r"\.\[(\w+)\]", second)
     assert re.search(rf"^{wanted} = \[", extras, re.MULTILINE)
-    assert second.rstrip().endswith("-m pytest -n 2 --dist loadfile --durations=10")
+    assert second.rstrip().endswith("-m pytest -n 2 --dist worksteal")
 
 
 ABLATIONS = re.findall(r"^python examples/pretrain_mpma\.py (.*)$", README, re.MULTILINE)

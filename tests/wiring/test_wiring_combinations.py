@@ -5,96 +5,115 @@ from __future__ import annotations
 import itertools
 import random
 from collections import Counter
+from collections.abc import Sequence
 
+import attrs
 import pytest
 import torch
 
-from medvlp_core.errors import Diagnostics
+from medvlp_core.errors import Diagnostics, Position
 from medvlp_core.model.build import build_run
 from medvlp_core.planning.compose import compose
 from medvlp_core.planning.plan import ModelPlan, plain
 from medvlp_core.plugins.host import PluginHost
-from medvlp_core.recipe.load import dump_yaml, parse_yaml
+from medvlp_core.recipe.load import Node, dump_yaml, parse_yaml
 from medvlp_core.spec.component import ComponentSpec
 from medvlp_core.spec.roles import Role
-
-Choice = tuple[str, ComponentSpec] | None
 
 #: Codes that say "these parts do not fit each other"; anything else would be a mistake in a component or in the composer.
 DOES_NOT_FIT = {"MV202", "MV203", "MV204"}
 SAMPLE = 14
+AT = Position("combination.yaml")
+
+
+@attrs.frozen(eq=False)
+class Choice:
+    """A component with one of its examples, and its block of a recipe: read once, and part of hundreds of recipes."""
+
+    name: str
+    spec: ComponentSpec
+    block: Node
+
+    @classmethod
+    def of(cls, name: str, spec: ComponentSpec) -> Choice:
+        return cls(name, spec, node_of({"use": name, **plain(spec)}))
+
+
+def node_of(document: dict) -> Node:
+    """A document as it is read from its text."""
+    diagnostics = Diagnostics()
+    node = parse_yaml(dump_yaml(document), file=AT.file, diagnostics=diagnostics)
+    assert node is not None
+    assert not diagnostics.problems
+    return node
+
+
+#: Paths of a recipe, and what stands there; None: the path is not there.
+Parts = dict[str, Choice | None]
 
 
 def choices(host: PluginHost, role: Role) -> list[Choice]:
     """Every component of a role with each of its examples."""
-    return [(name, spec) for name, kind in host.components.of_role(role).items() for spec in kind.examples()]
+    return [Choice.of(name, spec) for name, kind in host.components.of_role(role).items() for spec in kind.examples()]
 
 
-def first_examples(host: PluginHost, role: Role, *, may_be_absent: bool = False) -> list[Choice]:
+def first_examples(host: PluginHost, role: Role) -> list[Choice]:
     """Every component of a role with its first example."""
-    found: list[Choice] = [(name, next(iter(kind.examples()))) for name, kind in host.components.of_role(role).items()]
-    return [*found, None] if may_be_absent else found
+    return [Choice.of(name, next(iter(kind.examples()))) for name, kind in host.components.of_role(role).items()]
 
 
-def recipe(parts: dict[str, Choice]) -> str:
+HEAD = node_of({"medvlp": 1, "train": {"steps": 2, "batch_size": 3, "learning_rate": 1e-3}, "model": {}})
+
+
+def recipe(parts: Parts) -> Node:
     """A recipe of chosen parts, keyed by path."""
-    document: dict = {"medvlp": 1, "train": {"steps": 2, "batch_size": 3, "learning_rate": 1e-3}, "model": {}}
+    document = {**HEAD.value, "model": Node({}, AT, AT)}  # type: ignore[dict-item]
     for path, choice in parts.items():
         if choice is None:
             continue
-        block = document
+        block: dict[str, Node] = document
         *parents, slot = path.split(".")
         for parent in parents:
-            block = block.setdefault(parent, {})
-        block[slot] = {"use": choice[0], **plain(choice[1])}
-    return dump_yaml(document)
+            block = block.setdefault(parent, Node({}, AT, AT)).value  # type: ignore[assignment]
+        block[slot] = choice.block
+    return Node(document, AT)
 
 
-def plan_parts(host: PluginHost, parts: dict[str, Choice]) -> tuple[ModelPlan | None, Diagnostics]:
+def plan_parts(host: PluginHost, parts: Parts) -> tuple[ModelPlan | None, Diagnostics]:
     diagnostics = Diagnostics()
-    node = parse_yaml(recipe(parts), file="combination.yaml", diagnostics=diagnostics)
-    assert node is not None
-    return compose(node, host, diagnostics), diagnostics
+    return compose(recipe(parts), host, diagnostics), diagnostics
 
 
-def image_decoders(host: PluginHost) -> list[Choice]:
-    return [one for one in first_examples(host, Role.DECODER) if one and "patch_prediction" in one[1].contract().gives]
+def decoders(host: PluginHost, port: str) -> list[Choice]:
+    return [one for one in first_examples(host, Role.DECODER) if port in one.spec.contract().gives]
 
 
-def text_decoders(host: PluginHost) -> list[Choice]:
-    return [one for one in first_examples(host, Role.DECODER) if one and "word_logits" in one[1].contract().gives]
-
-
-def all_parts(host: PluginHost) -> list[dict[str, Choice]]:
+def all_parts(host: PluginHost) -> list[Parts]:
     """Every combination of components (first examples), with data and tokenizer fixed."""
-    data = ("open_cxr.pairs", host.components["open_cxr.pairs"]())  # type: ignore[call-arg]
-    tokenizer = ("standard.wordpiece", host.components["standard.wordpiece"](vocab_size=300, max_length=24))  # type: ignore[call-arg]
-    slots = {
+    data, tokenizer = host.components["open_cxr.pairs"](), host.components["standard.wordpiece"](vocab_size=300, max_length=24)  # type: ignore[call-arg]
+    fixed = {"data": Choice.of("open_cxr.pairs", data), "tokenizer": Choice.of("standard.wordpiece", tokenizer)}
+    slots: dict[str, Sequence[Choice | None]] = {
         "model.masking": first_examples(host, Role.MASKING),
         "model.image_encoder": first_examples(host, Role.IMAGE_ENCODER),
         "model.text_encoder": first_examples(host, Role.TEXT_ENCODER),
         "model.fusion": first_examples(host, Role.FUSION),
-        "model.alignments.a": first_examples(host, Role.ALIGNMENT, may_be_absent=True),
-        "model.decoders.image": [*image_decoders(host), None],
-        "model.decoders.report": [*text_decoders(host), None],
+        "model.alignments.a": [*first_examples(host, Role.ALIGNMENT), None],
+        "model.decoders.image": [*decoders(host, "patch_prediction"), None],
+        "model.decoders.report": [*decoders(host, "word_logits"), None],
     }
     combinations = itertools.product(*slots.values())
-    return [
-        {"data": data, "tokenizer": tokenizer, **dict(zip(slots, chosen, strict=True))}
-        for chosen in combinations
-        if any(chosen[4:])
-    ]
+    return [{**fixed, **dict(zip(slots, chosen, strict=True))} for chosen in combinations if any(chosen[4:])]
 
 
 @pytest.fixture(scope="module")
-def planned(host: PluginHost) -> list[tuple[dict[str, Choice], ModelPlan | None, Diagnostics]]:
+def planned(host: PluginHost) -> list[tuple[Parts, ModelPlan | None, Diagnostics]]:
     return [(parts, *plan_parts(host, parts)) for parts in all_parts(host)]
 
 
 def test_every_combination_is_planned_or_refused_for_a_reason_of_fit(planned) -> None:
     assert len(planned) > 1000
     for parts, _, diagnostics in planned:
-        names = {path: choice and choice[0] for path, choice in parts.items()}
+        names = {path: choice and choice.name for path, choice in parts.items()}
         assert {problem.code for problem in diagnostics.errors} <= DOES_NOT_FIT, f"{names}\n" + "\n".join(
             map(str, diagnostics.errors)
         )
@@ -103,7 +122,7 @@ def test_every_combination_is_planned_or_refused_for_a_reason_of_fit(planned) ->
 
 
 def test_every_component_of_the_model_appears_in_a_combination_that_fits(planned, host: PluginHost) -> None:
-    used = Counter(choice[0] for parts, plan, _ in planned if plan for choice in parts.values() if choice)
+    used = Counter(choice.name for parts, plan, _ in planned if plan for choice in parts.values() if choice)
     roles = (Role.MASKING, Role.IMAGE_ENCODER, Role.TEXT_ENCODER, Role.FUSION, Role.ALIGNMENT, Role.DECODER)
     missing = [name for role in roles for name in host.components.of_role(role) if not used[name]]
     assert not missing
@@ -111,11 +130,14 @@ def test_every_component_of_the_model_appears_in_a_combination_that_fits(planned
 
 @pytest.mark.parametrize("role", [Role.MASKING, Role.IMAGE_ENCODER, Role.TEXT_ENCODER, Role.FUSION, Role.ALIGNMENT, Role.DECODER])
 def test_every_example_of_every_component_is_planned_in_a_common_model(host: PluginHost, role: Role) -> None:
-    base = next(parts for parts in all_parts(host) if (parts["model.decoders.image"] or ("",))[0] == "standard.patch_decoder")
+    images = ((parts, parts["model.decoders.image"]) for parts in all_parts(host))
+    base = next(parts for parts, image in images if image and image.name == "standard.patch_decoder")
     paths = {Role.ALIGNMENT: "model.alignments.a", Role.DECODER: "model.decoders.extra"}
     for choice in choices(host, role):
-        _, diagnostics = plan_parts(host, {**base, paths.get(role, f"model.{role}"): choice})
-        assert not diagnostics.errors, f"{choice}: " + "\n".join(map(str, diagnostics.errors))
+        tree = recipe({**base, paths.get(role, f"model.{role}"): choice})
+        diagnostics = Diagnostics()
+        compose(node_of(tree.plain()), host, diagnostics)
+        assert not diagnostics.errors, f"{choice.name}: {choice.spec}: " + "\n".join(map(str, diagnostics.errors))
 
 
 @pytest.fixture(scope="module")

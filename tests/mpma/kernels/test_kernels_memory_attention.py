@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 
+import attrs
 import pytest
 import torch
 from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
 from kernel_calls import Case, attend, cases, errors, too_large, upstream
 from medvlp_mpma.kernels.memory_attention.op import memory_attention
 from torch import Tensor
@@ -44,16 +46,23 @@ def test_composite(case: Case) -> None:
     check(case, "composite", torch.float32)
 
 
-@settings(deadline=None, max_examples=40, phases=NO_SHRINKING)
+@settings(deadline=None, max_examples=12, phases=NO_SHRINKING)
 @given(case=cases(batch=2))
 def test_triton_float32(case: Case) -> None:
     check(case, "triton", torch.float32)
 
 
-@settings(deadline=None, max_examples=25, phases=NO_SHRINKING)
+@settings(deadline=None, max_examples=8, phases=NO_SHRINKING)
 @given(case=cases(batch=2, spread=1.0))
 def test_triton_float16(case: Case) -> None:
     check(case, "triton", torch.float16)
+
+
+@pytest.mark.long
+@settings(deadline=None, max_examples=300, phases=NO_SHRINKING)
+@given(case=cases(batch=2), dtype=st.sampled_from([torch.float32, torch.float16]))
+def test_triton_on_many_cases(case: Case, dtype: torch.dtype) -> None:
+    check(attrs.evolve(case, spread=1.0) if dtype == torch.float16 else case, "triton", dtype)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
