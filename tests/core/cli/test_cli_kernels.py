@@ -127,7 +127,7 @@ def test_the_variable_is_shown_and_counts(capsys: Capture, tmp_path: Path, space
     assert lines[4:] == [
         "  cpu, float32: reference",
         "    triton     cannot serve: float32 is too wide; needs a fast unit",
-        "    composite  can serve; MEDVLP_KERNELS asks for reference",
+        "    composite  can serve; MEDVLP_KERNELS requests reference",
     ]
 
 

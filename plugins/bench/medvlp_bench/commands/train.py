@@ -16,7 +16,7 @@ from medvlp_core.cli import add_recipe_arguments, plan_or_complain
 if TYPE_CHECKING:
     import torch
 
-    from medvlp_bench.rival.benchmark import Overhead, Result, Timing
+    from medvlp_bench.rival.laps import Overhead, Result, Timing
 
 FEWEST_STEPS = 3
 FEWEST_FOR_QUARTILES = 4
