@@ -16,7 +16,8 @@ from medvlp_core.cli import add_recipe_arguments, plan_or_complain
 if TYPE_CHECKING:
     import torch
 
-    from medvlp_bench.rival.laps import Overhead, Result, Timing
+    from medvlp_bench.rival.benchmark import Result, Timing
+    from medvlp_bench.rival.laps import Overhead
 
 FEWEST_STEPS = 3
 FEWEST_FOR_QUARTILES = 4
