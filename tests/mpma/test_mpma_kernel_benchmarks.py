@@ -192,7 +192,7 @@ def test_triton_kernels_with_other_tiles_in_the_interpreter() -> None:
 
 
 def test_the_command_from_end_to_end(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MEDVLP_PLUGINS", "mpma")
+    monkeypatch.setenv("MEDVLP_PLUGINS", "mpma,bench")
     for module in (attention, topk):
         for shape in module.SHAPES:
             monkeypatch.setitem(shape.sizes, "H", 1)  # type: ignore[arg-type]

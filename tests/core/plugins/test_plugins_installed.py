@@ -105,7 +105,7 @@ OBSERVED = """\
 """
 
 BUILT = """\
---use model.fusion=builds.gate [MV303] model.fusion (builds.gate) could not be built: OSError: no such weights (in ... 7)
+--use model.fusion=builds.gate [MV303] model.fusion (builds.gate) could not be built: OSError: no such weights (in ... 6)
     builds.modules:Gate from acme-builds 1.2
 --use model.fusion=optional.gate [MV303] model.fusion (optional.gate) cannot be built: importing 'optional.modules:Gate' failed
     ModuleNotFoundError: No module named 'no_such_library' (in modules.py, line 1)
