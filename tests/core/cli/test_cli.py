@@ -55,8 +55,8 @@ def test_the_overview_lists_every_command(capsys: Output) -> None:
 def test_the_overview_is_short_and_in_groups(capsys: Output) -> None:
     assert sorted(name for group in GROUPS.values() for name in group) == sorted(COMMANDS)
     out = run(capsys, "--help")[1]
-    assert len(out.splitlines()) < 32
-    assert [line.removesuffix(":") for line in out.splitlines() if line.endswith(":")] == list(GROUPS)
+    assert len(out.splitlines()) < 36
+    assert [line.removesuffix(":") for line in out.splitlines() if line.endswith(":")] == [*GROUPS, "from plug-ins"]
 
 
 def test_usage_errors_return_2_with_a_hint(capsys: Output, recipe: str) -> None:
@@ -76,9 +76,8 @@ def test_every_command_has_help(capsys: Output, command: str) -> None:
     code, out, _ = run(capsys, command, "--help")
     assert code == 0
     assert f"usage: medvlp {command}" in out
-    [example] = [group[command] for group in GROUPS.values() if command in group]
-    assert out.endswith(f"\nexample:\n  {example}\n")
-    assert f"medvlp {command}" in example
+    example = out.rpartition("\nexample:\n  ")[2]
+    assert example.startswith(f"medvlp {command}") or f"medvlp {command} " in example
 
 
 # -------------------------------------------------------------------------------------------------------------------- check

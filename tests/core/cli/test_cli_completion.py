@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from medvlp_core.cli import COMMANDS, main
+from medvlp_core.cli import BUNDLE_COMMANDS, COMMANDS, main
 from medvlp_core.cli.completion import SCRIPTS
 from medvlp_core.cli.words import split_line
 from medvlp_core.plugins.host import PluginHost
@@ -36,7 +36,7 @@ def test_a_line_is_cut_into_words() -> None:
 
 
 def test_commands(capsys: Output) -> None:
-    assert [word for word in words_for(capsys, "medvlp ") if not word.startswith("-")] == sorted(COMMANDS)
+    assert [word for word in words_for(capsys, "medvlp ") if not word.startswith("-")] == sorted([*COMMANDS, *BUNDLE_COMMANDS])
     assert words_for(capsys, "medvlp ch") == ["check"]
     assert words_for(capsys, "medvlp nothing ") == []
 
