@@ -43,6 +43,8 @@ def names_in(text: str) -> set[str]:
 
     A key that is a name stands for the module's constant of that name, else for every text in capitals of the function.
     """
+    if not re.search(r"environ|getenv", text):
+        return set()
     tree = ast.parse(text)
     constants = {
         target.id: node.value.value

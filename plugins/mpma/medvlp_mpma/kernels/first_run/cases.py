@@ -102,8 +102,8 @@ def draw(case: Case, dtype: torch.dtype, seed: int) -> dict[str, Any]:
     if "bias" in case.on:
         found["mem_bias"] = torch.tensor([-math.inf if "closed" in case.on else 0.7, -0.4])[: case.heads]
     masks = AttentionInputs(q, k, v, mem_k, mem_v, *(found[name] for name in ("key_lens", "key_is_valid", "query_lens")))
-    if (hidden := masks.masked_keys) is not None:
-        k[hidden], v[hidden] = math.nan, math.nan
+    if (masked_keys := masks.masked_keys) is not None:
+        k[masked_keys], v[masked_keys] = math.nan, math.nan
     if (lost := masks.lost_queries) is not None:
         q[lost] = math.nan
     return found

@@ -17,7 +17,7 @@ REHEARSE = calls.is_interpreted()
 DEVICE = torch.device("cpu") if REHEARSE else torch.device("cuda", 0)
 TIMED = torch.float32 if REHEARSE else torch.bfloat16
 CHECKED = (torch.float32, torch.float16) if REHEARSE else (torch.bfloat16, torch.float16, torch.float32)
-WORKERS = 2 if REHEARSE else max(2, min(12, (os.cpu_count() or 4) - 4))
+COMPILE_PROCESSES = 2 if REHEARSE else max(2, min(12, (os.cpu_count() or 4) - 4))
 ROUNDS = 1 if REHEARSE else None
 
 #: Seconds that each step leaves for those behind it.

@@ -14,7 +14,7 @@ import torch
 
 from medvlp_mpma.kernels.first_run.correctness import step_correctness
 from medvlp_mpma.kernels.first_run.run import Run, Skipped
-from medvlp_mpma.kernels.first_run.setting import REHEARSE, WORKERS
+from medvlp_mpma.kernels.first_run.setting import COMPILE_PROCESSES, REHEARSE
 from medvlp_mpma.kernels.first_run.summary import write_summary
 from medvlp_mpma.kernels.first_run.tiles import step_crossover, step_sweep
 from medvlp_mpma.kernels.first_run.timings import step_device, step_timings
@@ -58,7 +58,7 @@ def run_steps(out: Path, *, minutes: float, steps: Sequence[str]) -> bool:
     """Do the steps and write what they find; False if one failed, or a number is wrong."""
     command = f"medvlp bench kernels --first-run --minutes {minutes:g} --steps {','.join(steps)}"
     run = Run(out=out, seconds=60 * minutes, command=command + " --rehearse" * REHEARSE)
-    pool = multiprocessing.get_context("spawn").Pool(WORKERS, _worker_starts)
+    pool = multiprocessing.get_context("spawn").Pool(COMPILE_PROCESSES, _worker_starts)
     try:
         are_fine = [do_step(run, name, pool) for name in steps]
     finally:
