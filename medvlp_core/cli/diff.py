@@ -11,15 +11,25 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from medvlp_core.cli.common import add_override_arguments, columns, print_problems, read_plan
+from medvlp_core.cli.diff_json import differences_data
+from medvlp_core.cli.differences import (
+    block_values,
+    calls_of,
+    changed_dimensions,
+    changed_names,
+    changed_order,
+    only_in_one,
+    paths_of_both,
+    values_of,
+)
 from medvlp_core.cli.explain import origin, value_lines
 from medvlp_core.cli.folding import print_folded
 from medvlp_core.cli.json_output import add_json_argument, print_json
 from medvlp_core.cli.words import completes
 from medvlp_core.describe.wording import yaml_value
 from medvlp_core.errors import Diagnostics, MedvlpError, Problem
-from medvlp_core.planning.plan import ModelPlan, plain
-from medvlp_core.planning.wiring import INPUTS, PlannedComponent
-from medvlp_core.spec.component import SpecBlock
+from medvlp_core.planning.plan import ModelPlan
+from medvlp_core.planning.wiring import PlannedComponent
 from medvlp_core.spec.roles import ROLES
 
 SAME, DIFFERENT, TROUBLE = 0, 1, 2
@@ -60,8 +70,6 @@ def run(arguments: argparse.Namespace) -> int:
         return TROUBLE
     lines = list(differences(first, second))
     if arguments.json:
-        from medvlp_core.cli.diff_json import differences_data
-
         print_json("diff", problems=problems, **titles, same=not lines, **differences_data(first, second))
     else:
         print_folded([f"A: {titles['a']}", f"B: {titles['b']}", *lines] if lines else ["no difference"])
@@ -101,23 +109,6 @@ def _section(title: str, lines: list[str]) -> list[str]:
     return ["", title, *lines] if lines else []
 
 
-def block_values(a: ModelPlan, b: ModelPlan) -> dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """The blocks that belong to no component, with their values in both recipes."""
-    return {
-        "inputs": (values_of(a.inputs), values_of(b.inputs)),
-        "init_from": (values_of(a.init_from), values_of(b.init_from)),
-        "train": (values_of(a.train), values_of(b.train)),
-        "losses": (a.losses, b.losses),
-    }
-
-
-def paths_of_both(a: ModelPlan, b: ModelPlan) -> list[str]:
-    """The slots that one of the two fills: by role, those of ``a`` first."""
-    both = {**a.components, **b.components}
-    roles = list(ROLES)
-    return sorted(both, key=lambda path: roles.index(both[path].role))
-
-
 def _component_lines(a: ModelPlan, b: ModelPlan, path: str) -> list[str]:
     """One slot: changed parameters, another component, or a component that only one of the two has."""
     old, new = a.components.get(path), b.components.get(path)
@@ -137,30 +128,12 @@ def _used(component: PlannedComponent) -> str:
     return f"{component.name} ({component.position()})"
 
 
-def changed_order(a: ModelPlan, b: ModelPlan, slot: str) -> tuple[list[str], list[str]] | None:
-    """Slots in another order: weights are drawn in the order of the recipe, so it is a difference."""
-    base = slot.removesuffix("*")
-    old = [path.removeprefix(base) for path in a.components if path.startswith(base) and path in b.components]
-    new = [path.removeprefix(base) for path in b.components if path.startswith(base) and path in a.components]
-    return (old, new) if old != new else None
-
-
 def _order_lines(a: ModelPlan, b: ModelPlan, slot: str) -> list[str]:
     change = changed_order(a, b, slot)
     if change is None:
         return []
     old, new = change
     return _section(slot.removesuffix("*").rstrip("."), [f"  order: {', '.join(old)} -> {', '.join(new)}"])
-
-
-def values_of(block: SpecBlock) -> dict[str, Any]:
-    """The parameters of a block as they are compared: paths absolute."""
-    return plain(block, has_absolute_paths=True)
-
-
-def changed_names(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The values that only one of the two has, or that are not the same."""
-    return [name for name in {**old, **new} if name not in old or name not in new or old[name] != new[name]]
 
 
 def _value_lines(a: ModelPlan, b: ModelPlan, path: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -172,26 +145,9 @@ def _value_lines(a: ModelPlan, b: ModelPlan, path: str, old: Mapping[str, Any], 
     return columns([(name, f"{shown(a, old, name)} -> {shown(b, new, name)}") for name in changed_names(old, new)])
 
 
-def only_in_one(old: list[str], new: list[str]) -> tuple[list[str], list[str]]:
-    """What stands only in the first list, and what only in the second."""
-    return [one for one in old if one not in new], [one for one in new if one not in old]
-
-
 def _only_lines(old: list[str], new: list[str]) -> list[str]:
     only_a, only_b = only_in_one(old, new)
     return [f"  only in A: {one}" for one in only_a] + [f"  only in B: {one}" for one in only_b]
-
-
-def changed_dimensions(a: ModelPlan, b: ModelPlan) -> list[tuple[str, str, int | None, int | None]]:
-    """Dimensions that slots of both recipes have, with another number: slot, symbol and both numbers; None = free."""
-    found = []
-    for path in (INPUTS, *(path for path in paths_of_both(a, b) if path in a.components and path in b.components)):
-        old, new = a.dims(path), b.dims(path)
-        names = {*old, *new}
-        if path != INPUTS:
-            names = a.components[path].contract.symbols() & b.components[path].contract.symbols()
-        found += [(path, name, old.get(name), new.get(name)) for name in sorted(names) if old.get(name) != new.get(name)]
-    return found
 
 
 def _dimension_lines(a: ModelPlan, b: ModelPlan) -> list[str]:
@@ -200,8 +156,3 @@ def _dimension_lines(a: ModelPlan, b: ModelPlan) -> list[str]:
     for path, name, old, new in changed_dimensions(a, b):
         rows.setdefault(path, []).append(f"{name}={'free' if old is None else old} -> {'free' if new is None else new}")
     return columns([(path, ", ".join(changes)) for path, changes in rows.items()])
-
-
-def calls_of(plan: ModelPlan) -> list[str]:
-    """The calls of a training step, one text each."""
-    return [f"{step.stage.replace('_', ' ')}: {step.path}" + (f" @{step.view}" if step.view else "") for step in plan.steps]

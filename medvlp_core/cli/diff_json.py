@@ -1,11 +1,11 @@
-"""The document of ``medvlp diff --json``: what :func:`medvlp_core.cli.diff.differences` says, as plain data. Light."""
+"""The document of ``medvlp diff --json``: what the lines of the command say, as plain data. Light."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from medvlp_core.cli.diff import (
+from medvlp_core.cli.differences import (
     block_values,
     calls_of,
     changed_dimensions,

@@ -6,12 +6,14 @@ import argparse
 from collections.abc import Iterator
 
 from medvlp_core.cli.common import add_recipe_arguments, columns, number, plan_or_complain
+from medvlp_core.cli.explain_json import explanation_data
 from medvlp_core.cli.folding import print_folded
 from medvlp_core.cli.json_output import add_json_argument, print_json
+from medvlp_core.cli.plan_parts import beneficiaries, blocks_of, given, heads
 from medvlp_core.describe.wording import yaml_value
 from medvlp_core.planning.plan import ModelPlan
-from medvlp_core.planning.wiring import INPUTS, PlannedComponent, PortKey, Step
-from medvlp_core.spec.component import SpecBlock, params_of
+from medvlp_core.planning.wiring import INPUTS, PlannedComponent, PortKey
+from medvlp_core.spec.component import params_of
 from medvlp_core.spec.contract import Symbol, TensorSpec
 from medvlp_core.spec.roles import Role
 
@@ -32,8 +34,6 @@ def run(arguments: argparse.Namespace) -> int:
     if plan is None:
         return 1
     if arguments.json:
-        from medvlp_core.cli.explain_json import explanation_data
-
         trainable = count_parameters(plan) if arguments.build else None
         content = {**explanation_data(plan), "trainable_parameters": trainable}
         print_json("explain", problems=plan.warnings, recipe=arguments.recipe, **content)
@@ -72,14 +72,6 @@ def explanation(plan: ModelPlan) -> Iterator[str]:
             yield from component_lines(plan, component)
             if component.path in reasons:
                 yield f"      skipped: {reasons[component.path]}"
-
-
-def blocks_of(plan: ModelPlan) -> dict[str, SpecBlock]:
-    """The blocks of the core: ``inputs``, ``train``, and ``init_from`` if the recipe begins with weights."""
-    blocks: dict[str, SpecBlock] = {"inputs": plan.inputs, "train": plan.train}
-    if plan.init_from.path is not None:
-        blocks["init_from"] = plan.init_from
-    return blocks
 
 
 def origin(plan: ModelPlan, path: str) -> str:
@@ -138,25 +130,10 @@ def _target(plan: ModelPlan) -> str:
     return f" and {shape(plan, ('image_target', None))}" if "Ht" in plan.dims(INPUTS) else ""
 
 
-def heads(plan: ModelPlan) -> list[str]:
-    """The alignments, then the decoders, by path."""
-    return [one.path for role in (Role.ALIGNMENT, Role.DECODER) for one in plan.of_role(role).values()]
-
-
 def _taken(plan: ModelPlan, takes: tuple[tuple[str, PortKey], ...]) -> Iterator[str]:
     for argument, key in takes:
         name = f"{argument} = " if argument != key[0] else ""
         yield f"       takes {name}{shape(plan, key)} from {plan.wiring.providers[key].path}"
-
-
-def given(plan: ModelPlan, step: Step) -> list[PortKey]:
-    """The ports that a call computes."""
-    return [key for key in plan.wiring.providers if plan.wiring.step_for(key) == step]
-
-
-def beneficiaries(plan: ModelPlan, step: Step) -> list[str]:
-    """The alignments and decoders that need a call."""
-    return [head for head in heads(plan) if step in plan.wiring.route([key for _, key in plan.takes(head)])]
 
 
 def shape(plan: ModelPlan, key: PortKey) -> str:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from medvlp_core.cli.explain import beneficiaries, blocks_of, given, heads
 from medvlp_core.cli.json_output import position_data
+from medvlp_core.cli.plan_parts import beneficiaries, blocks_of, given, heads
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.planning.wiring import PlannedComponent, PortKey, Step
 from medvlp_core.spec.component import params_of

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -188,24 +187,6 @@ def markdown_table(table: Sequence[Sequence[str]], *, is_text: bool = False) -> 
 
 
 # ----------------------------------------------------------------------------------------------------------------------- files
-
-
-def write_files(folder: Path, setting: Setting, outcomes: Sequence[Outcome]) -> list[str]:
-    """Write all files of a result; their names. Without matplotlib there is no picture, and a line says so."""
-    from medvlp_core.kernels.benchmark_picture import draw_roofline
-
-    write_csv(folder / "kernels.csv", setting, outcomes)
-    write_summary(folder / "summary.md", setting, outcomes)
-    names = ["kernels.csv", "summary.md"]
-    try:
-        draw_roofline(folder / "roofline.png", setting, outcomes)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] != "matplotlib":
-            raise
-        print("roofline.png is skipped: matplotlib is not installed (pip install matplotlib)", file=sys.stderr)
-    else:
-        names.append("roofline.png")
-    return names
 
 
 def write_csv(path: Path, setting: Setting, outcomes: Sequence[Outcome]) -> None:

@@ -60,6 +60,7 @@ def test_only_the_standard_bundle_knows_timm_and_transformers() -> None:
 PUBLIC_MODULES = {
     "medvlp_core.errors",
     "medvlp_core.kernels.benchmark",
+    "medvlp_core.kernels.benchmark_files",
     "medvlp_core.kernels.benchmark_report",
     "medvlp_core.kernels.machine",
     "medvlp_core.kernels.timing",

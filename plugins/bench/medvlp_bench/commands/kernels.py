@@ -101,6 +101,7 @@ def _measure(arguments: argparse.Namespace, benchmarks: list[KernelBenchmark], d
 
     from medvlp_core.kernels import benchmark_report as report
     from medvlp_core.kernels.benchmark import check, scaled, wrong_rivals
+    from medvlp_core.kernels.benchmark_files import write_files
     from medvlp_core.kernels.machine import device_label, measure_rates
     from medvlp_core.kernels.timing import measure
     from medvlp_core.training import make_run_folder
@@ -150,7 +151,7 @@ def _measure(arguments: argparse.Namespace, benchmarks: list[KernelBenchmark], d
         command=command_line(arguments),
     )
     folder = make_run_folder(arguments.out, "bench-kernels")
-    print(f"\nwritten to {folder}: {', '.join(report.write_files(folder, setting, outcomes))}")
+    print(f"\nwritten to {folder}: {', '.join(write_files(folder, setting, outcomes))}")
     return 0
 
 

@@ -14,6 +14,7 @@ import torch
 
 from medvlp_core.kernels import benchmark_report as report
 from medvlp_core.kernels.benchmark import Contender, KernelBenchmark, check, wrong_rivals
+from medvlp_core.kernels.benchmark_files import write_files
 from medvlp_mpma.kernels.first_run.run import Run, version_of
 from medvlp_mpma.kernels.first_run.setting import BENCHMARKS, DEVICE, REHEARSE, TIMED, in_rehearsal, name_of
 from medvlp_mpma.kernels.first_run.summary import write_summary
@@ -59,7 +60,7 @@ def step_timings(run: Run, pool: Pool) -> None:
             time_shapes(run, benchmark)
         finally:
             if run.outcomes:
-                report.write_files(run.out, run.setting, run.outcomes)
+                write_files(run.out, run.setting, run.outcomes)
                 run.timing_text = (run.out / "summary.md").read_text(encoding="utf-8")
                 write_summary(run)
     if not run.red(attention.NAME, "triton"):
