@@ -80,7 +80,7 @@ ROWS = (
         "draw only if self.training",
         also={"is_the_same_alone_and_in_a_batch"},  # other shapes draw other numbers
     ),
-    Row("stays_on_the_cpu", "stays_on_its_device", "mul gets a tensor on the CPU while weights and inputs are elsewhere"),
+    Row("stays_on_the_cpu", "stays_on_its_device", "mul gets a tensor on the CPU while weights and inputs are on another device"),
     Row("clips_the_image", "does_not_change_its_inputs", "a call changed image in place"),
     Row(
         "writes_into_features",

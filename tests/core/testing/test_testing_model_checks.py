@@ -30,9 +30,9 @@ def test_every_check_catches_something() -> None:
     assert frozenset(CHECKS) == frozenset().union(*(fault.caught_by for fault in FAULTS[broken_in_models.__name__]))
 
 
-def test_what_needs_a_strangers_port_is_not_put_into_a_model() -> None:
+def test_what_needs_a_port_of_a_third_party_is_not_put_into_a_model() -> None:
     found = result("broken.of_another", "trains_in_a_model")
-    assert (found.outcome, found.text) == ("not applicable", "it needs acme_map, which no partner of the kit gives")
+    assert (found.outcome, found.text) == ("not applicable", "it needs acme_map, which no stub component of the kit gives")
 
 
 def test_few_pairs_are_enough_and_images_without_texts_are_no_fault() -> None:
