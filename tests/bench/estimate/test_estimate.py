@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+import re
 import sys
 from typing import Any
 
@@ -340,3 +342,21 @@ def test_a_component_that_looks_at_numbers_is_named(small: ModelPlan, monkeypatc
     monkeypatch.setattr(type(model.image_encoder), "forward", lambda self, **needs: looks(**needs))
     with pytest.raises(MedvlpError, match=r"\[MV603\] model.image_encoder \(standard.timm_cnn\) cannot be followed"):
         follow(model, small.train, 4, is_gpu=True)
+
+
+def test_the_document_says_what_the_lines_say(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ["estimate", "mpma:small", "--gpu", "l40s"]
+    assert main(options) == 0
+    lines = {row[0].strip(): row[1:] for row in (re.split(r"  +", line.strip()) for line in capsys.readouterr().out.splitlines())}
+    assert main([*options, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["command"], document["recipe"], document["problems"]) == ("estimate", "mpma:small", [])
+    assert document["gpu"]["count"] == 1
+    assert document["steps"] == 550
+    memory = document["memory_bytes"]
+    assert f"{memory['weights'] / 2**30:.2f}" == lines["weights"][0]
+    assert f"{memory['peak'] / 2**30:.2f}" == lines["activations and gradients, peak"][0]
+    for one in document["components"]:
+        assert f"{one['trained']:,}" == lines[one["path"]][0]
+    assert f"{1e3 * document['seconds']['step']:.1f}" == lines["a step"][0]
+    assert document["run_seconds"] == pytest.approx(550 * document["seconds"]["step"])

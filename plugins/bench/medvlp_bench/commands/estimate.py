@@ -8,7 +8,7 @@ import sys
 
 from medvlp_bench.estimate.cards import NAMES
 from medvlp_core import did_you_mean
-from medvlp_core.cli import add_recipe_arguments, plan_or_complain, print_folded, print_problems
+from medvlp_core.cli import add_json_argument, add_recipe_arguments, plan_or_complain, print_folded, print_json, print_problems
 
 USAGE = 2
 
@@ -20,6 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--gpus", metavar="N", type=int, help="how many of them (default: 1)")
     parser.add_argument("--pairs", metavar="N", type=int, help="training pairs, if the data are not on this machine")
     parser.add_argument("--check", action="store_true", help="run one step on this CPU and compare it with its estimate")
+    add_json_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -39,10 +40,14 @@ def run(arguments: argparse.Namespace) -> int:
         print_folded(check_lines(plan))
         return 0
     from medvlp_bench.estimate.estimate import card_for, estimate
-    from medvlp_bench.estimate.report import lines
+    from medvlp_bench.estimate.report import estimate_data, lines
 
     card = card_for(name, needs_half=plan.train.precision != "fp32")
     found = estimate(plan, card, gpus, arguments.pairs)
+    if arguments.json:
+        problems = [*plan.warnings, *([found.problem] if found.problem is not None else [])]
+        print_json("estimate", problems=problems, recipe=arguments.recipe, **estimate_data(found))
+        return 0 if found.problem is None else 1
     print_folded(lines(found))
     if found.problem is not None:
         print_problems([found.problem], sys.stderr)
@@ -54,6 +59,8 @@ def _complaint(arguments: argparse.Namespace, name: str, gpus: int) -> str | Non
     """What is wrong with the options, if anything is."""
     given = {"--gpu": arguments.gpu, "--gpus": arguments.gpus, "--pairs": arguments.pairs}
     ignored = [option for option, value in given.items() if value is not None]
+    if arguments.check and arguments.json:
+        return "--check prints lines only: leave --json away"
     if arguments.check and ignored:
         return f"--check runs a step on this machine's CPU, whatever the GPUs and the data: leave {' and '.join(ignored)} away"
     if name not in NAMES:

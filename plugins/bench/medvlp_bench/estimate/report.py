@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import attrs
 
 from medvlp_bench.estimate.cards import GIB, MIB
 from medvlp_bench.estimate.cost import count_issued, seconds_of_component
@@ -114,6 +116,33 @@ def time_lines(found: Estimate) -> Iterator[str]:
     elif found.pairs is not None:
         what = f"{spec.epochs:g} epochs of {number(found.pairs)} pairs are {number(found.steps)} steps"
         yield f"the run: {what}, {duration(found.steps * seconds.step)}"
+
+
+def estimate_data(found: Estimate) -> dict[str, Any]:
+    """An estimate as plain data: counts, bytes of one GPU, FLOPs of a step on all GPUs, seconds."""
+    times = found.plan.train.batch_size / found.trace.pairs
+    components = [
+        {
+            "path": path,
+            "trained": weights.trained,
+            "frozen": weights.frozen,
+            "forward_flops": times * found.trace.flops(path, is_backward=False),
+            "backward_flops": times * found.trace.flops(path, is_backward=True),
+            "kept_bytes": found.trace.kept.get(path, 0),
+            "seconds": seconds_of_component(found.trace, path, found.plan.train, found.card),
+        }
+        for path, weights in found.parts.weights.items()
+    ]
+    memory = {**attrs.asdict(found.memory), "total": found.memory.total, "available": found.card.memory}
+    return {
+        "gpu": {"name": found.card.name, "count": found.gpus},
+        "pairs_at_a_time": found.trace.pairs,
+        "components": components,
+        "memory_bytes": memory,
+        "seconds": {**attrs.asdict(found.seconds), "step": found.seconds.step},
+        "steps": found.steps,
+        "run_seconds": found.steps * found.seconds.step if found.steps is not None else None,
+    }
 
 
 def duration(seconds: float) -> str:
