@@ -23,11 +23,10 @@ def main() -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
     arguments = parser.parse_args()
     import medvlp_core
-    from medvlp_core import errors
     from medvlp_core.recipe import parse_override
 
     try:
-        diagnostics = errors.Diagnostics()
+        diagnostics = medvlp_core.Diagnostics()
         parsed = [parse_override(kind, text, diagnostics) for kind, text in arguments.changes]
         diagnostics.raise_errors()
         overrides = [override for override in parsed if override is not None]
@@ -38,7 +37,7 @@ def main() -> None:
             sys.stderr.writelines(f"{warning}\n" for warning in plan.warnings)
             result = medvlp_core.pretrain(plan, out=arguments.out, device=arguments.device)
         sys.exit(1 if result is not None and result.problems else 0)
-    except errors.MedvlpError as error:
+    except medvlp_core.MedvlpError as error:
         sys.exit(str(error))  # to stderr, without a traceback
 
 

@@ -57,7 +57,27 @@ def build(plan: ModelPlan, *, seed: int | None = None) -> BuiltRun:
 def pretrain(
     plan: ModelPlan, *, out: str | Path | None = None, device: str | None = None, console: Console | None = None
 ) -> RunResult | None:
-    """Train the model of a plan; see :func:`medvlp_core.training.trainer.pretrain`.
+    """Build what a plan says, train it, save it, check it on the held-out split.
+
+    Nothing is written before all is built, and nothing stays of a run that fails before its first step. A signal (Ctrl-C, or
+    SIGTERM) lets the step end and a checkpoint be written before it takes effect.
+
+    Args:
+        plan: what :func:`plan` gave.
+        out: the run folder, new or empty; None = ``runs/NAME-DATE-TIME``.
+        device: a torch device; None = the GPU if there is one.
+        console: where progress and results are printed; None = the terminal.
+
+    Returns:
+        The run folder, the trained model and the cards of the held-out check; None in all processes but the main one.
+
+    Raises:
+        DataError: the run folder cannot be used (MV508), a checkpoint not written or read (MV507), or data not read (MV5xx).
+        KernelError: the recipe or MEDVLP_KERNELS asks for a kernel backend that cannot serve (MV401).
+        SpecError: the plan cannot be built (MV303, MV206), the device does not exist or the run is too long (MV104).
+        MedvlpError: training diverged (MV601), memory is full (MV606), or another process is gone (MV607).
+        KeyboardInterrupt: Ctrl-C was pressed.
+        SystemExit: SIGTERM came; or the message is that of another process.
 
     Example:
         >>> result = pretrain(plan("mpma:small"), out="runs/first")  # doctest: +SKIP
@@ -70,7 +90,22 @@ def pretrain(
 def resume(
     run: str | Path, overrides: Sequence[str | Override] = (), *, device: str | None = None, console: Console | None = None
 ) -> RunResult | None:
-    """Train a run that was stopped or killed to its end; see :func:`medvlp_core.training.trainer.resume`.
+    """Train a run that was stopped or killed in its folder, to the end that it would have had.
+
+    Args:
+        run: the run folder (its newest checkpoint), or one of its checkpoints.
+        overrides: changes as ``--set`` takes them, of ``data``, ``evaluators`` and those settings of ``train`` that change no
+            number, such as ``num_workers``; the message of MV508 lists them.
+        device: a torch device; None = the GPU if there is one.
+        console: where progress and results are printed; None = the terminal.
+
+    Returns:
+        As :func:`pretrain`.
+
+    Raises:
+        DataError: there is no such run, it is finished, or it began in another way (MV508); the checkpoint is damaged (MV507).
+        SpecError: its recipe cannot be planned here, or an override has not the right form (MV007).
+        MedvlpError: as in :func:`pretrain`, which also says what interrupts it.
 
     Example:
         >>> result = resume("runs/first")  # doctest: +SKIP

@@ -48,7 +48,25 @@ class ZeroShotScores(NamedTuple):
 
 
 def load(run: str | Path, *, device: str | None = None, batch_size: int = 64) -> TrainedModel:
-    """See :func:`medvlp_core.load`."""
+    """Load a trained model for use: images and texts in, vectors and scores out. Needs no training data.
+
+    The EMA weights if the run kept some (``train.ema_decay``), else those of the last step.
+
+    Args:
+        run: a run folder (its newest checkpoint), or one checkpoint's folder.
+        device: a torch device; None = the GPU if there is one.
+        batch_size: how many images or texts go through the model at once.
+
+    Raises:
+        DataError: a file is missing, cut off or does not fit the recipe (MV507), or the vocabulary is broken (MV506).
+        SpecError: the recipe cannot be planned here, for instance because a bundle is not installed, or the device does not exist
+            (MV104).
+        ValueError: ``batch_size`` is below 1.
+
+    Example:
+        >>> model = load("runs/first")  # doctest: +SKIP
+        >>> model.embed_image("film.png") @ model.embed_text(["Pneumonia."]).T  # doctest: +SKIP
+    """
     return TrainedModel(run=load_run(run, device=choose_device(device)), batch_size=batch_size)
 
 

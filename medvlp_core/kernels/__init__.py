@@ -1,6 +1,6 @@
 """Ops with several implementations, and which of them serves a call.
 
-``benchmark``, ``benchmark_report``, ``timing`` and ``machine`` are public modules.
+``benchmark``, ``benchmark_files``, ``benchmark_report``, ``machine`` and ``timing`` are public modules.
 """
 
 from __future__ import annotations

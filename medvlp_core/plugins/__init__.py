@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from medvlp_core.plugins.host import load_plugins
+from medvlp_core.plugins.host import PluginHost, load_plugins
 
-__all__ = ["load_plugins"]
+__all__ = ["PluginHost", "load_plugins"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -32,7 +33,22 @@ def test_every_folder_of_the_core_has_a_line() -> None:
 
 
 def test_every_bundle_has_a_line() -> None:
-    assert sorted(rows("bundle")) == sorted(path.parent.parent.name for path in ROOT.glob("plugins/*/*/plugin.py"))
+    assert sorted(rows("bundle")) == sorted(path.parent.name for path in ROOT.glob("plugins/*/pyproject.toml"))
+
+
+def test_every_folder_of_tests_has_a_line() -> None:
+    table = PAGE.partition("| folder | what it tests |")[2].partition("\n\n")[0]
+    named = re.findall(r"`tests/(\w+)/`", "".join(line.split("|")[1] for line in table.splitlines()[2:]))
+    folders = {path.relative_to(ROOT / "tests").parts[0] for path in (ROOT / "tests").glob("*/**/*.py")}
+    assert sorted(named) == sorted(folders)
+
+
+def test_every_folder_at_the_top_has_a_line() -> None:
+    table = PAGE.partition("| folder | what is in it |")[2].partition("\n\n")[0]
+    named = {"medvlp_core", "plugins", *re.findall(r"^\| `([.\w]+)/` \| \S", table, re.MULTILINE)}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.splitlines()
+    folders = {path.partition("/")[0] for path in tracked if "/" in path} - {".github"}
+    assert named == folders or not tracked  # a source archive has no list of files
 
 
 def test_torch_free_folders_are_those_that_are_tested() -> None:

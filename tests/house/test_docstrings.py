@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -70,6 +73,29 @@ def test_public_names_are_documented_and_annotated(path: Path) -> None:
 
 def test_all_packages_are_looked_at() -> None:
     assert len(FILES) > 90
+
+
+# ------------------------------------------------------------------------------------------------------------- public names
+
+
+def only_refers(docstring: str) -> bool:
+    """Whether a docstring says no more than where else to look; an example is no explanation."""
+    told = re.sub(r"^Example:.*", "", inspect.cleandoc(docstring), flags=re.DOTALL | re.MULTILINE).strip()
+    return "\n\n" not in told and re.search(r"\b[Ss]ee :\w+:", told) is not None
+
+
+def test_a_docstring_that_only_refers_is_found() -> None:
+    assert only_refers("See :func:`medvlp_core.load`.")
+    assert only_refers("Train; see :func:`train`.\n\nExample:\n    >>> train()\n")
+    assert not only_refers("Train; see :func:`train`.\n\nRaises:\n    ValueError: no steps.\n")
+
+
+@pytest.mark.parametrize("module", ["medvlp_core", *sorted(path.parent.name for path in ROOT.glob("medvlp_core/*/__init__.py"))])
+def test_the_help_of_public_names_explains_them(module: str) -> None:
+    found = importlib.import_module(module if module == "medvlp_core" else f"medvlp_core.{module}")
+    listed = [(name, getattr(found, name)) for name in getattr(found, "__all__", ())]
+    callables = [(name, one) for name, one in listed if inspect.isfunction(one) or inspect.isclass(one)]
+    assert [name for name, one in callables if not one.__doc__ or only_refers(one.__doc__)] == []
 
 
 # ------------------------------------------------------------------------------------------------------------------ recipes

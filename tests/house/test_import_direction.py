@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 from pathlib import Path
 
 import pytest
+from doc_examples import FENCE
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = {"medvlp_core": ROOT / "medvlp_core"} | {
@@ -56,9 +58,8 @@ def test_only_the_standard_bundle_knows_timm_and_transformers() -> None:
 
 # ------------------------------------------------------------------------------------------------------------- public names
 
-#: Modules of the core that are public besides ``medvlp_core`` and the ``__init__`` of its folders.
+#: The list of the core's public modules, besides ``medvlp_core`` and the ``__init__`` of its folders.
 PUBLIC_MODULES = {
-    "medvlp_core.errors",
     "medvlp_core.kernels.benchmark",
     "medvlp_core.kernels.benchmark_files",
     "medvlp_core.kernels.benchmark_report",
@@ -66,6 +67,19 @@ PUBLIC_MODULES = {
     "medvlp_core.kernels.timing",
 }
 OUTSIDE = sorted([*ROOT.glob("plugins/**/*.py"), *ROOT.glob("examples/**/*.py")])
+#: Pages whose Python blocks are read as well.
+PAGES = sorted(
+    [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), *ROOT.glob("plugins/*/README.md"), *ROOT.glob("examples/*/*.md")]
+)
+#: What pages may take from the inside of the core, and why.
+FROM_INSIDE = {
+    # Its examples cause each message where it comes from; some come in the middle of a run.
+    "docs/errors.md": {"medvlp_core.plugins.import_string.load_object", "medvlp_core.training.translate_errors.translate_errors"},
+    # Plans a fragment of a recipe with a plug-in that is not installed.
+    "docs/versioning.md": {"medvlp_core.planning.compose.compose", "medvlp_core.recipe.tree.parse_yaml"},
+    # Shows how the text of one scalar is read.
+    "docs/yaml.md": {"medvlp_core.recipe.tree.scalar"},
+}
 
 
 def core_names(text: str) -> list[tuple[str, str]]:
@@ -97,3 +111,23 @@ def test_private_names_are_seen() -> None:
 def test_bundles_and_examples_import_public_names_only(path: Path) -> None:
     taken = core_names(path.read_text(encoding="utf-8"))
     assert [f"{module}.{name}" for module, name in taken if not is_public(module, name)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_pages_teach_public_names_only(page: Path) -> None:
+    blocks = [block for language, _, block in FENCE.findall(page.read_text(encoding="utf-8")) if language == "python"]
+    taken = {f"{module}.{name}" for block in blocks for module, name in core_names(block) if not is_public(module, name)}
+    assert taken == FROM_INSIDE.get(str(page.relative_to(ROOT)), set())
+
+
+def test_the_public_modules_are_named_where_authors_look() -> None:
+    """The architecture page and the docstring of ``medvlp_core.kernels`` have the same list as this file."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    [sentence] = re.findall(r"^besides the public modules (.*?)\. Everything else is private", page, re.MULTILINE | re.DOTALL)
+    assert {
+        name if name.startswith("medvlp_core") else f"medvlp_core.kernels{name}" for name in re.findall(r"`([\w.]+)`", sentence)
+    } == (PUBLIC_MODULES)
+    [sentence] = re.findall(
+        r"^(.*) are public modules\.$", importlib.import_module("medvlp_core.kernels").__doc__ or "", re.MULTILINE
+    )
+    assert {f"medvlp_core.kernels.{name}" for name in re.findall(r"``(\w+)``", sentence)} == PUBLIC_MODULES

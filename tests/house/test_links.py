@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("plugins/*/*.md"), *ROOT.glob("examples/*/*.md")])
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)")
-FILE_NAME = re.compile(r"(^|/)[\w.-]+\.md$|/$")
+FILE_NAME = re.compile(r"(^|/)[\w.-]+\.(md|py|ya?ml|toml|txt|csv|jsonl?|png)$|/$")
 
 
 def links(text: str) -> list[tuple[str, str]]:
@@ -19,7 +19,7 @@ def links(text: str) -> list[tuple[str, str]]:
 
 
 def named_after_files(text: str) -> list[str]:
-    """The texts of links that are names of pages or folders."""
+    """The texts of links that are names of files or folders."""
     return [shown for shown, _ in links(text) if FILE_NAME.search(shown.strip("`"))]
 
 
@@ -36,7 +36,8 @@ def anchors(page: Path) -> set[str]:
 
 def test_names_of_files_are_found() -> None:
     text = "[training.md](training.md) [Training](training.md) [`docs/a.md`](a.md) [design/](design/README.md) ![a.md](a.png)"
-    assert named_after_files(text) == ["training.md", "`docs/a.md`", "design/"]
+    text += " [a_b.py](a_b.py)"
+    assert named_after_files(text) == ["training.md", "`docs/a.md`", "design/", "a_b.py"]
 
 
 def test_all_pages_are_looked_at() -> None:
@@ -67,3 +68,16 @@ def test_the_index_calls_every_page_by_its_title() -> None:
     rows = re.findall(r"^\| \[([^\]]+)\]\(([^)]+)\) \|", index.read_text(encoding="utf-8"), re.MULTILINE)
     assert len(rows) > 20
     assert [(shown, title) for shown, target in rows if (title := known[(index.parent / target).resolve()]) != shown] == []
+
+
+def test_no_row_of_the_index_repeats_its_title() -> None:
+    rows = re.findall(
+        r"^\| \[([^\]]+)\]\([^)]+\) \| (.*) \|$", (ROOT / "docs" / "README.md").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    assert len(rows) > 20
+    assert [title for title, told in rows if title.lower().removesuffix("s") in told.lower()] == []
+
+
+def test_the_index_links_the_pages_at_the_root() -> None:
+    targets = {target for _, target in links((ROOT / "docs" / "README.md").read_text(encoding="utf-8"))}
+    assert {f"../{page.name}" for page in ROOT.glob("*.md") if page.name != "README.md"} <= targets
