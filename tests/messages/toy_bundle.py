@@ -55,10 +55,10 @@ class WordsSpec(Toy):
 @component("toy.random", role=Role.MASKING, build=BUILD)
 @attrs.frozen(kw_only=True)
 class RandomSpec(Toy):
-    """Hides random patches and words."""
+    """Masks random patches and words."""
 
-    ratio: float = param(0.5, help="share of the patches that is hidden", at_least=0, below=1)
-    unit: str = param("word", help="what is hidden of a text", one_of=("word", "token"))
+    ratio: float = param(0.5, help="share of the patches that is masked", at_least=0, below=1)
+    unit: str = param("word", help="what is masked of a text", one_of=("word", "token"))
 
     def contract(self) -> Contract:
         masked = TensorSpec.parse("B L:int @masked", port="token_ids")
@@ -154,10 +154,10 @@ class ContrastSpec(Toy):
 @component("toy.pixels", role=Role.DECODER, build=BUILD)
 @attrs.frozen(kw_only=True)
 class PixelsSpec(Toy):
-    """Reconstructs hidden patches."""
+    """Reconstructs masked patches."""
 
     target_size: int = param(224, help="side of the reconstructed image, pixels")
-    tokens: str = param("dropped", help="what the encoder does with hidden patches", one_of=("dropped", "replaced"))
+    tokens: str = param("dropped", help="what the encoder does with masked patches", one_of=("dropped", "replaced"))
 
     def contract(self) -> Contract:
         return Contract(
@@ -174,7 +174,7 @@ class PixelsSpec(Toy):
 @component("toy.mlm", role=Role.DECODER, build=BUILD)
 @attrs.frozen(kw_only=True)
 class MlmSpec(Toy):
-    """Predicts hidden words."""
+    """Predicts masked words."""
 
     hidden: int = param(help="width of the hidden layer", at_least=1)
 

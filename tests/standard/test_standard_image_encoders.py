@@ -1,4 +1,4 @@
-"""The timm encoders: the same numbers as timm, real dropping of hidden patches, checkpoints, clear errors."""
+"""The timm encoders: the same numbers as timm, real dropping of masked patches, checkpoints, clear errors."""
 
 from __future__ import annotations
 

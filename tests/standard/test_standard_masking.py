@@ -1,4 +1,4 @@
-"""Maskings: exact counts, whole words, nothing special hidden."""
+"""Maskings: exact counts, whole words, nothing special masked."""
 
 from __future__ import annotations
 

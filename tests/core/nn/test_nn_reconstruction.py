@@ -1,4 +1,4 @@
-"""Losses of hidden patches and words against written-out formulas. The stack itself is tested through the bundles' decoders."""
+"""Losses of masked patches and words against written-out formulas. The stack itself is tested through the bundles' decoders."""
 
 from __future__ import annotations
 

@@ -122,14 +122,14 @@ ROWS = (
     Row("reverses_gradients", "learns", "expected it to fall by 2% at least"),
     # --------------------------------------------------------------------------------------------------------------- masking
     Row("mixes_before_it_drops", "does_not_see_masked_patches", "pixels of masked patches change image_tokens"),
-    Row("hides_cls", "masks_no_special_tokens", "at (0, 0), (1, 0), (2, 0)"),
+    Row("masks_cls", "masks_no_special_tokens", "at (0, 0), (1, 0), (2, 0)"),
     Row("changes_other_ids", "replaces_masked_tokens_only", "token ids changed where text_is_masked is False"),
     Row("keeps_hidden_ids", "replaces_masked_tokens_only", "every masked token keeps its id"),
-    Row("hides_any_number", "masks_as_many_patches_in_every_image", "masked patches, expected one number"),
-    Row("hides_the_same_each_time", "masks_something_else_each_time", "is the same after each of 8 seeds"),
-    Row("hides_the_same_in_a_batch", "masks_something_else_each_time", "every image of a batch loses the same patches"),
+    Row("masks_any_number", "masks_as_many_patches_in_every_image", "masked patches, expected one number"),
+    Row("masks_the_same_each_time", "masks_something_else_each_time", "is the same after each of 8 seeds"),
+    Row("masks_the_same_in_a_batch", "masks_something_else_each_time", "every image of a batch loses the same patches"),
     Row(
-        "hides_nothing",
+        "masks_nothing",
         "masks_something_else_each_time",
         "it masks neither a patch nor a word",
         also={"masks_the_declared_share"},  # it declares more than none

@@ -109,13 +109,13 @@ for name in ("turns_the_raster", "mixes_before_it_drops", "shuffles_visible_toke
     variant(ImageEncoderSpec, name)
 for name in (
     "gives_small_ints",
-    "hides_cls",
+    "masks_cls",
     "changes_other_ids",
     "keeps_hidden_ids",
-    "hides_any_number",
-    "hides_the_same_each_time",
-    "hides_the_same_in_a_batch",
-    "hides_nothing",
+    "masks_any_number",
+    "masks_the_same_each_time",
+    "masks_the_same_in_a_batch",
+    "masks_nothing",
     "takes_the_ratio_for_visible",
     "reads_padding",
 ):
@@ -253,7 +253,7 @@ variant(ReportDecoderSpec, "good_writer", lambda contract: WRITER(needing(text_i
 @component("broken.good_masking_of_words_alone", role=Role.MASKING, build="broken_views:GoodMaskingOfWordsAlone")
 @attrs.frozen(kw_only=True)
 class WordsAloneSpec(MaskingSpec):
-    """Hides no patch."""
+    """Masks no patch."""
 
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:

@@ -49,10 +49,10 @@ class ShufflesVisibleTokens(PatchEncoder):
 
 
 class MixesBeforeItDrops(PatchEncoder):
-    """Adds the mean of all patches before it drops hidden ones."""
+    """Adds the mean of all patches before it drops masked ones."""
 
     def forward(self, image: Tensor, image_is_masked: Tensor | None = None) -> ImageFeatures:
-        """Hidden pixels leak into the mean."""
+        """Masked pixels leak into the mean."""
         features = super().forward(image, image_is_masked)
         mean = self.embed(patchify(image, *self.grid)).mean(dim=1, keepdim=True)
         return features._replace(image_tokens=features.image_tokens + 0.1 * mean)
@@ -91,7 +91,7 @@ class GivesSmallInts(ChangedMasking):
 
 
 class HidesCls(ChangedMasking):
-    """Hides the first token too."""
+    """Masks the first token too."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
         """[CLS] is gone."""
@@ -101,7 +101,7 @@ class HidesCls(ChangedMasking):
 
 
 class ChangesOtherIds(ChangedMasking):
-    """Writes [MASK] over the token after a hidden one as well."""
+    """Writes [MASK] over the token after a masked one as well."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
         """One too many."""
@@ -109,7 +109,7 @@ class ChangesOtherIds(ChangedMasking):
 
 
 class KeepsHiddenIds(ChangedMasking):
-    """Says what is hidden and hides nothing."""
+    """Says what is masked and masks nothing."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
         """The clean ids."""
@@ -145,7 +145,7 @@ class HidesTheSameInABatch(ChangedMasking):
 
 
 class HidesNothing(ChangedMasking):
-    """Forgets to hide."""
+    """Forgets to mask."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
         """All visible."""
@@ -153,7 +153,7 @@ class HidesNothing(ChangedMasking):
 
 
 class TakesTheRatioForVisible(ChangedMasking):
-    """Takes the share of hidden patches for that of visible ones."""
+    """Takes the share of masked patches for that of visible ones."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
         """The other share."""
@@ -162,7 +162,7 @@ class TakesTheRatioForVisible(ChangedMasking):
 
 
 class ReadsPadding(ChangedMasking):
-    """Hides other patches for another padding."""
+    """Masks other patches for another padding."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
         """Turn the images by what stands last in the texts."""
@@ -178,7 +178,7 @@ class GoodMaskingOfWordsAlone(ChangedMasking):
 
 
 class GoodMaskingWithKeptIds(ChangedMasking):
-    """As BERT: of the hidden tokens some keep their id."""
+    """As BERT: of the masked tokens some keep their id."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
         """A fifth keeps it."""
