@@ -1,7 +1,7 @@
 """Made-up but coherent inputs for one component: texts with words and padding, masks that fit them, tokens of the right widths.
 
-Everything is drawn from a generator of its own, so a synthetic batch never disturbs torch's global random state. Padding positions of float
-ports hold garbage on purpose: a component must not read them.
+Everything is drawn from a generator of its own, so a synthetic batch never disturbs torch's global random state. Padding
+positions of float ports hold garbage on purpose: a component must not read them.
 """
 
 from __future__ import annotations

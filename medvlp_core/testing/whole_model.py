@@ -211,7 +211,7 @@ def recipe(example: Example) -> dict[str, Any]:
 
 
 def _put(document: dict[str, Any], example: Example) -> None:
-    """Set the tested component into its slot; an alignment takes the place of the stub, a decoder that of one that does the same."""
+    """Set the tested component into its slot; an alignment takes the stub's place, a decoder that of one that does the same."""
     block = {"use": example.name, **plain(example.spec)}
     *parents, slot = example.role.info.slot.split(".")
     place = document

@@ -78,7 +78,7 @@ class VitSpec(Toy):
     width: int = param(192, help="width", at_least=1)
     prefix: int = param(1, help="prefix tokens", at_least=0)
     sizes: tuple[int, ...] = param((), help="more sizes", at_least=1)
-    can_hide: bool = param(True, help="give a masked view")
+    can_mask: bool = param(True, help="give a masked view")
 
     def contract(self) -> Contract:
         side = self.image_size // self.patch
@@ -88,7 +88,7 @@ class VitSpec(Toy):
             gives={
                 "image_grid": f"{side} {side}:shape",
                 "clean_tokens": TensorSpec.parse(f"B {side * side} {self.width} @clean", port="image_tokens"),
-                **({"visible_tokens": tokens} if self.can_hide else {}),
+                **({"visible_tokens": tokens} if self.can_mask else {}),
                 "image_prefix": f"B {self.prefix} {self.width}",
             },
         )
@@ -131,7 +131,7 @@ class CrossAttentionSpec(Toy):
 @component("toy.late_fusion", role=Role.FUSION, build=BUILD, deprecated="use toy.cross_attention, which does the same")
 @attrs.frozen(kw_only=True)
 class LateFusionSpec(CrossAttentionSpec):
-    """The former name of toy.cross_attention; it goes on working."""
+    """The former name of toy.cross_attention; it still works."""
 
 
 @component("toy.contrast", role=Role.ALIGNMENT, build=BUILD)

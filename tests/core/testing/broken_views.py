@@ -1,4 +1,4 @@
-"""The modules of ``broken_specs``, encoders and maskings: each a partner of the kit with one thing changed."""
+"""The modules of ``broken_specs``, encoders and maskings: each a stub component of the kit with one thing changed."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class GoodEncoderWithoutMaskedView(PatchEncoder):
 
 
 class ChangedMasking(RandomMasking):
-    """The partner, with what :meth:`change` makes of its plan."""
+    """The stub component, with what :meth:`change` makes of its plan."""
 
     def forward(self, token_ids: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> MaskPlan:
         """Draw, then change."""
@@ -90,14 +90,14 @@ class GivesSmallInts(ChangedMasking):
         return plan._replace(token_ids=plan.token_ids.int())
 
 
-class HidesCls(ChangedMasking):
+class MasksCls(ChangedMasking):
     """Masks the first token too."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
         """[CLS] is gone."""
-        hidden = plan.text_is_masked.clone()
-        hidden[:, 0] = True
-        return plan._replace(text_is_masked=hidden, token_ids=token_ids.masked_fill(hidden, self.mask_id))
+        masked = plan.text_is_masked.clone()
+        masked[:, 0] = True
+        return plan._replace(text_is_masked=masked, token_ids=token_ids.masked_fill(masked, self.mask_id))
 
 
 class ChangesOtherIds(ChangedMasking):
@@ -108,7 +108,7 @@ class ChangesOtherIds(ChangedMasking):
         return plan._replace(token_ids=plan.token_ids.masked_fill(plan.text_is_masked.roll(1, dims=1), self.mask_id))
 
 
-class KeepsHiddenIds(ChangedMasking):
+class KeepsMaskedIds(ChangedMasking):
     """Says what is masked and masks nothing."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
@@ -116,7 +116,7 @@ class KeepsHiddenIds(ChangedMasking):
         return plan._replace(token_ids=token_ids)
 
 
-class HidesAnyNumber(ChangedMasking):
+class MasksAnyNumber(ChangedMasking):
     """Throws a coin for each patch."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
@@ -126,7 +126,7 @@ class HidesAnyNumber(ChangedMasking):
         )
 
 
-class HidesTheSameEachTime(ChangedMasking):
+class MasksTheSameEachTime(ChangedMasking):
     """Has a random state of its own, always the same."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
@@ -136,7 +136,7 @@ class HidesTheSameEachTime(ChangedMasking):
         return plan._replace(image_is_masked=order < plan.image_is_masked[0].sum())
 
 
-class HidesTheSameInABatch(ChangedMasking):
+class MasksTheSameInABatch(ChangedMasking):
     """Draws once for all images."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
@@ -144,7 +144,7 @@ class HidesTheSameInABatch(ChangedMasking):
         return plan._replace(image_is_masked=plan.image_is_masked[:1].expand(len(token_ids), -1))
 
 
-class HidesNothing(ChangedMasking):
+class MasksNothing(ChangedMasking):
     """Forgets to mask."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
