@@ -100,7 +100,6 @@ ALLOWED = (
     ("restore", r"restore_buffers", "buffers come back as they were"),
     ("room", r".*make room or make it writable, .*", "of a disk"),
     ("workers", r".*num_workers.*", "the name of the field"),
-    ("go_on", r"start with `medvlp: 1` and go on with `model:`", "a recipe goes on, no run is resumed"),
     ("why_not", r"show which implementation of each op serves on this machine, and why not another", "plain English"),
 )
 #: What people type by habit is answered with the right word, so these are keys of a table.
