@@ -67,7 +67,7 @@ def is_ablation(folder: Path) -> bool:
 
 
 def check_same(folder: Path, asked: dict[str, Any]) -> None:
-    """Refuse to go on with another ablation than the one that was begun in ``folder``.
+    """Refuse to resume with another ablation than the one that was begun in ``folder``.
 
     Raises:
         DataError: recipe, grid, seeds, device or versions differ, or ``ablation.json`` cannot be read (MV508).

@@ -52,7 +52,7 @@ __all__ = [
 #: Built-in commands: module below ``medvlp_core.cli`` and what they do.
 COMMANDS: dict[str, tuple[str, str]] = {
     "check": ("check", "check a recipe completely: names, parameters, wiring; without torch"),
-    "explain": ("explain", "show what a recipe amounts to: parts, dimensions, passes, losses, origins"),
+    "explain": ("explain", "show what a recipe amounts to: parts, dimensions, calls, losses, origins"),
     "list": ("list_components", "list the components and presets that are installed"),
     "show": ("show", "show one component or preset: parameters, ports, documentation"),
     "docs": ("docs", "print the components of a bundle as a page in Markdown"),

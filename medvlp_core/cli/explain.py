@@ -122,8 +122,8 @@ def step_lines(plan: ModelPlan) -> Iterator[str]:
     for path in (Role.IMAGE_ENCODER, Role.TEXT_ENCODER):
         views = [step.view for step in plan.steps if step.path == f"model.{path}" and step.stage.startswith("encode")]
         if len(views) > 1:
-            passes = ", ".join(map(str, views))
-            yield f"  model.{path} runs {len(views)} times a step ({passes}): every pass costs time and memory"
+            names = ", ".join(map(str, views))
+            yield f"  model.{path} runs {len(views)} times a step ({names}): every call costs time and memory"
 
 
 def _target(plan: ModelPlan) -> str:

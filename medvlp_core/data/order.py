@@ -1,7 +1,7 @@
 """Which pairs each optimiser step sees, and from which seed it draws: functions of a few numbers, so that any step can be repeated.
 
 Nothing here has a state. The order of an epoch is a permutation drawn from (seed, epoch); a step is a slice of it; random crops
-of a pair are drawn from (seed, epoch, pair), masks and dropout of a step from (seed, step, process). So a run can go on from any
+of a pair are drawn from (seed, epoch, pair), masks and dropout of a step from (seed, step, process). So a run can resume from any
 step without replaying one, with any number of loader processes.
 """
 

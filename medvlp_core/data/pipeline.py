@@ -157,7 +157,7 @@ class BatchLoader:
 
 
 class InputPipeline:
-    """Everything between a data source and the model. Records without a text are left out: they are no pairs.
+    """Everything between a data source and the model. Records without a text are skipped: they are no pairs.
 
     ``num_workers`` processes read and transform images; they change nothing in what comes.
     """

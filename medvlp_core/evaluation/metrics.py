@@ -63,7 +63,7 @@ def bootstrap_interval(
 ) -> tuple[float, float] | None:
     """Percentile bootstrap interval of ``statistic(indices)``, with ``count`` items drawn with replacement ``draws`` times.
 
-    Draws where the statistic is not defined (NaN, one class only) are left out; None if none is left.
+    Draws where the statistic is not defined (NaN, one class only) are skipped; None if none is left.
     """
     generator = np.random.default_rng(seed)
     values = np.array([statistic(generator.integers(0, count, size=count)) for _ in range(draws)])

@@ -45,7 +45,7 @@ class Export:
 
 
 def export_run(run: str | Path, kind: str, out: str | Path) -> Export:
-    """Export a trained model to a new folder: the averaged weights if the run kept some, else those of the last step.
+    """Export a trained model to a new folder: the EMA weights if the run kept some, else those of the last step.
 
     Raises:
         DataError: the run cannot be loaded (MV507), or ``out`` is in use or cannot be written (MV510).

@@ -3,7 +3,7 @@
 A plugin declares an op with :class:`KernelOp` (torch-free) through the hook ``medvlp_register_kernels``; the import string leads to
 a :class:`Kernel`, which knows its backends and why one cannot serve a call. Which backend serves is decided per call::
 
-    wish of the caller (YAML: kernel)  ->  else MEDVLP_KERNELS  ->  else auto
+    requested backend of the caller (YAML: kernel)  ->  else MEDVLP_KERNELS  ->  else auto
 
 A backend that is requested by name and cannot serve is an error with its reasons. ``auto`` takes the first backend of the op's
 order that can serve; if it had to pass over a better one, it says so once per process. ``medvlp kernels`` shows all this for a
@@ -100,7 +100,7 @@ class Kernel:
 
 
 def requested_backend(explicit: str = "auto") -> str:
-    """The wish that counts: the caller's own, else that of the environment variable ``MEDVLP_KERNELS``, else ``auto``.
+    """The requested backend: the caller's own, else that of the environment variable ``MEDVLP_KERNELS``, else ``auto``.
 
     Raises:
         KernelError: it is none of :data:`BACKENDS` (MV401).

@@ -39,7 +39,7 @@ class ComposedModel(nn.Module):
         self.decoders = nn.ModuleDict({slot: parts[one.path] for slot, one in plan.of_role(Role.DECODER).items()})
 
     def forward(self, batch: ImageTextBatch) -> StepOutput:
-        """One training pass: hide, encode, fuse, then align and decode.
+        """One training step: mask, encode, fuse, then align and decode.
 
         Raises:
             SpecError: a component returned something else than its role and its contract say (MV206).

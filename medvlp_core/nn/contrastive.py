@@ -139,7 +139,7 @@ def _as_long_as_any(words: Tensor, counts: list[int], filling: float) -> Tensor:
 
 
 def scored_words(text_is_valid: Tensor, word_ids: Tensor, text_is_masked: Tensor | None) -> Tensor:
-    """Positions that a local loss looks at: real tokens of words that are not hidden, all (B, L); result (B, L) bool."""
+    """Positions that a local loss looks at: real tokens of words that are not masked, all (B, L); result (B, L) bool."""
     is_scored = text_is_valid & (word_ids >= 0)
     return is_scored if text_is_masked is None else is_scored & ~text_is_masked
 
@@ -247,7 +247,7 @@ def gloria_loss(
 ) -> Tensor:
     """Contrast across pairs on attended words: ``L = 1/2 [CE(s) + CE(s^T)]``, ``s = logit_scale * S`` (:func:`gloria_similarity`).
 
-    Pairs whose report has no word are left out. With several processes the reports of one process at a time are compared, and
+    Pairs whose report has no word are skipped. With several processes the reports of one process at a time are compared, and
     compared again in backward: memory is that of one process with its own pairs, and of all words.
 
     Shape:

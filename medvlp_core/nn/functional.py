@@ -157,7 +157,7 @@ def visible_count(patches: int, ratio: float) -> int:
 
 
 def random_patch_mask(batch: int, patches: int, visible: int, device: torch.device) -> Tensor:
-    """Hide patches at random, all but ``visible`` of them in every row; every choice is equally likely.
+    """Mask patches at random, all but ``visible`` of them in every row; every choice is equally likely.
 
     Shape:
         result (batch, patches) bool, True = masked.
@@ -178,7 +178,7 @@ def unit_index(word_ids: Tensor) -> Tensor:
 
 
 def random_word_mask(word_ids: Tensor, text_is_valid: Tensor, ratio: float, *, whole_words: bool) -> Tensor:
-    """Hide each token, or each whole word, independently with probability ``ratio``; never special tokens or padding.
+    """Mask each token, or each whole word, independently with probability ``ratio``; never special tokens or padding.
 
     Shape:
         word_ids (B, L) int, text_is_valid (B, L) bool, result (B, L) bool, True = masked.

@@ -32,7 +32,7 @@ def _abstract() -> Any:
 
 
 class Masking(nn.Module, ABC):
-    """Decides what the masked view hides. Sees both modalities. Draws from torch's global random state."""
+    """Decides what is masked in the masked view. Sees both modalities. Draws from torch's global random state."""
 
     @abstractmethod
     def __init__(self, spec: Any, dims: Dims) -> None:

@@ -61,7 +61,7 @@ class PatchReconstructor(Decoder):
         self.to_pixels = nn.Linear(width, pixels)
 
     def reconstruct(self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, target: Tensor) -> DecoderOutput:
-        """Restore every patch; score the masked ones, 0 if none is.
+        """Reconstruct every patch; score the masked ones, 0 if none is.
 
         Shape:
             image_tokens (B, S, Di), S = N or the number of visible patches; image_prefix (B, P, Di); image_is_masked (B, N)
@@ -80,7 +80,7 @@ class PatchReconstructor(Decoder):
 
 
 def masked_patch_loss(prediction: Tensor, target: Tensor, image_is_masked: Tensor) -> Tensor:
-    """``sum over hidden n of mean_q (prediction_nq - target_nq)^2, divided by the number of masked patches``; 0 if none is.
+    """``sum over masked n of mean_q (prediction_nq - target_nq)^2, divided by the number of masked patches``; 0 if none is.
 
     Shape:
         prediction, target (B, N, Q), image_is_masked (B, N) bool, result a scalar.

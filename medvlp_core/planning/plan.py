@@ -1,4 +1,4 @@
-"""A checked recipe: every component with its parameters, the solved dimensions, the passes and the weighted losses. Light."""
+"""A checked recipe: every component with its parameters, the solved dimensions, the calls and the weighted losses. Light."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ModelPlan(Displayed):
     """What :func:`medvlp_core.planning.compose.compose` makes of a recipe without a problem.
 
     ``components`` is keyed by path (``model.fusion``), ``losses`` by full term name (``gla.global``), both in the order in which
-    they run. ``steps`` are the calls of a training pass, ``warnings`` what a user should see before it starts.
+    they run. ``steps`` are the calls of a training step, ``warnings`` what a user should see before it starts.
     """
 
     name: str

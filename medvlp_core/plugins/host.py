@@ -63,7 +63,7 @@ class LoadedPlugin:
 
 @attrs.frozen(kw_only=True)
 class BrokenPlugin:
-    """A plugin that was left out, and why. ``traceback`` is empty where no code of the plugin raised."""
+    """A plugin that was skipped, and why. ``traceback`` is empty where no code of the plugin raised."""
 
     namespace: str
     distribution: str
@@ -134,7 +134,7 @@ class PluginHost:
         return install_hint(namespace)
 
     def unknown_component(self, name: str, role: Role | None = None, *, at: Position | None = None) -> Problem:
-        """What to say of a component that is not registered: retired, of a plugin that was left out, not installed, misspelt."""
+        """What to say of a component that is not registered: retired, of a plugin that was skipped, not installed, misspelt."""
         namespace = name.partition(".")[0]
         what = role or "component"
         text, details = f"unknown {what} {name!r}", tuple[str, ...]()
@@ -228,6 +228,6 @@ def load_plugins(allow: Sequence[str] | None = None) -> PluginHost:
 
 
 def _turn(candidate: Candidate) -> tuple[str, bool, str]:
-    """By namespace. Of several distributions that claim one, its known owner comes first: a stranger cannot push it out."""
+    """By namespace. Of several distributions that claim one, its known owner comes first: a third party cannot push it out."""
     name = candidate.distribution[0]
     return candidate.namespace, name != KNOWN_BUNDLES.get(candidate.namespace), name

@@ -91,7 +91,7 @@ class _Loader:
         if node is None:
             return None
         if not isinstance(node.value, dict):
-            hint = "start with `medvlp: 1` and go on with `model:`"
+            hint = "start with `medvlp: 1` and continue with `model:`"
             kind = "a list" if isinstance(node.value, list) else f"the value {node.value!r}"
             self.diagnostics.add("MV002", f"a recipe is a mapping of blocks, found {kind}", at=node.position, hint=hint)
             return None

@@ -69,7 +69,7 @@ def local_only() -> Iterator[None]:
 
 @contextmanager
 def sync_errors() -> Iterator[None]:
-    """All processes get to the end of the block, or none goes on. Once something can fail inside, nothing may be exchanged.
+    """All processes get to the end of the block, or none continues. Once something can fail inside, nothing may be exchanged.
 
     Without this, a process that fails leaves the others in their next exchange until the launcher kills them.
 

@@ -102,7 +102,7 @@ def spelling_fault(name: str, what: str) -> tuple[str, str] | None:
 
 
 def name_faults(name: str, host: PluginHost) -> Iterator[tuple[str, str]]:
-    """Why a package cannot be called ``name``: spelling, a namespace that is taken, a module that it would hide."""
+    """Why a package cannot be called ``name``: spelling, a namespace that is taken, a module that it would shadow."""
     if (fault := spelling_fault(name, "a package")) is not None:
         yield fault
         return
@@ -112,11 +112,11 @@ def name_faults(name: str, host: PluginHost) -> Iterator[tuple[str, str]]:
     if name in owners:
         yield f"the namespace {name!r} belongs to {owners[name] or 'an installed plugin'}", hint
     elif name in sys.stdlib_module_names:
-        yield f"{name!r} is a module of Python's standard library, which the package would hide", hint
+        yield f"{name!r} is a module of Python's standard library, which the package would shadow", hint
     elif name == "tests":
         yield "'tests' is the folder of the new package's own tests", hint
     elif (spec := importlib.util.find_spec(name)) is not None and spec.origin is not None:  # no origin: merely a folder
-        yield f"there is already a package {name!r} in this environment, which the new one would hide", hint
+        yield f"there is already a package {name!r} in this environment, which the new one would shadow", hint
 
 
 # ----------------------------------------------------------------------------------------------------------------- rendering

@@ -85,7 +85,7 @@ class TrainSpec(SpecBlock):
     betas: tuple[float, ...] = param((0.9, 0.95), help="AdamW betas", at_least=0, below=1)
     max_grad_norm: float | None = param(1.0, help="largest gradient norm; null = no clipping", above=0)
     ema_decay: float | None = param(
-        None, help="decay a step of a moving average of the weights, which is evaluated and exported; null = none", above=0, below=1
+        None, help="decay of the EMA of the weights, which is evaluated and exported; null = none", above=0, below=1
     )
     precision: str = param("fp32", help="fp32, or autocast in bf16 or fp16", one_of=("fp32", "bf16", "fp16"))
     compile: bool = param(False, help="compile every block of the model with torch.compile")

@@ -104,7 +104,7 @@ def param(
     ``is_path``: a file or folder. A relative one starts from the working folder, as on the command line; a run saves it as an
     absolute one, so that its recipe works from any folder.
 
-    ``deprecated``: what to use instead (``use heads``). The parameter must have a default and goes on working; `medvlp check` warns
+    ``deprecated``: what to use instead (``use heads``). The parameter must have a default and still works; `medvlp check` warns
     where a recipe gives it another value.
 
     Raises:
@@ -268,7 +268,7 @@ def _is_recipe_type(kind: Any) -> bool:
 def component(name: str, *, role: Role, build: str, deprecated: str = "", install: str = "") -> Callable[[S], S]:
     """Declare a spec class as a component. ``build`` is ``package.module:Class``, imported only when built.
 
-    ``deprecated``: what to use instead (``use acme.gated_fusion``); the component goes on working, and `medvlp check` warns.
+    ``deprecated``: what to use instead (``use acme.gated_fusion``); the component still works, and `medvlp check` warns.
     ``install``: the command that brings an optional dependency of ``build`` (``pip install acme[vit]``), the hint if it is missing.
 
     Raises:

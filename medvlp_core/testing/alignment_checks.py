@@ -1,4 +1,4 @@
-"""Conformance of alignments: vectors of length one in a shared space, and losses that tell pairs from strangers."""
+"""Conformance of alignments: vectors of length one in a shared space, and losses that tell pairs from other pairs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from medvlp_core.testing.subject import Example, Subject
 from medvlp_core.testing.synthetic_batch import SyntheticBatch, all_close
 
 STEPS = 60
-#: By how much the cosine of pairs must be above that of strangers after them.
+#: By how much the cosine of pairs must be above that of other pairs after them.
 MARGIN = 0.05
 
 
@@ -45,7 +45,7 @@ def does_not_depend_on_the_order_of_pairs(subject: Subject) -> None:
 
 @check("alignment", roles=(Role.ALIGNMENT,))
 def tells_pairs_from_others(subject: Subject) -> None:
-    """Trained on a few pairs, vectors of a pair are more alike than those of strangers, and exchanged texts raise the loss."""
+    """Trained on a few pairs, vectors of a pair are more alike than those of other pairs, and exchanged texts raise the loss."""
     for example in subject.examples:
         module = example.build()
         one = example.make_pass("clean", (9, 7, 5, 8), seed=5)

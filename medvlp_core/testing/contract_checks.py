@@ -129,7 +129,7 @@ def reports_the_declared_sizes(subject: Subject) -> None:
         raise NotApplicable("it has no dims()")
     for example, module in modules:
         is_method = callable(module.dims)
-        expect(is_method, f"{example}: its attribute `dims` hides the method of that name; call it self.sizes or the like")
+        expect(is_method, f"{example}: its attribute `dims` shadows the method of that name; call it self.sizes or the like")
         wrong = {name: size for name, size in module.dims().items() if example.sizes.get(name, size) != size}
         shown = ", ".join(f"{name}={size} (planned {example.sizes[name]})" for name, size in wrong.items())
         expect(not wrong, f"{example}: dims() reports {shown}")

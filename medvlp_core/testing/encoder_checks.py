@@ -1,4 +1,4 @@
-"""Conformance of image encoders and of decoders: what is masked stays hidden, and tokens stand in raster order."""
+"""Conformance of image encoders and of decoders: what is masked is not seen, and tokens stand in raster order."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from medvlp_core.testing.subject import Example, Pass, Subject
 from medvlp_core.testing.synthetic_batch import FIRST_WORD
 
 DRAWS = 8
-#: Of texts and images in sixteen pairs, a share hidden on average may be off by so much.
+#: Of texts and images in sixteen pairs, a share masked on average may be off by so much.
 SHARE_TOLERANCE = 0.15
 
 
@@ -104,7 +104,7 @@ def masks_the_declared_share(subject: Subject) -> None:
 
 @check("masking", roles=(Role.MASKING,))
 def depends_on_no_padding(subject: Subject) -> None:
-    """The ids at padding positions play no part: with others there, the same seed hides the same words."""
+    """The ids at padding positions play no part: with others there, the same seed masks the same words."""
     reading = [
         (example, name) for example in subject.examples for name, need in example.contract.needs.items() if need.port == "token_ids"
     ]

@@ -26,7 +26,7 @@ _LONGEST = 9
 
 @attrs.frozen(kw_only=True)
 class Pass:
-    """One call: the view it runs in, its scene and the keyword arguments of ``forward``."""
+    """One call: the view it runs in, its synthetic batch and the keyword arguments of ``forward``."""
 
     view: View
     synthetic_batch: SyntheticBatch
@@ -98,7 +98,7 @@ class Example:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest text of its scenes."""
+        """Tokens of the longest text of its synthetic batches."""
         ports = ("token_ids", "text_is_valid", "text_tokens", "text_embeddings", "fused_text_tokens")
         found = (number_of(need.dims[1], self.sizes) for need in self.contract.needs.values() if need.port in ports)
         return next((size for size in found if size is not None), _LONGEST)
@@ -191,7 +191,7 @@ class Example:
 
     @property
     def patches(self) -> int:
-        """Patches N of its scenes."""
+        """Patches N of its synthetic batches."""
         return grid_patches(self.contract, self.sizes)
 
     def __str__(self) -> str:

@@ -1,7 +1,7 @@
 """Made-up but coherent inputs for one component: texts with words and padding, masks that fit them, tokens of the right widths.
 
-Everything is drawn from a generator of its own, so a scene never disturbs torch's global random state. Padding positions of float
-ports hold garbage on purpose: a component must not read them.
+Everything is drawn from a generator of its own, so a synthetic batch never disturbs torch's global random state. Padding
+positions of float ports hold garbage on purpose: a component must not read them.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def _patch_symbols(contract: Contract) -> set[Dim]:
 
 
 def grid_patches(contract: Contract, sizes: Mapping[str, int]) -> int:
-    """The patches N of the scene: those of the grid if the contract names one, else what a port declares, else eight."""
+    """The patches N of the synthetic batch: those of the grid if the contract names one, else what a port declares, else eight."""
     specs = (*contract.needs.values(), *contract.gives.values())
     grids = [[number_of(dim, sizes) for dim in spec.dims] for spec in specs if spec.port == "image_grid"]
     for rows, columns in grids:
@@ -227,7 +227,7 @@ class SyntheticBatch:
         return made
 
     def shape(self, need: TensorSpec, view: View) -> tuple[int, ...]:
-        """The shape of a port: solved sizes, this scene's batch, text length and patch count."""
+        """The shape of a port: solved sizes, and the rows, text length and patch count of this synthetic batch."""
         sizes: dict[int, int] = {0: self.batch}
         if is_along(need, TEXT_PORTS, self.contract):
             sizes[1] = max(self.lengths)

@@ -115,14 +115,14 @@ def train_model(example: Example, plan: ModelPlan, folder: Path) -> Trained:
 
 
 def plan_model(example: Example, host: PluginHost, folder: Path) -> ModelPlan:
-    """Plan a model around an example: with as many of the partners' losses as it can have.
+    """Plan a model around an example: with as many of the stub components' losses as it can have.
 
     An image encoder without a masked view has no patches to reconstruct, a fusion of images alone no words: then those decoders are
-    left out.
+    skipped.
 
     Raises:
         CheckFailed: it fits into none.
-        NotApplicable: it needs a port that no partner gives.
+        NotApplicable: it needs a port that no stub component gives.
     """
     strange = [need.port for need in example.contract.needs.values() if need.port not in PORTS and not need.is_optional]
     if strange:
@@ -211,7 +211,7 @@ def recipe(example: Example) -> dict[str, Any]:
 
 
 def _put(document: dict[str, Any], example: Example) -> None:
-    """Set the tested component into its slot; an alignment takes the partner's place, a decoder that of one that does the same."""
+    """Set the tested component into its slot; an alignment takes the stub's place, a decoder that of one that does the same."""
     block = {"use": example.name, **plain(example.spec)}
     *parents, slot = example.role.info.slot.split(".")
     place = document

@@ -164,7 +164,7 @@ def _library_file(path: Path) -> Path:
 
 
 def _run_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights of a checkpoint, averaged ones where it has some."""
+    """The weights of a checkpoint, EMA weights where it has some."""
     check_files(folder, WEIGHTS, EMA_WEIGHTS)
     given = read_weights(folder / WEIGHTS)
     if (folder / EMA_WEIGHTS).is_file():

@@ -1,4 +1,4 @@
-"""The bundle open_cxr against the conformance kit, as a stranger's plugin would be."""
+"""The bundle open_cxr against the conformance kit, as a third party's plugin would be."""
 
 from medvlp_core.testing import conformance
 

@@ -1,4 +1,4 @@
-"""A run of the recipe of killing.py that nothing happened to, and copies of it to go on with."""
+"""A run of the recipe of killing.py that nothing happened to, and copies of it to resume."""
 
 from __future__ import annotations
 

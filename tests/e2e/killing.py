@@ -1,6 +1,6 @@
-"""Kills training runs with SIGKILL at random moments, lets them go on, and compares them with the run that was never killed.
+"""Kills training runs with SIGKILL at random moments, resumes them, and compares them with the run that was never killed.
 
-``python tests/e2e/killing.py workers ddp3 --kills 40`` prints how many kills there were; exit code 1 if a bit differs. Each
+``python tests/e2e/killing.py num_workers ddp3 --kills 40`` prints how many kills there were; exit code 1 if a bit differs. Each
 life of a run is one process, or two or three of one gloo group, forked from this one, so that torch is imported once. The first
 life kills itself at one of the calls that write to the disk after its first checkpoint. Of the others, half end at a random time,
 half kill themselves right before or after a random one of those calls, or in a step or an evaluator.
@@ -66,7 +66,7 @@ evaluators:
 #: How many processes, and settings of ``train``.
 KINDS = {
     "one": (1, ""),
-    "workers": (1, "num_workers: 2, "),
+    "num_workers": (1, "num_workers: 2, "),
     "ddp": (2, ""),
     "ddp3": (3, ""),
     "fsdp": (2, "parallel: fsdp, "),
@@ -116,7 +116,7 @@ class KillPoints:
 
 
 def live(recipe: Path, run: Path, out: Path, kill_at: int | None) -> int:
-    """One life of a run, in a process of its own: begins it, or goes on with it. The number of kill points that it passed."""
+    """One life of a run, in a process of its own: begins it, or resumes it. The number of kill points that it passed."""
     points = KillPoints(kill_at)
     for owner, name in ((os, "fsync"), (os, "replace"), (shutil, "rmtree"), (safetensors.torch, "save_file")):
         points.watch(owner, name)
@@ -218,7 +218,7 @@ def without_times(value: Any) -> Any:
 
 
 def main() -> int:
-    """Kill, go on, compare."""
+    """Kill, resume, compare."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("kinds", nargs="+", choices=KINDS, metavar="KIND", help=", ".join(KINDS))
     parser.add_argument("--kills", type=int, default=3)
@@ -262,7 +262,7 @@ def kill_runs(kind: str, wanted: int, steps: int) -> int:
                 codes = kill(pids, left)
                 is_done = codes == [0] * world
                 history.append(f"point {kill_at} of process {victim}" if by_point else f"codes {codes}")
-                # A process whose partner was killed may well complain. FSDP's threads sometimes abort a forked process.
+                # A process whose neighbour was killed may well complain. FSDP's threads sometimes abort a forked process.
                 if 1 in codes and all(code >= 0 for code in codes):
                     errors = "\n".join(path.read_text() for path in folder.glob("points.error*"))
                     return fail(f"a life of {run.name} ended after {kills} kills:\n{errors}")

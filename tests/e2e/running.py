@@ -74,7 +74,7 @@ for name, (port, words) in json.loads(sys.argv[2]).items():
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 code = main(words)
-            except SystemExit as end:  # how a process ends whose partner speaks
+            except SystemExit as end:  # how a process ends whose neighbour speaks
                 code = end.code
     path.with_name(path.name + ".code").write_text(str(code))
 """

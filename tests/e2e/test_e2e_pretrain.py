@@ -269,7 +269,7 @@ def films(folder: Path) -> str:
     return "{use: standard.manifest, path: films.csv}"
 
 
-def test_a_broken_image_is_one_message_with_and_without_workers(
+def test_a_broken_image_is_one_message_with_and_without_loader_processes(
     micro: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

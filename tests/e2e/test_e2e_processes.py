@@ -69,7 +69,7 @@ def test_torchrun_hands_sigterm_on(preempted: tuple[Path, int, str]) -> None:
     assert f"resume with: {RESUME} {run}\n" in out
 
 
-def test_a_stopped_run_goes_on_under_torchrun(preempted: tuple[Path, int, str], resumed: tuple[Path, dict[str, Done]]) -> None:
+def test_a_stopped_run_resumes_under_torchrun(preempted: tuple[Path, int, str], resumed: tuple[Path, dict[str, Done]]) -> None:
     run, _, out = preempted
     done = resumed[1]["preempted"]
     assert done.codes == [0, 0], done.err
@@ -87,7 +87,7 @@ def test_what_all_processes_find_is_said_once(resumed: tuple[Path, dict[str, Don
     assert not (folder / "mistake").exists()
 
 
-def test_shards_go_on_to_the_same_bits(shards: Path, resumed: tuple[Path, dict[str, Done]]) -> None:
+def test_shards_resume_to_the_same_bits(shards: Path, resumed: tuple[Path, dict[str, Done]]) -> None:
     folder, found = resumed
     assert found["whole"].codes == found["shards"].codes == [0, 0], found["shards"].err
     assert killing.content(shards) == killing.content(folder / "whole")

@@ -1,4 +1,4 @@
-"""Runs that are killed or whose checkpoints are damaged go on to the same bits."""
+"""Runs that are killed or whose checkpoints are damaged resume to the same bits."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def killed(*words: str) -> str:
 
 def test_runs_that_are_killed_end_with_the_same_bits() -> None:
     """With loader processes, with shares of unequal size, and with statistics that each process has of its own."""
-    kinds = ["workers", "ddp3", "norms"]
+    kinds = ["num_workers", "ddp3", "norms"]
     lines = killed(*kinds, "--kills", "1", "--steps", "8").splitlines()
     assert [line.partition(" kills of ")[0] for line in lines] == [f"{kind}: 1" for kind in kinds]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", ["one", "workers", "ddp", "ddp3", "norms"])
+@pytest.mark.parametrize("kind", ["one", "num_workers", "ddp", "ddp3", "norms"])
 def test_runs_that_are_killed_many_times_end_with_the_same_bits(kind: str) -> None:
     assert killed(kind, "--kills", "20").startswith(f"{kind}: 20 kills of ")
 
@@ -101,7 +101,7 @@ def test_the_checkpoint_before_a_damaged_one_leads_to_the_same_end(
 
 
 def test_loading_a_model_finds_damaged_weights_and_vocabularies(run: Path, tmp_path: Path) -> None:
-    """Not what only going on needs; the recipe may be edited."""
+    """Not what only resuming needs; the recipe may be edited."""
     checkpoint = run / "checkpoints/step-0000014"
     flip(checkpoint / "optimizer.safetensors")
     flip(checkpoint / "progress.json")

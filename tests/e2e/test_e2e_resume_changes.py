@@ -1,4 +1,4 @@
-"""What may be another when a run goes on, and what is refused."""
+"""What may be another when a run is resumed, and what is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from medvlp_core.errors import DataError
 from medvlp_core.training.resume import read_resume
 
 
-def test_what_cannot_go_on_is_refused(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_resumed_is_refused(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert resume_run(whole, capsys) == (
         1,
         f"[MV508] {whole}: the run is finished\n"
@@ -66,7 +66,7 @@ def test_what_changes_nothing_that_is_learned_may_change(run: Path, whole: Path,
     for name in ("model.safetensors", "ema.safetensors", "optimizer.safetensors"):
         last = f"checkpoints/step-0000014/{name}"
         assert (run / last).read_bytes() == (whole / last).read_bytes()
-    assert medvlp_core.plan(run / "resolved.yaml").train.keep_checkpoints == 7, "the next start goes on with it"
+    assert medvlp_core.plan(run / "resolved.yaml").train.keep_checkpoints == 7, "the next start resumes with it"
     assert list((run / "tensorboard").iterdir())
 
 
@@ -116,7 +116,9 @@ def test_other_data_and_processes_are_refused(run: Path, has_checkpoint: bool, m
     assert f"    hint: resume with: medvlp pretrain --resume {run}" in text
 
 
-def test_without_a_checkpoint_and_metadata_of_the_start_nothing_can_go_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_checkpoint_and_metadata_of_the_start_nothing_can_be_resumed(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.rmtree(run / "checkpoints")
     (run / "start.json").write_text('{"name": "recipe"}')
     assert resume_run(run, capsys) == (

@@ -1,4 +1,4 @@
-"""What ``medvlp new`` writes works, and so does the tutorial's bundle: both are installed and used as a stranger would do it.
+"""What ``medvlp new`` writes works, and so does the tutorial's bundle: both are installed and used as a third party would do it.
 
 One package of every role and examples/acme_fusion are installed with one pip command, without a network, into a fresh virtual
 environment beside the framework; everything below runs there, in processes of its own.
@@ -68,8 +68,8 @@ def run(workshop: Path) -> Run:
 
     Names in capitals set environment variables.
     """
-    hidden = ("MEDVLP_PLUGINS", "PYTHONPATH", "PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER")
-    environment = {name: value for name, value in os.environ.items() if name not in hidden}
+    unset = ("MEDVLP_PLUGINS", "PYTHONPATH", "PYTEST_ADDOPTS", "PYTEST_CURRENT_TEST", "PYTEST_XDIST_WORKER")
+    environment = {name: value for name, value in os.environ.items() if name not in unset}
     environment |= {"COLUMNS": "120", "OMP_NUM_THREADS": "1"}
 
     def run(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -171,7 +171,7 @@ def test_every_standard_port_is_in_the_table(host: PluginHost) -> None:
             assert match.group(1).replace(",", "").split() == written, port
 
 
-def test_every_evaluator_is_explained(host: PluginHost) -> None:
+def test_every_evaluator_is_described(host: PluginHost) -> None:
     text = (DOCS / "evaluation.md").read_text(encoding="utf-8")
     assert [name for name in host.components.of_role(Role.EVALUATOR) if f"`{name}`" not in text] == []
 
@@ -201,9 +201,9 @@ def test_tables_of_roles_and_symbols_are_complete(host: PluginHost) -> None:
     concepts, glossary = ((DOCS / name).read_text(encoding="utf-8") for name in ("concepts.md", "glossary.md"))
     assert [role for role, info in ROLES.items() if f"| `{role}` | `{info.slot}` |" not in concepts] == []
     rows = re.findall(r"^\| ([A-Z][\w, ]*) \|", glossary.partition("## Names")[0], re.MULTILINE)
-    explained = {symbol for row in rows for symbol in row.split(", ")}
+    described = {symbol for row in rows for symbol in row.split(", ")}
     used = {symbol for spec in declared_tensors(host) for symbol in spec.dims if isinstance(symbol, str)}
-    assert used <= explained
+    assert used <= described
 
 
 # ------------------------------------------------------------------------------------------------------------------- links

@@ -55,10 +55,10 @@ class WordsSpec(Toy):
 @component("toy.random", role=Role.MASKING, build=BUILD)
 @attrs.frozen(kw_only=True)
 class RandomSpec(Toy):
-    """Hides random patches and words."""
+    """Masks random patches and words."""
 
-    ratio: float = param(0.5, help="share of the patches that is hidden", at_least=0, below=1)
-    unit: str = param("word", help="what is hidden of a text", one_of=("word", "token"))
+    ratio: float = param(0.5, help="share of the patches that is masked", at_least=0, below=1)
+    unit: str = param("word", help="what is masked of a text", one_of=("word", "token"))
 
     def contract(self) -> Contract:
         masked = TensorSpec.parse("B L:int @masked", port="token_ids")
@@ -78,7 +78,7 @@ class VitSpec(Toy):
     width: int = param(192, help="width", at_least=1)
     prefix: int = param(1, help="prefix tokens", at_least=0)
     sizes: tuple[int, ...] = param((), help="more sizes", at_least=1)
-    can_hide: bool = param(True, help="give a masked view")
+    can_mask: bool = param(True, help="give a masked view")
 
     def contract(self) -> Contract:
         side = self.image_size // self.patch
@@ -88,7 +88,7 @@ class VitSpec(Toy):
             gives={
                 "image_grid": f"{side} {side}:shape",
                 "clean_tokens": TensorSpec.parse(f"B {side * side} {self.width} @clean", port="image_tokens"),
-                **({"visible_tokens": tokens} if self.can_hide else {}),
+                **({"visible_tokens": tokens} if self.can_mask else {}),
                 "image_prefix": f"B {self.prefix} {self.width}",
             },
         )
@@ -131,7 +131,7 @@ class CrossAttentionSpec(Toy):
 @component("toy.late_fusion", role=Role.FUSION, build=BUILD, deprecated="use toy.cross_attention, which does the same")
 @attrs.frozen(kw_only=True)
 class LateFusionSpec(CrossAttentionSpec):
-    """The former name of toy.cross_attention; it goes on working."""
+    """The former name of toy.cross_attention; it still works."""
 
 
 @component("toy.contrast", role=Role.ALIGNMENT, build=BUILD)
@@ -154,10 +154,10 @@ class ContrastSpec(Toy):
 @component("toy.pixels", role=Role.DECODER, build=BUILD)
 @attrs.frozen(kw_only=True)
 class PixelsSpec(Toy):
-    """Reconstructs hidden patches."""
+    """Reconstructs masked patches."""
 
     target_size: int = param(224, help="side of the reconstructed image, pixels")
-    tokens: str = param("dropped", help="what the encoder does with hidden patches", one_of=("dropped", "replaced"))
+    tokens: str = param("dropped", help="what the encoder does with masked patches", one_of=("dropped", "replaced"))
 
     def contract(self) -> Contract:
         return Contract(
@@ -174,7 +174,7 @@ class PixelsSpec(Toy):
 @component("toy.mlm", role=Role.DECODER, build=BUILD)
 @attrs.frozen(kw_only=True)
 class MlmSpec(Toy):
-    """Predicts hidden words."""
+    """Predicts masked words."""
 
     hidden: int = param(help="width of the hidden layer", at_least=1)
 

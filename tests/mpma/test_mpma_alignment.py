@@ -109,7 +109,7 @@ def test_a_single_pair_with_words_has_a_local_loss() -> None:
 
 
 @pytest.mark.parametrize("spec", VARIANTS, ids=label)
-def test_padding_hidden_and_special_tokens_have_no_say(spec: GlobalLocalSpec) -> None:
+def test_padding_masked_and_special_tokens_have_no_say(spec: GlobalLocalSpec) -> None:
     module, arguments = build(spec), needs()
     is_word = arguments["text_is_valid"] & (arguments["word_ids"] >= 0) & ~arguments["text_is_masked"]
     matters = is_word.clone()
@@ -120,7 +120,7 @@ def test_padding_hidden_and_special_tokens_have_no_say(spec: GlobalLocalSpec) ->
         torch.testing.assert_close(after[name], before[name])
     if "local" in before:
         visible = {**arguments, "text_is_masked": torch.zeros_like(arguments["text_is_masked"])}
-        assert not torch.isclose(module(**visible)["local"], before["local"]), "the hidden word did count"
+        assert not torch.isclose(module(**visible)["local"], before["local"]), "the masked word did count"
 
 
 def test_equal_texts_and_words_can_be_ignored() -> None:

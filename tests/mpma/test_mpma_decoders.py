@@ -46,13 +46,13 @@ def test_the_target_of_448_pixels_has_cells_of_32_on_a_grid_of_14() -> None:
     assert out.prediction.shape == (1, 196, 32 * 32 * 3) == (1, 196, 3072)
 
 
-def test_only_hidden_patches_are_scored() -> None:
+def test_only_masked_patches_are_scored() -> None:
     decoder, arguments = image_decoder(), image_needs()
     out = decoder(**arguments)
     target = normalise_patches(patchify(arguments["image_target"], 4, 4))
-    hidden = arguments["image_is_masked"]
-    wanted = sum((out.prediction[b, n] - target[b, n]).square().mean() for b in range(2) for n in range(16) if hidden[b, n]) / int(
-        hidden.sum()
+    masked = arguments["image_is_masked"]
+    wanted = sum((out.prediction[b, n] - target[b, n]).square().mean() for b in range(2) for n in range(16) if masked[b, n]) / int(
+        masked.sum()
     )
     torch.testing.assert_close(out.losses["reconstruction"], wanted)
 
@@ -68,8 +68,8 @@ def test_raw_pixels_can_be_the_target() -> None:
     decoder, arguments = image_decoder(attrs.evolve(SMALL, normalise_patches=False)), image_needs()
     torch.nn.init.zeros_(decoder.to_pixels.weight)
     torch.nn.init.zeros_(decoder.to_pixels.bias)
-    hidden = patchify(arguments["image_target"], 4, 4)[arguments["image_is_masked"]]
-    torch.testing.assert_close(decoder(**arguments).losses["reconstruction"], hidden.square().mean())
+    masked = patchify(arguments["image_target"], 4, 4)[arguments["image_is_masked"]]
+    torch.testing.assert_close(decoder(**arguments).losses["reconstruction"], masked.square().mean())
 
 
 def test_the_prefix_takes_part_and_may_be_missing() -> None:
@@ -80,7 +80,7 @@ def test_the_prefix_takes_part_and_may_be_missing() -> None:
     assert decoder(**image_needs(prefix=0)).prediction.shape == before.shape
 
 
-def test_tokens_of_a_replacing_encoder_are_kept_and_the_hidden_ones_marked() -> None:
+def test_tokens_of_a_replacing_encoder_are_kept_and_the_masked_ones_marked() -> None:
     decoder, arguments = image_decoder(), image_needs()
     arguments["image_tokens"] = torch.randn(2, 16, 12)
     joint: list[Tensor] = []
@@ -99,7 +99,7 @@ def test_losses_of_float64_parts_stay_float64() -> None:
     assert image_decoder().double()(**arguments).losses["reconstruction"].dtype is torch.float64
 
 
-def test_nothing_hidden_gives_zero_and_finite_gradients() -> None:
+def test_nothing_masked_gives_zero_and_finite_gradients() -> None:
     decoder, arguments = image_decoder(), image_needs(visible=16)
     loss = decoder(**arguments).losses["reconstruction"]
     assert loss.item() == 0.0
@@ -163,7 +163,7 @@ def test_padding_has_no_say(positions: str) -> None:
     torch.testing.assert_close(decoder(**changed).losses["mlm"], decoder(**arguments).losses["mlm"])
 
 
-def test_no_hidden_word_gives_zero_and_finite_gradients() -> None:
+def test_no_masked_word_gives_zero_and_finite_gradients() -> None:
     decoder = report_decoder(ReportDecoderSpec())
     out = decoder(**report_needs(torch.zeros(3, 4).bool()))
     assert out.prediction.shape == (0, 11)

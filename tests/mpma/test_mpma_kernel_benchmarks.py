@@ -98,7 +98,7 @@ def test_every_shape_has_cases_of_its_own() -> None:
                 assert not {"composite", "naive", "triton"} & set(cases[1].skip)
 
 
-def test_every_contender_is_timed_or_says_why_not() -> None:
+def test_every_contender_is_timed_or_gives_the_reason() -> None:
     rates = Rates(flops=1e9, bytes=1e9, exps=1e9)
     for name, benchmark in BENCHMARKS.items():
         rows = measure(benchmark, small_shapes(name), CPU, torch.float32, rates, rounds=1)
@@ -125,7 +125,7 @@ def test_on_a_gpu() -> None:
         assert all(row.peak_bytes and min(row.times) > 0 for row in rows if row.is_ours)
 
 
-def test_gather_is_not_started_where_its_gradient_has_no_room() -> None:
+def test_gather_is_not_started_where_its_gradient_does_not_fit() -> None:
     gather = next(one for one in topk.CONTENDERS if one.name == "gather")
     (shape,) = topk.SHAPES
     (reason,) = gather.unsupported_reasons(CPU, torch.float32, shape)

@@ -52,17 +52,17 @@ def test_whole_words_only_and_at_least_one(words: list[list[int]], ratio: float,
     word_ids = torch.tensor([report(*pieces, length=14) for pieces in words])
     plan = draw(PairedMaskingSpec(text_ratio=ratio, image_ratio=0.5), word_ids, side=2)
     for row, pieces in enumerate(words):
-        hidden = plan.text_is_masked[row]
-        assert not hidden[word_ids[row] < 0].any(), "special tokens and padding are never hidden"
-        split = [word for word in range(len(pieces)) if len(set(hidden[word_ids[row] == word].tolist())) > 1]
+        masked = plan.text_is_masked[row]
+        assert not masked[word_ids[row] < 0].any(), "special tokens and padding are never masked"
+        split = [word for word in range(len(pieces)) if len(set(masked[word_ids[row] == word].tolist())) > 1]
         assert split == []
-        assert bool(hidden.any()) is (bool(pieces) and ratio > 0)
+        assert bool(masked.any()) is (bool(pieces) and ratio > 0)
         if ratio == 1.0:
-            assert int(hidden.sum()) == sum(pieces)
+            assert int(masked.sum()) == sum(pieces)
     assert torch.equal(plan.token_ids == MASK_ID, plan.text_is_masked), "always [MASK], and nothing else changes"
 
 
-def test_the_share_of_hidden_words_is_the_ratio() -> None:
+def test_the_share_of_masked_words_is_the_ratio() -> None:
     torch.manual_seed(0)
     plan = draw(PairedMaskingSpec(text_ratio=0.3), torch.tensor([report(*[1] * 100, length=101)] * 50), side=2)
     assert abs(plan.text_is_masked[:, 1:].float().mean().item() - 0.3) < 0.03
@@ -77,7 +77,7 @@ def test_the_word_that_saves_a_complete_report_is_any_word() -> None:
     assert counts.min() > 60, "each of the three words is chosen about 100 times"
 
 
-def test_the_last_position_may_be_hidden() -> None:
+def test_the_last_position_may_be_masked() -> None:
     # MRM never hides it; this masking does (docs/mpma.md).
     torch.manual_seed(0)
     assert draw(PairedMaskingSpec(), torch.tensor([report(1, length=2)]), side=2).text_is_masked[0, 1]

@@ -1,7 +1,7 @@
 """Without memory and alignment, with pooled addition in front of the text layers, MPMA is MRM: both losses are equal.
 
 MRM is written out here from its description (Zhou et al., Masked Record Modeling, ICLR 2023), on bare weights and with none of
-medvlp's functions. Only the numbers in the weights and the choice of what is hidden are shared.
+medvlp's functions. Only the numbers in the weights and the choice of what is masked are shared.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ class Mrm:
 
     def image_loss(self, latent: Tensor, image_target: Tensor, shuffle: Tensor, is_masked: Tensor) -> Tensor:
         x = self.linear(latent, "decoder.embed")
-        hidden = self.weights["decoder.mask"].expand(len(x), SIDE * SIDE + 1 - x.shape[1], -1)
-        shuffled, restore = torch.cat([x[:, 1:], hidden], 1), shuffle.argsort(dim=1)
-        patches = torch.stack([row[order] for row, order in zip(shuffled, restore, strict=True)])
+        masked = self.weights["decoder.mask"].expand(len(x), SIDE * SIDE + 1 - x.shape[1], -1)
+        shuffled, inverse = torch.cat([x[:, 1:], masked], 1), shuffle.argsort(dim=1)
+        patches = torch.stack([row[order] for row, order in zip(shuffled, inverse, strict=True)])
         x = torch.cat([x[:, :1], patches], 1) + self.positions(x.shape[-1])
         for layer in ("decoder.0", "decoder.1"):
             normed = self.norm(x, f"{layer}.norm1", 1e-6)

@@ -177,7 +177,7 @@ def test_the_guide_shows_the_counts_of_the_command() -> None:
 
 def test_a_wheel_holds_the_data(tmp_path: Path) -> None:
     copy = tmp_path / "open_cxr"
-    # without *.egg-info: a file list of an earlier build would hide a glob that is missing
+    # without *.egg-info: a file list of an earlier build would shadow a glob that is missing
     shutil.copytree(BUNDLE, copy, ignore=shutil.ignore_patterns("*.egg-info", "build", "__pycache__"))
     code = "from setuptools import build_meta; build_meta.build_wheel('.')"
     subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, capture_output=True)

@@ -232,7 +232,7 @@ def test_a_pair_with_an_empty_report_leaves_the_local_loss_of_the_others_alone(m
 
 
 @pytest.mark.parametrize(("module_class", "spec"), LOCAL)
-def test_hidden_words_are_left_out_of_the_local_loss(module_class: type, spec: object) -> None:
+def test_masked_words_are_kept_out_of_the_local_loss(module_class: type, spec: object) -> None:
     module, given = build(module_class, spec), inputs()
     is_masked = torch.zeros(3, 6, dtype=torch.bool)
     is_masked[0, 2:4] = True

@@ -48,15 +48,15 @@ def test_patch_decoder_scores_its_prediction_against_the_image_itself(normalises
     assert reconstruction(output) == pytest.approx(float(wanted.detach()), rel=1e-5)
 
 
-def test_only_pixels_of_hidden_patches_count() -> None:
+def test_only_pixels_of_masked_patches_count() -> None:
     decoder, given = patch_decoder(), image_inputs()
     is_masked = given["image_is_masked"].reshape(2, 1, 2, 3).repeat_interleave(4, 2).repeat_interleave(4, 3)
     before = reconstruction(decoder(**given))
     noise = torch.randn(2, 1, 8, 12)
     visible_changed = given | {"image": torch.where(is_masked, given["image"], noise)}
-    hidden_changed = given | {"image": torch.where(is_masked, noise, given["image"])}
+    masked_changed = given | {"image": torch.where(is_masked, noise, given["image"])}
     assert reconstruction(decoder(**visible_changed)) == before
-    assert reconstruction(decoder(**hidden_changed)) != before
+    assert reconstruction(decoder(**masked_changed)) != before
 
 
 def test_predictions_follow_the_places_of_visible_patches() -> None:
@@ -65,7 +65,7 @@ def test_predictions_follow_the_places_of_visible_patches() -> None:
     assert not torch.allclose(decoder(**given).prediction, decoder(**moved).prediction)
 
 
-def test_a_full_sequence_is_kept_and_its_hidden_places_are_marked() -> None:
+def test_a_full_sequence_is_kept_and_its_masked_places_are_marked() -> None:
     decoder = patch_decoder()
     is_masked = torch.tensor([[True, False] * 3] * 2)
     given = image_inputs(visible=6) | {"image_is_masked": is_masked}
@@ -86,7 +86,7 @@ def test_prefix_tokens_take_part_and_may_be_absent() -> None:
     assert decoder(**image_inputs(prefix=0)).prediction.shape == (2, 6, 16)
 
 
-def test_nothing_hidden_gives_zero_and_finite_gradients() -> None:
+def test_nothing_masked_gives_zero_and_finite_gradients() -> None:
     decoder = patch_decoder()
     output = decoder(**image_inputs(batch=1, visible=6))
     output.losses["reconstruction"].backward()
@@ -164,7 +164,7 @@ def test_padding_and_labels_elsewhere_are_ignored(positions: str) -> None:
     assert torch.equal(head(**given).losses["mlm"], head(**other).losses["mlm"])
 
 
-def test_no_hidden_word_gives_zero_with_zero_gradients() -> None:
+def test_no_masked_word_gives_zero_with_zero_gradients() -> None:
     head, given = MlmHead(MlmHeadSpec(), TEXT_DIMS), text_inputs()
     given["text_is_masked"] = torch.zeros_like(given["text_is_masked"])
     output = head(**given)

@@ -181,8 +181,8 @@ def make_run(folder: Path, *, model: Model | None = None, count: int = 40, norma
         ("image_grid", None): provider(path="encoder", spec=TensorSpec.parse(f"{GRID} {GRID}:shape")),
     }
     image = ("image", ("image", None))
-    hidden = ("text_is_masked", ("text_is_masked", "masked"))
-    takes = {"image": (image,), "report": (image, ("token_ids", ("token_ids", "clean")), hidden)}
+    masked = ("text_is_masked", ("text_is_masked", "masked"))
+    takes = {"image": (image,), "report": (image, ("token_ids", ("token_ids", "clean")), masked)}
     plan: Any = SimpleNamespace(
         components={
             "image": decoder,
@@ -239,7 +239,7 @@ def test_masked_words_sees_what_the_image_adds(run: Any) -> None:
 def test_masked_words_does_not_invent_a_gain(tmp_path: Path) -> None:
     blind = make_run(tmp_path / "pictures", model=Model(looks=False))
     row = build(MaskedWords, specs.MaskedWordsSpec(draws=2)).evaluate(blind).rows[0]
-    # The same words are hidden with every image, so a model that does not look scores exactly the same.
+    # The same words are masked with every image, so a model that does not look scores exactly the same.
     assert row.value == row.baselines["wrong image"] == row.baselines["blank image"]
     assert row.verdict("wrong image") == "does not beat"
 
@@ -269,7 +269,7 @@ def test_patch_reconstruction_without_normalisation(tmp_path: Path) -> None:
     assert row.baselines["mean training patch"] == pytest.approx(1.25, rel=0.1), "it does not know the brightness"
 
 
-def test_only_hidden_patches_count() -> None:
+def test_only_masked_patches_count() -> None:
     target = torch.zeros(2, 3, 4)
     guess = torch.tensor([[1.0, 2.0, 3.0], [1.0, 2.0, 3.0]])[..., None]
     is_masked = torch.tensor([[True, False, True], [False, False, False]])
@@ -347,7 +347,7 @@ def test_a_k_as_large_as_the_split_is_no_ranking(tmp_path: Path) -> None:
     assert {row.verdict("random ranking") for row in card.rows} == {"too few"}
 
 
-def test_few_reports_are_too_few_however_many_words_they_hide(tmp_path: Path) -> None:
+def test_few_reports_are_too_few_however_many_words_are_masked_in_them(tmp_path: Path) -> None:
     run = make_run(tmp_path / "pictures", count=6)
     row = build(MaskedWords, specs.MaskedWordsSpec(draws=5)).evaluate(run).rows[0]
     assert row.count > 10 > (row.resampled or 0)

@@ -1,4 +1,4 @@
-"""The timm encoders: the same numbers as timm, real dropping of hidden patches, checkpoints, clear errors."""
+"""The timm encoders: the same numbers as timm, real dropping of masked patches, checkpoints, clear errors."""
 
 from __future__ import annotations
 
@@ -64,9 +64,9 @@ def cnn(name: str = "resnet10t", **params: Any) -> TimmCNN:
     return TimmCNN(TimmCNNSpec(model=name, **{"image_size": 64, **params}), {}).eval()
 
 
-def hide(batch: int, n: int, hidden: int, seed: int = 0) -> Tensor:
+def random_mask(batch: int, n: int, masked: int, seed: int = 0) -> Tensor:
     order = torch.rand(batch, n, generator=torch.Generator().manual_seed(seed)).argsort(1).argsort(1)
-    return order < hidden
+    return order < masked
 
 
 def images(encoder: TimmViT | TimmCNN, batch: int = 2, channels: int = 3, size: int = 64) -> Tensor:
@@ -97,11 +97,11 @@ def test_unmasked_tokens_are_timms_own(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", VITS)
-def test_hidden_patches_have_no_influence_and_visible_ones_do(name: str) -> None:
+def test_masked_patches_have_no_influence_and_visible_ones_do(name: str) -> None:
     params = VITS[name]
     encoder = vit(name, **params)
     n = encoder.dims()["N"]
-    is_masked = hide(2, n, n // 2)
+    is_masked = random_mask(2, n, n // 2)
     image = images(encoder, size=params["image_size"])
     poisoned = torch.where(_pixels(is_masked, encoder.grid, image), torch.nan, image)
     before, after = encoder(image, is_masked), encoder(poisoned, is_masked)
@@ -118,7 +118,7 @@ def _pixels(is_masked: Tensor, grid: tuple[int, int], image: Tensor) -> Tensor:
 
 def test_masked_view_equals_a_transformer_run_on_the_visible_tokens_alone() -> None:
     encoder = vit(image_size=32, **SMALL).double()
-    model, image, is_masked = encoder.vit, images(encoder, size=32).double(), hide(2, 16, 12)
+    model, image, is_masked = encoder.vit, images(encoder, size=32).double(), random_mask(2, 16, 12)
     tokens = model.patch_embed(image) + model.pos_embed[:, 1:]
     wanted = []
     for row in range(2):
@@ -133,7 +133,7 @@ def test_a_75_percent_mask_of_a_224_image_leaves_49_tokens_in_the_blocks() -> No
     encoder = vit(image_size=224, width=16, depth=1, heads=1)
     seen: list[int] = []
     encoder.vit.blocks[0].register_forward_hook(lambda module, inputs, output: seen.append(inputs[0].shape[1]))
-    out = encoder(images(encoder, size=224), hide(2, 196, 147))
+    out = encoder(images(encoder, size=224), random_mask(2, 196, 147))
     assert out.image_tokens.shape == (2, 49, 16)
     assert seen == [50]
 
@@ -141,14 +141,14 @@ def test_a_75_percent_mask_of_a_224_image_leaves_49_tokens_in_the_blocks() -> No
 @settings(max_examples=15, deadline=None)
 @given(batch=st.integers(1, 4), n=st.integers(1, 12), seed=st.integers(0, 99), data=st.data())
 def test_gather_visible_keeps_raster_order(batch: int, n: int, seed: int, data: st.DataObject) -> None:
-    is_masked = hide(batch, n, data.draw(st.integers(0, n)), seed)
+    is_masked = random_mask(batch, n, data.draw(st.integers(0, n)), seed)
     tokens = torch.arange(batch * n, dtype=torch.float32).reshape(batch, n, 1)
     visible = gather_visible(tokens, is_masked)
     for row in range(batch):
         assert visible[row, :, 0].tolist() == [row * n + i for i in range(n) if not is_masked[row, i]]
 
 
-def test_rows_must_hide_equal_counts_and_shapes_must_fit() -> None:
+def test_rows_must_mask_equal_counts_and_shapes_must_fit() -> None:
     tokens = torch.zeros(2, 4, 3)
     unequal = torch.tensor([[True, False, False, False], [True, True, False, False]])
     with pytest.raises(DataError, match=r"MV505.*2 to 3 patches visible"):
@@ -175,14 +175,14 @@ def test_every_parameter_learns(spec: TimmViTSpec) -> None:
     torch.manual_seed(0)
     encoder = TimmViT(spec, {})
     n = encoder.dims()["N"]
-    out = encoder(images(encoder, channels=spec.channels, size=spec.image_size), hide(2, n, n // 2))
+    out = encoder(images(encoder, channels=spec.channels, size=spec.image_size), random_mask(2, n, n // 2))
     (out.image_tokens.pow(3).sum() + out.image_prefix.pow(3).sum()).backward()
     dead = [k for k, p in encoder.named_parameters() if p.requires_grad and (p.grad is None or not p.grad.abs().sum() > 0)]
     # A register token that nothing reads and a key bias (softmax ignores it) are the usual suspects; here all must live.
     assert dead == []
 
 
-def test_norm_can_be_left_out() -> None:
+def test_norm_can_be_omitted() -> None:
     with_norm, without = vit(image_size=32, **SMALL), vit(image_size=32, norm=False, **SMALL)
     image = images(with_norm, size=32)
     assert torch.allclose(with_norm(image).image_tokens, with_norm.vit.norm(without(image).image_tokens))
@@ -206,15 +206,15 @@ def test_cnn_tokens_are_timms_feature_map(name: str, stage: int) -> None:
 
 
 @pytest.mark.parametrize("name", CNNS)
-def test_cnn_keeps_all_tokens_and_sees_no_hidden_pixel(name: str) -> None:
+def test_cnn_keeps_all_tokens_and_sees_no_masked_pixel(name: str) -> None:
     encoder = cnn(name, stage=2)
     n, image = encoder.dims()["N"], images(encoder)
-    is_masked = hide(2, n, n // 2)
-    hidden = _pixels(is_masked, encoder.grid, image)
+    is_masked = random_mask(2, n, n // 2)
+    masked = _pixels(is_masked, encoder.grid, image)
     found = encoder(image, is_masked).image_tokens
     assert found.shape[1] == n
-    assert torch.equal(found, encoder(torch.where(hidden, torch.nan, image), is_masked).image_tokens)
-    assert torch.equal(found, encoder(torch.where(hidden, 0.0, image)).image_tokens)
+    assert torch.equal(found, encoder(torch.where(masked, torch.nan, image), is_masked).image_tokens)
+    assert torch.equal(found, encoder(torch.where(masked, 0.0, image)).image_tokens)
 
 
 def test_building_a_cnn_leaves_batch_statistics_and_random_state_alone() -> None:
@@ -448,9 +448,9 @@ def test_exported_transformers_keep_their_lack_of_a_norm_and_their_positions(tmp
 def test_exported_feature_models_load_in_timm_with_the_same_features(name: str, stage: int, tmp_path: Path) -> None:
     encoder = cnn(name, stage=stage)
     encoder.train()
-    hidden = hide(4, encoder.dims()["N"], encoder.dims()["N"] // 2)
+    masked = random_mask(4, encoder.dims()["N"], encoder.dims()["N"] // 2)
     with torch.no_grad():
-        encoder(images(encoder, batch=4), hidden)  # a view of its own: these statistics must not go out ...
+        encoder(images(encoder, batch=4), masked)  # a view of its own: these statistics must not go out ...
         encoder(images(encoder, batch=4) * 3)
     encoder.eval()
     reload_and_compare(encoder, tmp_path, lambda model, image: encoder._channels_first(model(image)[0]).flatten(2).transpose(1, 2))
@@ -460,7 +460,7 @@ def test_statistics_of_masked_images_go_out_where_there_are_no_others(tmp_path: 
     encoder = cnn("resnet10t", stage=2)
     encoder.train()
     with torch.no_grad():
-        encoder(images(encoder, batch=4) * 3, hide(4, encoder.dims()["N"], encoder.dims()["N"] // 2))
+        encoder(images(encoder, batch=4) * 3, random_mask(4, encoder.dims()["N"], encoder.dims()["N"] // 2))
     encoder.eval()
     reload_and_compare(encoder, tmp_path, lambda model, image: model(image)[0].flatten(2).transpose(1, 2))
 

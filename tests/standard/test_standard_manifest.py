@@ -145,11 +145,11 @@ def test_columns_of_other_names(folder: Path) -> None:
 def test_relative_and_absolute_paths(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    elsewhere = tmp_path_factory.mktemp("elsewhere") / "studies.csv"
+    other_folder = tmp_path_factory.mktemp("other_folder") / "studies.csv"
     content = "image,text,split\na.jpg,Clear.,train\n"
-    assert load(elsewhere, content, image_root=str(folder / "films")).records("train")[0].image_path.is_file()
+    assert load(other_folder, content, image_root=str(folder / "films")).records("train")[0].image_path.is_file()
     absolute = f"image,text,split\n{folder / 'films' / 'a.jpg'},Clear.,train\n"
-    assert load(elsewhere, absolute, image_root="ignored").records("train")[0].image_path.is_file()
+    assert load(other_folder, absolute, image_root="ignored").records("train")[0].image_path.is_file()
     load(folder / "studies.csv", CSV)
     monkeypatch.chdir(folder.parent)
     relative = ManifestSpec(path=f"{folder.name}/studies.csv")

@@ -1,4 +1,4 @@
-"""Maskings: exact counts, whole words, nothing special hidden."""
+"""Maskings: exact counts, whole words, nothing special masked."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_three_quarters_of_a_14_grid_leave_49_visible_and_rows_differ() -> None:
     assert len({tuple(row.tolist()) for row in plan.image_is_masked}) == 8
 
 
-def test_every_patch_is_hidden_equally_often() -> None:
+def test_every_patch_is_masked_equally_often() -> None:
     torch.manual_seed(0)
     plan = draw(RandomMaskingSpec(image_ratio=0.5), batch=4000, dims=DIMS | {"GH": 2, "GW": 4})
     share = plan.image_is_masked.float().mean(dim=0)
@@ -46,7 +46,7 @@ def test_every_patch_is_hidden_equally_often() -> None:
     aspect=st.floats(0.05, 1.0),
     batch=st.integers(1, 5),
 )
-def test_blockwise_hides_exactly_the_rounded_share_in_every_row(
+def test_blockwise_masks_exactly_the_rounded_share_in_every_row(
     grid_h: int, grid_w: int, ratio: float, min_block: int, aspect: float, batch: int
 ) -> None:
     spec = BlockwiseMaskingSpec(image_ratio=ratio, min_block_patches=min_block, min_aspect=aspect)
@@ -82,7 +82,7 @@ def test_one_wanted_block_is_a_rectangle() -> None:
 
 @pytest.mark.parametrize("spec_class", SPECS)
 @pytest.mark.parametrize("unit", ["token", "whole_word"])
-def test_special_tokens_and_padding_stay_and_only_hidden_ids_change(spec_class: type, unit: str) -> None:
+def test_special_tokens_and_padding_stay_and_only_masked_ids_change(spec_class: type, unit: str) -> None:
     plan = draw(spec_class(text_unit=unit, text_ratio=1.0))
     assert torch.equal(plan.text_is_masked, WORD_IDS >= 0)
     assert torch.equal(plan.token_ids, TOKEN_IDS.masked_fill(WORD_IDS >= 0, MASK))
@@ -91,7 +91,7 @@ def test_special_tokens_and_padding_stay_and_only_hidden_ids_change(spec_class: 
     assert torch.equal(plan.token_ids, TOKEN_IDS)
 
 
-def test_padding_is_never_hidden_even_if_its_word_ids_are_wrong() -> None:
+def test_padding_is_never_masked_even_if_its_word_ids_are_wrong() -> None:
     plan = RandomMasking(RandomMaskingSpec(text_ratio=1.0), DIMS)(
         token_ids=TOKEN_IDS, text_is_valid=IS_VALID, word_ids=WORD_IDS.clamp(min=0)
     )
@@ -117,7 +117,7 @@ def test_single_tokens_do_split_words() -> None:
     assert {1, 2} & set(of_three.tolist())
 
 
-def test_units_are_hidden_with_the_given_probability() -> None:
+def test_units_are_masked_with_the_given_probability() -> None:
     torch.manual_seed(0)
     for unit in ("token", "whole_word"):
         plan = draw(RandomMaskingSpec(text_unit=unit, text_ratio=0.3), batch=4000)
@@ -125,17 +125,17 @@ def test_units_are_hidden_with_the_given_probability() -> None:
         assert ((share - 0.3).abs() < 0.06).all()
 
 
-def test_bert_replacement_is_80_10_10_on_hidden_tokens_only() -> None:
+def test_bert_replacement_is_80_10_10_on_masked_tokens_only() -> None:
     torch.manual_seed(0)
     token_ids = torch.full((200, 200), 7)
     is_masked = torch.zeros_like(token_ids, dtype=torch.bool)
     is_masked[:, ::2] = True
     replaced = replace_tokens(token_ids, is_masked, mask_id=MASK, vocabulary=50, rule="bert")
     assert (replaced[~is_masked] == 7).all()
-    hidden = replaced[is_masked]
-    assert float((hidden == MASK).float().mean()) == pytest.approx(0.8 + 0.1 / 50, abs=0.02)
-    assert float((hidden == 7).float().mean()) == pytest.approx(0.1 + 0.1 / 50, abs=0.02)
-    others = hidden[(hidden != MASK) & (hidden != 7)]
+    masked = replaced[is_masked]
+    assert float((masked == MASK).float().mean()) == pytest.approx(0.8 + 0.1 / 50, abs=0.02)
+    assert float((masked == 7).float().mean()) == pytest.approx(0.1 + 0.1 / 50, abs=0.02)
+    others = masked[(masked != MASK) & (masked != 7)]
     assert set(others.tolist()) == set(range(50)) - {MASK, 7}
 
 
@@ -147,7 +147,7 @@ def test_the_same_seed_draws_the_same_plan() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*plans, strict=True))
 
 
-def test_an_image_cannot_be_hidden_completely() -> None:
+def test_an_image_cannot_be_masked_completely() -> None:
     for spec_class in SPECS:
         with pytest.raises(ValueError, match=r"image_ratio=1.* must be below 1"):
             spec_class(image_ratio=1.0)

@@ -1,4 +1,4 @@
-"""The partners that are torch modules: as few layers as the role allows, with everything that the role asks for."""
+"""The stub components that are torch modules: as few layers as the role allows, with everything that the role asks for."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ from medvlp_core.testing.stub_components.specs import (
 
 
 class RandomMasking(Masking):
-    """Hides patches and whole words, each modality on its own."""
+    """Masks patches and whole words, each modality on its own."""
 
     def __init__(self, spec: MaskingSpec, dims: Dims) -> None:
         super().__init__(spec, dims)
@@ -93,7 +93,7 @@ class PatchEncoder(ImageEncoder):
 
 
 def visible_tokens(tokens: Tensor, is_masked: Tensor) -> Tensor:
-    """The tokens that are not hidden, in their order: (B, N, D), (B, N) to (B, Nv, D); Nv is the same in every row."""
+    """The tokens that are not masked, in their order: (B, N, D), (B, N) to (B, Nv, D); Nv is the same in every row."""
     visible = int((~is_masked[0]).sum().item())
     torch._check(visible >= 1)  # so that a compiler need not know the number
     torch._check(visible <= is_masked.shape[1])

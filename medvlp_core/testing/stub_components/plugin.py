@@ -1,4 +1,4 @@
-"""Registers the kit's partners. Light: no torch here or in ``specs``. Only the kit loads it; it has no entry point."""
+"""Registers the kit's stub components. Light: no torch here or in ``specs``. Only the kit loads it; it has no entry point."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Specs of the kit's partners. Light.
+"""Specs of the kit's stub components. Light.
 
-Every size that a tested part may ask for is a parameter: a partner is made to fit.
+Every size that a tested part may ask for is a parameter: a stub component is made to fit.
 """
 
 from __future__ import annotations

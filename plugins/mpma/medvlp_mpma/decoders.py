@@ -13,7 +13,7 @@ class ImageDecoder(PatchReconstructor):
     """Super-resolution reconstruction: each masked patch of the input is predicted with more pixels than the encoder was shown.
 
     The target is cut into the encoder's grid, so 448 pixels on a grid of 14 x 14 give cells of 32 x 32 for patches of 16 x 16.
-    ``L = sum over hidden n of mean_q (prediction_nq - target_nq)^2, divided by the number of masked patches``.
+    ``L = sum over masked n of mean_q (prediction_nq - target_nq)^2, divided by the number of masked patches``.
 
     The layers, prefix tokens and encoders that replace masked patches: :class:`~medvlp_core.nn.reconstruction.PatchReconstructor`.
 

@@ -11,10 +11,10 @@ from medvlp_mpma.specs import PairedMaskingSpec
 
 
 class PairedMasking(Masking):
-    """Hides a fixed count of random patches and each whole word with a probability, always as [MASK].
+    """Masks a fixed count of random patches and each whole word with a probability, always as [MASK].
 
-    "Paired" is taken to mean that no pair enters with a complete item: a report that has words but drew none gets one hidden, each
-    word equally likely. Special tokens and padding are never hidden.
+    "Paired" is taken to mean that no pair enters with a complete item: a report that has words but drew none gets one masked, each
+    word equally likely. Special tokens and padding are never masked.
 
     Shape:
         token_ids (B, L) int, text_is_valid (B, L) bool, word_ids (B, L) int; image_is_masked (B, N) bool with the same count in
@@ -23,7 +23,7 @@ class PairedMasking(Masking):
     Reference:
         Zhang et al., Multi-task Paired Masking with Alignment Modeling, arXiv 2305.07920 (abstract). The ratios and the rule that
         pieces follow their word are those of Zhou et al., MRM, ICLR 2023. Deviations from MRM: at least one word is masked, and
-        its rule that the last position is never hidden is not kept.
+        its rule that the last position is never masked is not kept.
     """
 
     def __init__(self, spec: PairedMaskingSpec, dims: Dims) -> None:

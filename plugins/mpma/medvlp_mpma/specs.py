@@ -18,7 +18,7 @@ TEXT = {"text_is_valid": "B L:bool", "word_ids": "B L:int"}
 @component("mpma.paired_masking", role=Role.MASKING, build="medvlp_mpma.masking:PairedMasking")
 @attrs.frozen(kw_only=True)
 class PairedMaskingSpec(ComponentSpec):
-    """Hides patches and whole words of every pair together; no report with words stays complete."""
+    """Masks patches and whole words of every pair together; no report with words stays complete."""
 
     image_ratio: float = param(0.75, help="share of the patches that is masked (MRM)", at_least=0, below=1)
     text_ratio: float = param(0.5, help="probability that a word is masked, always as [MASK] (MRM)", at_least=0, at_most=1)

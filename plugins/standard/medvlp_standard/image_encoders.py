@@ -253,7 +253,7 @@ def gather_visible(tokens: Tensor, image_is_masked: Tensor) -> Tensor:
         tokens (B, N, D), image_is_masked (B, N) bool, result (B, Nv, D).
 
     Raises:
-        DataError: another shape, or rows that hide different numbers of patches (MV505).
+        DataError: another shape, or rows that mask different numbers of patches (MV505).
     """
     _check_shape(image_is_masked, (tokens.shape[0], tokens.shape[1]))
     counts = (~image_is_masked).sum(dim=1).tolist()

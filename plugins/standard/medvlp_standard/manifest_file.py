@@ -32,7 +32,7 @@ class Table:
 
 
 def read_table(path: Path, problems: list[Problem]) -> Table:
-    """Read a manifest; rows that cannot be read are left out, and ``problems`` says why.
+    """Read a manifest; rows that cannot be read are skipped, and ``problems`` says why.
 
     Raises:
         DataError: the whole file cannot be used: missing, not UTF-8, empty, without a header (MV502).

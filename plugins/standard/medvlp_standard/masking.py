@@ -36,7 +36,7 @@ def replace_tokens(token_ids: Tensor, text_is_masked: Tensor, *, mask_id: int, v
 
 
 class RandomMasking(Masking):
-    """Hides ``N - int(N (1 - image_ratio))`` random patches of every image, and each text unit with probability ``text_ratio``.
+    """Masks ``N - int(N (1 - image_ratio))`` random patches of every image, and each text unit with probability ``text_ratio``.
 
     Shape:
         token_ids, text_is_valid, word_ids (B, L); result: image_is_masked (B, N), text_is_masked and token_ids (B, L).
@@ -68,7 +68,7 @@ class RandomMasking(Masking):
 
 
 class BlockwiseMasking(Masking):
-    """Hides rectangles of patches, exactly ``round(N * image_ratio)`` patches in every image (at most N - 1).
+    """Masks rectangles of patches, exactly ``round(N * image_ratio)`` patches in every image (at most N - 1).
 
     A block has an area between ``min_block_patches`` and the number still missing, and an aspect (height / width) drawn evenly
     on a log scale. The last block is cut, in raster order, to the exact number.

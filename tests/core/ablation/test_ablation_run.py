@@ -373,7 +373,7 @@ def test_ctrl_c_leaves_what_is_done(tmp_path: Path, micro: str, capsys: Output, 
 
 
 @pytest.mark.parametrize("every", [None, 10])
-def test_a_killed_run_goes_on_or_is_done_anew(tmp_path: Path, micro: str, capsys: Output, every: int | None) -> None:
+def test_a_killed_run_resumes_or_is_done_anew(tmp_path: Path, micro: str, capsys: Output, every: int | None) -> None:
     recipe = write_recipe(tmp_path, micro)
     changes = ["--set", "evaluators=null", "--set", "train.log_every_steps=1", "--device", "cpu"]
     changes += ["--set", f"train.checkpoint_every_steps={'null' if every is None else every}"]

@@ -42,7 +42,7 @@ def test_a_recipe_does_not_differ_from_itself(capsys: Output, recipe: str) -> No
     assert run(capsys, recipe, recipe) == (0, "no difference\n", "")
 
 
-def test_what_is_written_out_does_not_differ_from_what_is_left_out(capsys: Output, recipe: str) -> None:
+def test_what_is_written_out_does_not_differ_from_what_is_not_written(capsys: Output, recipe: str) -> None:
     assert main(["fill", recipe]) == 0
     Path("filled.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
     assert run(capsys, recipe, "filled.yaml") == (0, "no difference\n", "")

@@ -97,7 +97,7 @@ def run(capsys: Capture, *arguments: str) -> tuple[int, list[str], str]:
 # ------------------------------------------------------------------------------------------------------------------ the command
 
 
-def test_who_serves_and_why_not_another(capsys: Capture, tmp_path: Path, space: str) -> None:
+def test_who_serves_and_the_reasons_against_others(capsys: Capture, tmp_path: Path, space: str) -> None:
     install(tmp_path, space, "gate")
     assert run(capsys, "kernels") == (
         0,
@@ -131,7 +131,7 @@ def test_the_variable_is_shown_and_counts(capsys: Capture, tmp_path: Path, space
     ]
 
 
-def test_a_wish_that_cannot_be_met_is_shown_where_it_cannot(
+def test_a_requested_backend_that_cannot_serve_is_shown_where_it_cannot(
     capsys: Capture, tmp_path: Path, space: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     install(tmp_path, space, "gate")
@@ -150,7 +150,7 @@ def test_a_wrong_variable_is_a_problem(capsys: Capture, space: str, monkeypatch:
     assert err.startswith("[MV401] MEDVLP_KERNELS=fast: no such kernel backend\n    hint: ")
 
 
-def test_an_op_that_cannot_be_used_does_not_hide_the_others(capsys: Capture, tmp_path: Path, space: str) -> None:
+def test_an_op_that_cannot_be_used_does_not_conceal_the_others(capsys: Capture, tmp_path: Path, space: str) -> None:
     install(tmp_path, space, "missing", "gate", "forgetful")
     code, lines, err = run(capsys, "kernels")
     assert code == 1
@@ -231,7 +231,7 @@ def test_modules_at_any_depth_name_their_choices(monkeypatch: pytest.MonkeyPatch
     assert kernels_in_use(nn.Linear(2, 2), cpu, "fp32") == ""
 
 
-def test_a_wish_that_cannot_be_met_stops_a_run_at_its_start() -> None:
+def test_a_requested_backend_that_cannot_serve_stops_a_run_at_its_start() -> None:
     with pytest.raises(KernelError, match=re.escape("[MV401] acme.gate: the backend 'triton' was requested")):
         kernels_in_use(Gate("triton"), torch.device("cpu"), "fp32")
 

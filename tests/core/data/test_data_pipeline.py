@@ -169,7 +169,7 @@ def test_a_split_smaller_than_a_batch_gives_none_and_the_training_loop_refuses_i
         count_steps(TrainSpec(steps=1, batch_size=32), data)
 
 
-def test_a_run_goes_on_in_the_middle_of_an_epoch() -> None:
+def test_a_run_resumes_in_the_middle_of_an_epoch() -> None:
     pipeline = make(sources=("vqarad",))
     data = run_order(74, 8, seed=3)
     whole = list(pipeline.training_batches(data, range(12, 22)))
@@ -271,7 +271,7 @@ def test_a_tokenizer_that_fails_in_a_worker_says_why() -> None:
     assert str(caught.value) == "[MV506] no vocabulary yet"
 
 
-def test_blank_texts_are_left_out() -> None:
+def test_blank_texts_are_skipped() -> None:
     records = [Record(id=name, image_path=Path(name), text=text) for name, text in (("a", " \n"), ("b", "Clear."))]
     assert [record.id for record in make(source=ListSource({"train": records})).records("train")] == ["b"]
 

@@ -152,7 +152,7 @@ def evaluator(name: str, obstacle: str | None) -> Any:
     return SimpleNamespace(path=f"evaluators.{name}", name=f"standard.{name}", built=built)
 
 
-def test_evaluators_with_an_obstacle_are_left_out_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluators_with_an_obstacle_are_skipped_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "build_component", lambda plan, component: component.built)
     parts = {"a": evaluator("a", "no split"), "b": evaluator("b", None), "c": evaluator("c", "no split")}
     plan: Any = SimpleNamespace(evaluators=parts, skipped=())

@@ -1,4 +1,4 @@
-"""The choice between the paths of an op: whose wish counts, who can serve, and that a fallback is said once."""
+"""The choice between the backends of an op: whose request counts, who can serve, and that a fallback is said once."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def make_kernel(**changes: Any) -> Kernel:
     return attrs.evolve(kernel, **changes)
 
 
-# ------------------------------------------------------------------------------------------------------------ whose wish counts
+# --------------------------------------------------------------------------------------------------------- whose request counts
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def make_kernel(**changes: Any) -> Kernel:
         ("triton", "fast", "triton"),
     ],
 )
-def test_the_callers_own_wish_comes_before_the_variable(
+def test_the_callers_own_request_comes_before_the_variable(
     monkeypatch: pytest.MonkeyPatch, explicit: str, variable: str | None, counts: str
 ) -> None:
     monkeypatch.delenv("MEDVLP_KERNELS", raising=False)
@@ -64,7 +64,7 @@ def test_the_callers_own_wish_comes_before_the_variable(
     assert requested_backend(explicit) == counts
 
 
-def test_an_unknown_wish_names_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_request_names_its_source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEDVLP_KERNELS", "tritn")
     with pytest.raises(KernelError) as caught:
         requested_backend()

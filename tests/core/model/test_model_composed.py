@@ -258,6 +258,6 @@ def plugin_version(built: BuiltRun, namespace: str) -> str:
 
 
 def test_an_encoder_that_returns_no_tensor_is_named(built: BuiltRun, batch: ImageTextBatch) -> None:
-    built.model.text_encoder.encode = lambda *arguments, **needs: ("hidden",)  # type: ignore[union-attr,method-assign,assignment]
+    built.model.text_encoder.encode = lambda *arguments, **needs: ("masked",)  # type: ignore[union-attr,method-assign,assignment]
     with pytest.raises(SpecError, match=r"model.text_encoder \(standard.bert\) returned tuple of 1, expected a tensor"):
         built.model(batch)

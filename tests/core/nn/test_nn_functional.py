@@ -117,7 +117,7 @@ def test_units_number_words_and_single_tokens() -> None:
     assert ops.unit_index(word_ids).tolist() == [[0, 1, 1, 2, 3, 4], [0, 1, 2, 3, 4, 5]]
 
 
-def test_word_pieces_are_summed_and_dropped_pieces_left_out() -> None:
+def test_word_pieces_are_summed_and_dropped_pieces_skipped() -> None:
     tokens = torch.arange(1.0, 7.0).reshape(1, 6, 1)
     word_ids = torch.tensor([[-1, 0, 0, 1, 2, -1]])
     is_scored = torch.tensor([[False, True, True, False, True, False]])
@@ -126,7 +126,7 @@ def test_word_pieces_are_summed_and_dropped_pieces_left_out() -> None:
     assert is_word[0].tolist() == [False, True, False, True, False, False]
 
 
-def test_a_full_sequence_keeps_its_tokens_and_hidden_ones_are_marked() -> None:
+def test_a_full_sequence_keeps_its_tokens_and_masked_ones_are_marked() -> None:
     tokens, mask_token = torch.randn(1, 3, 2), torch.randn(2)
     reconstructed = ops.insert_mask_tokens(tokens, torch.tensor([[True, False, True]]), mask_token)
     assert torch.equal(reconstructed, torch.stack([tokens[0, 0] + mask_token, tokens[0, 1], tokens[0, 2] + mask_token])[None])

@@ -1,4 +1,4 @@
-"""Losses of hidden patches and words against written-out formulas. The stack itself is tested through the bundles' decoders."""
+"""Losses of masked patches and words against written-out formulas. The stack itself is tested through the bundles' decoders."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from medvlp_core.nn.functional import at_least_float32
 from medvlp_core.nn.reconstruction import masked_patch_loss, scored_tokens, word_loss
 
 
-def test_hidden_patch_loss_equals_a_loop_and_is_zero_for_a_perfect_prediction() -> None:
+def test_masked_patch_loss_equals_a_loop_and_is_zero_for_a_perfect_prediction() -> None:
     prediction, target = torch.randn(2, 6, 5).double(), torch.randn(2, 6, 5).double()
     is_masked = torch.tensor([[1, 0, 1, 1, 0, 0], [0, 1, 0, 1, 1, 0]]).bool()
     total, count = 0.0, 0

@@ -174,7 +174,7 @@ def test_a_hook_that_raises_keeps_no_other_from_being_called() -> None:
     assert seen == ["a step"] * 2
 
 
-def test_an_observer_that_raises_is_named_once_and_left_out(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_observer_that_raises_is_named_once_and_skipped(caplog: pytest.LogCaptureFixture) -> None:
     seen: list[Any] = []
 
     @hookimpl

@@ -318,11 +318,11 @@ def test_a_namespace_has_one_owner(site: Path) -> None:
     assert "already taken by owner_a" in host.broken[0].problem.text
 
 
-def test_a_stranger_cannot_push_a_bundle_of_this_repository_out(site: Path) -> None:
-    install(site, "mpma", PLUGIN, distribution="a_stranger")
+def test_a_third_party_cannot_push_a_bundle_of_this_repository_out(site: Path) -> None:
+    install(site, "mpma", PLUGIN, distribution="a_third_party")
     host = load_plugins(["mpma"])
     assert [plugin.distribution for plugin in host.plugins] == ["medvlp-mpma"]
-    assert [broken.distribution for broken in host.broken] == ["a_stranger 1.2"]
+    assert [broken.distribution for broken in host.broken] == ["a_third_party 1.2"]
 
 
 def test_the_names_of_the_core_are_not_to_be_had(site: Path) -> None:

@@ -400,7 +400,7 @@ def test_references_that_cannot_be_resolved(tmp_path: Path, text: str, column: i
     assert (problems[0].position.line, problems[0].position.column) == (2, column)
     assert message in problems[0].text
     assert hint in problems[0].hint
-    assert len(found) == 1, "the key without a value is left out"
+    assert len(found) == 1, "the key without a value is skipped"
 
 
 def test_circles_are_found_once(tmp_path: Path) -> None:

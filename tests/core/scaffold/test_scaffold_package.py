@@ -47,11 +47,11 @@ REFUSED = {
     ),
     "class --role fusion": "[MV305] 'class' is a keyword of Python and cannot name a package\n    hint: e.g. my_class\n",
     "json --role fusion": (
-        "[MV305] 'json' is a module of Python's standard library, which the package would hide\n"
+        "[MV305] 'json' is a module of Python's standard library, which the package would shadow\n"
         "    hint: take a name of your own, e.g. my_json\n"
     ),
     "torch --role fusion": (
-        "[MV305] there is already a package 'torch' in this environment, which the new one would hide\n"
+        "[MV305] there is already a package 'torch' in this environment, which the new one would shadow\n"
         "    hint: take a name of your own, e.g. my_torch\n"
     ),
     "tests --role fusion": (
@@ -103,7 +103,7 @@ def everything(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
-def test_it_writes_a_package_and_says_how_to_go_on(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_it_writes_a_package_and_says_what_comes_next(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["new", "acme", "--role", "fusion"]) == 0
     assert capsys.readouterr().out == WRITTEN
     assert [path for path in everything(folder / "acme") if (folder / "acme" / path).is_file()] == sorted(

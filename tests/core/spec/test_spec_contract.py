@@ -24,7 +24,7 @@ def test_short_form(text: str, dims: tuple, dtype: str, view: str | None, is_opt
     assert str(spec) == text
 
 
-@pytest.mark.parametrize("text", ["B L:half", "B L @hidden", "B L-1", "B 2*D"])
+@pytest.mark.parametrize("text", ["B L:half", "B L @unknown", "B L-1", "B 2*D"])
 def test_arithmetic_and_unknown_words_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a tensor spec"):
         TensorSpec.parse(text)

@@ -1,4 +1,4 @@
-"""The modules of ``broken_specs``, fusions: each a partner of the kit with one thing changed."""
+"""The modules of ``broken_specs``, fusions: each a stub component of the kit with one thing changed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from medvlp_core.testing.stub_components.modules import CrossAttention
 
 
 class Changed(CrossAttention):
-    """The partner, with what :meth:`change` makes of its tokens; ``layer`` is there for those that want one."""
+    """The stub component, with what :meth:`change` makes of its tokens; ``layer`` is there for those that want one."""
 
     def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> FusedFeatures:
         """Fuse, then change."""
@@ -26,7 +26,7 @@ class Changed(CrossAttention):
         return FusedFeatures(fused_text_tokens=self.change(tokens, text_is_valid))
 
     def fuse(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> Tensor:
-        """As the partner does."""
+        """As the stub component does."""
         return self.norm(self.block(text_tokens, image_tokens, text_is_valid))
 
     def change(self, tokens: Tensor, is_valid: Tensor) -> Tensor:
@@ -38,7 +38,7 @@ class TakesOtherNames(CrossAttention):
     """Positional: the contract says text_tokens, text_is_valid, image_tokens."""
 
     def forward(self, text: Tensor, is_valid: Tensor, image: Tensor) -> FusedFeatures:
-        """The partner's."""
+        """The stub component's."""
         return super().forward(text, is_valid, image)
 
 
@@ -99,7 +99,7 @@ class ReportsOtherSizes(Changed):
         return {"Dt": 7}
 
 
-class HidesDims(Changed):
+class ShadowsDims(Changed):
     """Keeps what it was built with under the name of the method."""
 
     def __init__(self, spec: Any, dims: Dims) -> None:
@@ -285,7 +285,7 @@ class GivesAnotherPort(Changed):
     """Gives a port of its own in place of those of its role."""
 
     def forward(self, text_tokens: Tensor, text_is_valid: Tensor, image_tokens: Tensor) -> Mixed:
-        """The partner's, under another name."""
+        """The stub component's, under another name."""
         return Mixed(mixed_tokens=self.fuse(text_tokens, text_is_valid, image_tokens))
 
 
@@ -310,7 +310,7 @@ class GoodNamesOfItsOwn(CrossAttention):
         self.is_loud = is_loud
 
     def forward(self, **features: Tensor) -> FusedFeatures:
-        """The partner's."""
+        """The stub component's."""
         return super().forward(**features)
 
 

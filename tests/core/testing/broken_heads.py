@@ -1,4 +1,4 @@
-"""The modules of ``broken_specs``, alignments and decoders: each a partner of the kit with one thing changed."""
+"""The modules of ``broken_specs``, alignments and decoders: each a stub component of the kit with one thing changed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from medvlp_core.testing.stub_components.modules import InfoNce, PatchDecoder, W
 
 
 class ChangedAlignment(InfoNce):
-    """The partner, with what :meth:`change` makes of its loss."""
+    """The stub component, with what :meth:`change` makes of its loss."""
 
     def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:
         """Measure, then change."""
@@ -86,7 +86,7 @@ class PushesPairsApart(InfoNce):
     """Has a sign wrong."""
 
     def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:
-        """Pairs are strangers."""
+        """Pairs are other pairs."""
         image, text = self._image_vector(image_tokens), self._text_vector(text_tokens, text_is_valid)
         return {"global": symmetric_info_nce(image, -text, self.scale())}
 
@@ -121,7 +121,7 @@ class GoodAlignmentWithoutParameters(Alignment):
 
 
 class GoodAlignmentWithAQueue(InfoNce):
-    """Keeps texts of earlier steps as further strangers, as MoCo does; they travel with the weights."""
+    """Keeps texts of earlier steps as further negatives, as MoCo does; they travel with the weights."""
 
     queue: Tensor
 

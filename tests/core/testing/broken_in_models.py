@@ -105,7 +105,7 @@ class ToNobodySpec(FusionSpec):
 @component("broken.of_another", role=Role.FUSION, build="broken_in_models:ForFewPairs")
 @attrs.frozen(kw_only=True)
 class OfAnotherSpec(FusionSpec):
-    """Needs what only a stranger's encoder gives."""
+    """Needs what only a third party's encoder gives."""
 
     def contract(self) -> Contract:
         needs = super().contract().needs

@@ -1,6 +1,6 @@
 """Specs of components that break one promise each, and of good ones of an unusual kind. Light, as a plugin's specs are.
 
-Each is one of the kit's partners with one thing changed: the spec here, or the module in
+Each is one of the kit's stub components with one thing changed: the spec here, or the module in
 ``broken_fusions``, ``broken_views`` or ``broken_heads``.
 """
 
@@ -35,16 +35,16 @@ MODULES = {
 
 
 def variant(base: type[ComponentSpec], build: str, change: Change | None = None) -> None:
-    """``broken.build`` is the partner with the class ``Build`` and, where one is given, a changed contract."""
+    """``broken.build`` is the stub component with the class ``Build`` and, where one is given, a changed contract."""
     role = base.declaration.role
 
     @component(f"broken.{build}", role=role, build=f"{MODULES[role]}:{build.title().replace('_', '')}")
     @attrs.frozen(kw_only=True)
     class VariantSpec(base):  # type: ignore[valid-type, misc]
-        """A partner of the kit with one thing changed."""
+        """A stub component of the kit with one thing changed."""
 
         def contract(self) -> Contract:
-            """The partner's, changed."""
+            """The stub component's, changed."""
             contract = super().contract()
             return change(contract) if change else contract
 
@@ -80,7 +80,7 @@ for name in (
     "is_too_wide",
     "gives_doubles",
     "reports_other_sizes",
-    "hides_dims",
+    "shadows_dims",
     "sums_attention_to_two",
     "sets_the_seed",
     "draws_weights_elsewhere",
@@ -109,13 +109,13 @@ for name in ("turns_the_raster", "mixes_before_it_drops", "shuffles_visible_toke
     variant(ImageEncoderSpec, name)
 for name in (
     "gives_small_ints",
-    "hides_cls",
+    "masks_cls",
     "changes_other_ids",
-    "keeps_hidden_ids",
-    "hides_any_number",
-    "hides_the_same_each_time",
-    "hides_the_same_in_a_batch",
-    "hides_nothing",
+    "keeps_masked_ids",
+    "masks_any_number",
+    "masks_the_same_each_time",
+    "masks_the_same_in_a_batch",
+    "masks_nothing",
     "takes_the_ratio_for_visible",
     "reads_padding",
 ):
@@ -206,7 +206,7 @@ class AsksTorchSpec(FusionSpec):
     """Asks torch for a number."""
 
     def contract(self) -> Contract:
-        """The partner's."""
+        """The stub component's."""
         import torch
 
         return super().contract() if torch.get_num_threads() else Contract()
@@ -253,7 +253,7 @@ variant(ReportDecoderSpec, "good_writer", lambda contract: WRITER(needing(text_i
 @component("broken.good_masking_of_words_alone", role=Role.MASKING, build="broken_views:GoodMaskingOfWordsAlone")
 @attrs.frozen(kw_only=True)
 class WordsAloneSpec(MaskingSpec):
-    """Hides no patch."""
+    """Masks no patch."""
 
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:

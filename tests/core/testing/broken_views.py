@@ -1,4 +1,4 @@
-"""The modules of ``broken_specs``, encoders and maskings: each a partner of the kit with one thing changed."""
+"""The modules of ``broken_specs``, encoders and maskings: each a stub component of the kit with one thing changed."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class ShufflesVisibleTokens(PatchEncoder):
 
 
 class MixesBeforeItDrops(PatchEncoder):
-    """Adds the mean of all patches before it drops hidden ones."""
+    """Adds the mean of all patches before it drops masked ones."""
 
     def forward(self, image: Tensor, image_is_masked: Tensor | None = None) -> ImageFeatures:
-        """Hidden pixels leak into the mean."""
+        """Masked pixels leak into the mean."""
         features = super().forward(image, image_is_masked)
         mean = self.embed(patchify(image, *self.grid)).mean(dim=1, keepdim=True)
         return features._replace(image_tokens=features.image_tokens + 0.1 * mean)
@@ -71,7 +71,7 @@ class GoodEncoderWithoutMaskedView(PatchEncoder):
 
 
 class ChangedMasking(RandomMasking):
-    """The partner, with what :meth:`change` makes of its plan."""
+    """The stub component, with what :meth:`change` makes of its plan."""
 
     def forward(self, token_ids: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> MaskPlan:
         """Draw, then change."""
@@ -90,33 +90,33 @@ class GivesSmallInts(ChangedMasking):
         return plan._replace(token_ids=plan.token_ids.int())
 
 
-class HidesCls(ChangedMasking):
-    """Hides the first token too."""
+class MasksCls(ChangedMasking):
+    """Masks the first token too."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
         """[CLS] is gone."""
-        hidden = plan.text_is_masked.clone()
-        hidden[:, 0] = True
-        return plan._replace(text_is_masked=hidden, token_ids=token_ids.masked_fill(hidden, self.mask_id))
+        masked = plan.text_is_masked.clone()
+        masked[:, 0] = True
+        return plan._replace(text_is_masked=masked, token_ids=token_ids.masked_fill(masked, self.mask_id))
 
 
 class ChangesOtherIds(ChangedMasking):
-    """Writes [MASK] over the token after a hidden one as well."""
+    """Writes [MASK] over the token after a masked one as well."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
         """One too many."""
         return plan._replace(token_ids=plan.token_ids.masked_fill(plan.text_is_masked.roll(1, dims=1), self.mask_id))
 
 
-class KeepsHiddenIds(ChangedMasking):
-    """Says what is hidden and hides nothing."""
+class KeepsMaskedIds(ChangedMasking):
+    """Says what is masked and masks nothing."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
         """The clean ids."""
         return plan._replace(token_ids=token_ids)
 
 
-class HidesAnyNumber(ChangedMasking):
+class MasksAnyNumber(ChangedMasking):
     """Throws a coin for each patch."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
@@ -126,7 +126,7 @@ class HidesAnyNumber(ChangedMasking):
         )
 
 
-class HidesTheSameEachTime(ChangedMasking):
+class MasksTheSameEachTime(ChangedMasking):
     """Has a random state of its own, always the same."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
@@ -136,7 +136,7 @@ class HidesTheSameEachTime(ChangedMasking):
         return plan._replace(image_is_masked=order < plan.image_is_masked[0].sum())
 
 
-class HidesTheSameInABatch(ChangedMasking):
+class MasksTheSameInABatch(ChangedMasking):
     """Draws once for all images."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
@@ -144,8 +144,8 @@ class HidesTheSameInABatch(ChangedMasking):
         return plan._replace(image_is_masked=plan.image_is_masked[:1].expand(len(token_ids), -1))
 
 
-class HidesNothing(ChangedMasking):
-    """Forgets to hide."""
+class MasksNothing(ChangedMasking):
+    """Forgets to mask."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
         """All visible."""
@@ -153,7 +153,7 @@ class HidesNothing(ChangedMasking):
 
 
 class TakesTheRatioForVisible(ChangedMasking):
-    """Takes the share of hidden patches for that of visible ones."""
+    """Takes the share of masked patches for that of visible ones."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
         """The other share."""
@@ -162,7 +162,7 @@ class TakesTheRatioForVisible(ChangedMasking):
 
 
 class ReadsPadding(ChangedMasking):
-    """Hides other patches for another padding."""
+    """Masks other patches for another padding."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
         """Turn the images by what stands last in the texts."""
@@ -178,7 +178,7 @@ class GoodMaskingOfWordsAlone(ChangedMasking):
 
 
 class GoodMaskingWithKeptIds(ChangedMasking):
-    """As BERT: of the hidden tokens some keep their id."""
+    """As BERT: of the masked tokens some keep their id."""
 
     def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
         """A fifth keeps it."""

@@ -28,7 +28,7 @@ def test_every_check_catches_something() -> None:
 @component("broken.of_strange_ports", role=Role.EVALUATOR, build="medvlp_core.testing.stub_components.evaluator:NearestText")
 @attrs.frozen(kw_only=True)
 class OfStrangePortsSpec(EvaluatorSpec):
-    """Needs what no partner gives."""
+    """Needs what no stub component gives."""
 
     def contract(self) -> Contract:
         return Contract(needs={"fused_image_tokens": "B N D"})

@@ -1,4 +1,4 @@
-"""Components in whole models: each check catches what it is for, and the partners are made to fit."""
+"""Components in whole models: each check catches what it is for, and the stub components are made to fit."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_few_pairs_are_enough_and_images_without_texts_are_no_fault() -> None:
     )
 
 
-# ------------------------------------------------------------------------------------------------------------- fitting partners
+# ------------------------------------------------------------------------------------------------------ fitting stub components
 
 
 @component("broken.early", role=Role.FUSION, build="broken_in_models:ForFewPairs")
@@ -91,7 +91,7 @@ def planned(name: str, folder: Path) -> ModelPlan:
     return plan_model(subject.examples[0], host_with_stubs(subject), folder)
 
 
-def test_partners_take_the_sizes_that_a_part_asks_for(tmp_path: Path) -> None:
+def test_stub_components_take_the_sizes_that_a_part_asks_for(tmp_path: Path) -> None:
     plan = planned("broken.early", tmp_path)
     encoder = plan.components["model.image_encoder"].spec
     assert (encoder.token_width, encoder.layout) == (48, "replaced")  # type: ignore[attr-defined]
@@ -108,17 +108,17 @@ def test_decoders_read_what_a_fusion_gives(tmp_path: Path) -> None:
     assert takes["image_tokens"] == ("fused_image_tokens", "masked")
 
 
-def test_losses_that_a_part_cannot_have_are_left_out(tmp_path: Path) -> None:
+def test_losses_that_a_part_cannot_have_are_skipped(tmp_path: Path) -> None:
     plan = planned("broken.clean_only", tmp_path)
     assert set(plan.losses) == {"pairs.global"}
 
 
-def test_the_host_holds_the_bundle_and_the_partners_alone() -> None:
+def test_the_host_holds_the_bundle_and_the_stub_components_alone() -> None:
     found = host_with_stubs(Subject(host(), "broken.early"))
     assert [plugin.namespace for plugin in found.plugins] == ["kit", "broken"]
 
 
-def test_the_bundle_keeps_its_distribution_beside_the_partners() -> None:
+def test_the_bundle_keeps_its_distribution_beside_the_stub_components() -> None:
     installed = load_plugins(["mpma"])
     found = host_with_stubs(Subject(installed, "mpma.memory_fusion"))
     assert found.components.distribution("mpma.memory_fusion").startswith("medvlp-mpma ")

@@ -349,7 +349,7 @@ class Steep(Line):
 
 @pytest.mark.parametrize(("scale", "bad"), [(2.0**16, 0), (0.5, 1)])
 def test_a_loss_scale_takes_gradients_that_are_too_large_upon_itself(scale: float, bad: int) -> None:
-    """As with fp16 on a GPU: the update is left out and the scale halved. Below a scale of 1 the step is a bad one."""
+    """As with fp16 on a GPU: the update is skipped and the scale halved. Below a scale of 1 the step is a bad one."""
     model, spec = Steep((2,)), TrainSpec(steps=3, batch_size=4)
     state = TrainState.fresh(model, spec, CPU)
     state.scaler = torch.amp.GradScaler("cpu", init_scale=scale)

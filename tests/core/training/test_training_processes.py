@@ -163,7 +163,7 @@ def test_two_processes_do_what_one_does_with_the_whole_batch(sync_errors: dict[s
     close(two["ema"], one["ema"])
 
 
-def test_a_bad_step_in_one_process_is_left_out_in_all(sync_errors: dict[str, dict[str, Any]]) -> None:
+def test_a_bad_step_in_one_process_is_skipped_in_all(sync_errors: dict[str, dict[str, Any]]) -> None:
     two, one = sync_errors["bad"], run({}, is_bad=True)
     assert two["is_equal_everywhere"]
     assert two["records"] == one["records"]

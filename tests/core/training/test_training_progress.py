@@ -122,7 +122,7 @@ def test_metrics_are_written_line_by_line_and_averaged(tmp_path: Path) -> None:
         for number in range(1, 7):
             metrics(step(number, steps=6, loss=float(number)))
             if number == 4:
-                assert len(path.read_text().splitlines()) == 2, "the file can be read while the run goes on"
+                assert len(path.read_text().splitlines()) == 2, "the file can be read during the run"
         metrics(CheckpointSaved(step=6, folder=tmp_path))
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 4, 6]
@@ -151,7 +151,7 @@ def story(steps: int, bad: tuple[int, ...]) -> list[Event]:
         ((1, 5, 6, 7, 8), [(4, 3), (10, 2)]),
     ],
 )
-def test_steps_that_were_left_out_end_lines_too(tmp_path: Path, bad: tuple[int, ...], lines: list[tuple[int, int]]) -> None:
+def test_steps_that_were_skipped_end_lines_too(tmp_path: Path, bad: tuple[int, ...], lines: list[tuple[int, int]]) -> None:
     path = tmp_path / "metrics.jsonl"
     with MetricsFile(path, log_every_steps=4) as metrics:
         for event in story(10, bad):
@@ -160,7 +160,7 @@ def test_steps_that_were_left_out_end_lines_too(tmp_path: Path, bad: tuple[int, 
 
 
 @pytest.mark.parametrize("at", [1, 2, 4, 6, 9])
-def test_metrics_and_display_go_on_where_a_checkpoint_stood(tmp_path: Path, at: int) -> None:
+def test_metrics_and_display_resume_where_a_checkpoint_stood(tmp_path: Path, at: int) -> None:
     """A run is killed two steps after its checkpoint, with half a line in the file."""
     events = story(10, bad=(5, 6))
     path, bad_path = tmp_path / "metrics.jsonl", tmp_path / "bad_steps.jsonl"
@@ -198,7 +198,7 @@ def test_bad_steps_are_plain_json(tmp_path: Path) -> None:
     )
 
 
-def test_left_out_steps_are_shown() -> None:
+def test_skipped_steps_are_shown() -> None:
     console = Console(file=io.StringIO(), width=200)
     with ProgressDisplay(console, StepWindow(4)) as display:
         for event in (skipped(1, 10), step(2), skipped(3, 10), attrs.evolve(step(4), bad_steps=2)):
@@ -208,7 +208,7 @@ def test_left_out_steps_are_shown() -> None:
     assert re.fullmatch(r"step 4/10  epoch 1  16 pairs/s  ETA 0:00:03  2 skipped  losses, mean of steps 2-4: .*", lines[2])
 
 
-def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path) -> None:
+def test_a_line_that_was_cut_off_is_skipped(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n{"step": 2}\n{"st')
     assert [line["step"] for line in read_metrics(path)] == [1, 2]

@@ -60,7 +60,7 @@ def test_tensorboard_gets_every_line_the_validation_and_the_cards(tmp_path: Path
     }
 
 
-def test_a_resumed_run_hides_the_steps_that_it_takes_again(tmp_path: Path) -> None:
+def test_a_resumed_run_supersedes_the_steps_that_it_takes_again(tmp_path: Path) -> None:
     for resume, lines in ((None, (1, 2, 3)), (SimpleNamespace(step=2), (3, 4))):
         with run(tmp_path, resume=resume) as told:
             told.start()
@@ -99,10 +99,10 @@ class Breaking:
         raise ConnectionError("no route")
 
     def finish(self) -> None:
-        raise AssertionError("it was left out")
+        raise AssertionError("it was skipped")
 
 
-def test_a_tracker_that_breaks_is_left_out_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tracker_that_breaks_is_skipped_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = Breaking()
     monkeypatch.setattr(trackers, "start_tracker", lambda *_: one)
     console = Console(file=io.StringIO(), width=200)

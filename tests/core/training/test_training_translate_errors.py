@@ -1,4 +1,4 @@
-"""What torch raises when memory or a partner is gone becomes a message; everything else stays what it is."""
+"""What torch raises when memory or another process is gone becomes a message; everything else stays what it is."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_a_full_memory_is_a_message_with_the_way_on() -> None:
     )
 
 
-def test_a_lost_partner_is_found_behind_the_message_about_a_component() -> None:
+def test_a_lost_process_is_found_behind_the_message_about_a_component() -> None:
     lost = RuntimeError("[gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:65155")
     with pytest.raises(MedvlpError, match="MV607") as caught, translate_errors(Path("run")):
         raise MedvlpError(Problem(code="MV306", text="model.fusion failed")) from lost

@@ -58,8 +58,8 @@ class Case:
             if self.is_closed:
                 found["mem_bias"][0] = -math.inf
         masks = AttentionInputs(*(found[name] for name in (*LARGE, "key_lens", "key_is_valid", "query_lens")))
-        if (hidden := masks.masked_keys) is not None:
-            found["k"][hidden], found["v"][hidden] = math.nan, math.nan
+        if (masked := masks.masked_keys) is not None:
+            found["k"][masked], found["v"][masked] = math.nan, math.nan
         if (lost := masks.lost_queries) is not None:
             found["q"][lost] = math.nan
         return found | {"scale": 0.4, "dropout_p": self.dropout_p}

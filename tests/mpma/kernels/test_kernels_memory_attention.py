@@ -130,12 +130,12 @@ def test_padding_never_gets_through(backend: str) -> None:
     inputs = RAGGED.inputs(torch.float32)
     found = attend(inputs, backend, torch.float32)
     assert all(x.isfinite().all() for x in found.values())
-    hidden = (torch.arange(RAGGED.keys) >= inputs["key_lens"][:, None]) | ~inputs["key_is_valid"]
+    masked = (torch.arange(RAGGED.keys) >= inputs["key_lens"][:, None]) | ~inputs["key_is_valid"]
     lost = torch.arange(RAGGED.queries) >= inputs["query_lens"][:, None]
-    assert hidden.any()
+    assert masked.any()
     assert lost.any()
-    assert (found["grad k"][hidden] == 0).all()
-    assert (found["grad v"][hidden] == 0).all()
+    assert (found["grad k"][masked] == 0).all()
+    assert (found["grad v"][masked] == 0).all()
     assert (found["out"][lost] == 0).all()
     assert (found["grad q"][lost] == 0).all()
 

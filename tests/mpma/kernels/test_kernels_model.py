@@ -93,7 +93,7 @@ def test_a_run_names_its_kernels(plan_of: Callable[[str], ModelPlan], monkeypatc
     assert used("model: {fusion: {kernel: composite}}") == "mpma.memory_topk composite", "the recipe counts more"
 
 
-def test_a_wish_for_a_memory_that_there_is_not_is_a_problem() -> None:
+def test_a_request_for_a_memory_that_there_is_not_is_a_problem() -> None:
     [(field, text, _)] = attrs.evolve(SMALL, memory="none", kernel="triton").problems()
     assert field == "kernel"
     assert "memory=none has none" in text

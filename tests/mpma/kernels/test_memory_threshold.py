@@ -226,7 +226,7 @@ def test_bfloat16_is_not_interpreted() -> None:
 
 
 @pytest.mark.parametrize("is_interpreted", [True, False])
-def test_why_not(is_interpreted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unsupported_reasons(is_interpreted: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuning, "is_interpreted", lambda: is_interpreted)
     for dtype in ("float32", "float16", "bfloat16"):
         assert tuning.unsupported_reasons(2048, 64, dtype) == ()

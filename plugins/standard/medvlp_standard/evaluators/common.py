@@ -54,7 +54,7 @@ def reconstruct(run: EvaluationRun, port: str, batch: ImageTextBatch, *, seed: i
     """The prediction of the decoder that gives ``port``, and what was masked from it: (B, N) or (B, L), True = masked.
 
     Only what that decoder needs is computed. Masks depend on ``seed`` and the texts alone, so two batches that differ in their
-    images have the same things hidden. torch's random state stays as it was.
+    images have the same things masked. torch's random state stays as it was.
     """
     decoder = run.provider(port)
     masked: PortKey = ("text_is_masked" if port == "word_logits" else "image_is_masked", "masked")

@@ -50,7 +50,7 @@ class Tally:
         np.add.at(self.nats, index, nats.double().cpu().numpy())
 
     def accuracy(self, index: IndexArray) -> float:
-        """Share of right words over the pairs in ``index``; NaN if they hide no word."""
+        """Share of right words over the pairs in ``index``; NaN if no word of them is masked."""
         return float(self.hits[index].sum() / max(self.words[index].sum(), np.finfo(float).tiny))
 
     def cross_entropy(self, index: IndexArray) -> float:
@@ -106,7 +106,7 @@ class MaskedWords(Evaluator):
                     truth, owners = part.token_ids[is_masked], rows[:, None].expand_as(is_masked)[is_masked]
                     nats = F.cross_entropy(logits, truth, reduction="none")
                     tallies[name].add(owners, logits.argmax(dim=-1) == truth, nats)
-                # The words masked last are those hidden with the right image: the masks are the same.
+                # The words masked last are those masked with the right image: the masks are the same.
                 tallies[FREQUENCY].add(owners, truth == frequencies.argmax(), -frequencies[truth].log())
         return self._card(tallies, len(texts))
 

@@ -42,7 +42,7 @@ class AlignmentSpec(ComponentSpec):
         )
 
     def local_needs(self) -> dict[str, str]:
-        """Ports by which words are found; masked words are left out of a local loss on the masked view."""
+        """Ports by which words are found; masked words are skipped by a local loss on the masked view."""
         needs = {"word_ids": "B L:int"}
         return needs | {"text_is_masked": "B L:bool? @masked"} if self.view == "masked" else needs
 

@@ -113,7 +113,7 @@ class TimmViTSpec(ComponentSpec):
 class TimmCNNSpec(ComponentSpec):
     """Any feature model of timm (ResNet, ConvNeXt, EfficientNet); one token for each cell of a feature map, no prefix tokens.
 
-    Hidden cells of the input are set to 0, the mean grey after normalisation. The receptive fields of neighbouring cells overlap,
+    Masked cells of the input are set to 0, the mean grey after normalisation. The receptive fields of neighbouring cells overlap,
     so all N tokens stay (layout ``replaced``), but a masked pixel never enters.
     """
 

@@ -1,4 +1,4 @@
-"""Specs of the standard maskings: what the masked view hides. Light."""
+"""Specs of the standard maskings: what is masked in the masked view. Light."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _REPLACE = "what stands at masked tokens: mask = always [MASK]; bert = 80 % [MAS
 
 
 def masking_contract() -> Contract:
-    """Ports of a masking of both modalities: it hides B N patches and B L tokens."""
+    """Ports of a masking of both modalities: it masks B N patches and B L tokens."""
     return Contract(
         needs={
             "image_grid": "GH GW:shape",
@@ -46,7 +46,7 @@ class RandomMaskingSpec(ComponentSpec):
 
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:
-        """Few and many hidden parts."""
+        """Few and many masked patches and words."""
         return (cls(image_ratio=0.5, text_ratio=0.5), cls(text_unit="whole_word", text_ratio=0.3, replace="bert"))
 
 
