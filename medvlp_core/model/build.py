@@ -20,10 +20,7 @@ from medvlp_core.planning.wiring import INPUTS, PlannedComponent
 from medvlp_core.plugins.import_string import load_object
 from medvlp_core.spec.contract import Symbol
 from medvlp_core.spec.pretrained import skip_pretrained_init
-from medvlp_core.spec.roles import Role
-
-#: Encoders first: what they report of their true sizes is used to build the rest.
-MODEL_ROLES = (Role.IMAGE_ENCODER, Role.TEXT_ENCODER, Role.MASKING, Role.FUSION, Role.ALIGNMENT, Role.DECODER)
+from medvlp_core.spec.roles import BUILD_ORDER, Role
 
 
 @attrs.define(kw_only=True)
@@ -149,7 +146,7 @@ def build_model(plan: ModelPlan, *, seed: int) -> ComposedModel:
     """
     torch.manual_seed(seed)
     parts: dict[str, nn.Module] = {}
-    for role in MODEL_ROLES:
+    for role in BUILD_ORDER:
         for component in plan.of_role(role).values():
             parts[component.path] = build_component(plan, component)
     for path in plan.unused:

@@ -326,8 +326,7 @@ def _warn_unused(
     if diagnostics.has_errors:
         return
     used = {step.path for step in steps}
-    parts = (Role.MASKING, Role.IMAGE_ENCODER, Role.TEXT_ENCODER, Role.FUSION)
     for component in components.values():
-        if component.role in parts and component.path not in used:
+        if component.role.info.is_module and component.role not in HEADS and component.path not in used:
             text = f"{component.label} is not used: no loss needs what it gives"
             diagnostics.add("MV208", text, at=component.position(), hint="remove it, or add a head that needs it", is_warning=True)
