@@ -67,9 +67,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _train_and_compare(ablation: Ablation, arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from medvlp_core.ablation.folder import done
+    from medvlp_core.ablation.ablation_folder import done
     from medvlp_core.ablation.results import read_results
-    from medvlp_core.ablation.run import open_ablation, run_all
+    from medvlp_core.ablation.run_all import open_ablation, run_all
 
     console = Console()
     folder = open_ablation(ablation, out=arguments.out, device=arguments.device)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 import attrs
 
 from medvlp_core.cli.colour import ERROR, HINT, WARNING, print_styled
+from medvlp_core.cli.completion_words import Kind, completes
 from medvlp_core.cli.json_output import print_json
-from medvlp_core.cli.words import Kind, completes
 from medvlp_core.errors import Diagnostics, PluginError, Problem, nearest
 
 if TYPE_CHECKING:

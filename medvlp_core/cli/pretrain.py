@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from medvlp_core.cli.common import add_override_arguments, plan_or_complain, read_overrides
-from medvlp_core.cli.words import completes
+from medvlp_core.cli.completion_words import completes
 from medvlp_core.errors import Diagnostics
 
 USAGE = 2

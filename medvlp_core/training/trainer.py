@@ -37,7 +37,7 @@ from medvlp_core.recipe.load import Override
 from medvlp_core.runtime.device import autocast, choose_device
 from medvlp_core.runtime.distributed import broadcast_object, is_main, process_group, sync_errors, world_size
 from medvlp_core.runtime.files import write_at_once
-from medvlp_core.training import folder as run_folder
+from medvlp_core.training import run_folder
 from medvlp_core.training.checkpoint import (
     WEIGHTS,
     checkpoint_name,

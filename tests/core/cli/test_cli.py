@@ -197,7 +197,7 @@ def test_problems_go_to_stderr_where_stdout_is_the_result(capsys: Output, recipe
 
 
 def test_pretrain_hands_the_plan_on(capsys: Output, recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    import medvlp_core.training.run
+    import medvlp_core.training.trainer
 
     seen: dict[str, Any] = {}
     problems: list[str] = []
@@ -206,7 +206,7 @@ def test_pretrain_hands_the_plan_on(capsys: Output, recipe: str, monkeypatch: py
         seen.update(rest, steps=plan.train.steps)
         return SimpleNamespace(problems=tuple(problems))
 
-    monkeypatch.setattr(medvlp_core.training.run, "pretrain", pretrain)
+    monkeypatch.setattr(medvlp_core.training.trainer, "pretrain", pretrain)
     words = ("pretrain", recipe, "--set", "train.steps=2", "--out", "runs/x", "--device", "cpu")
     assert run(capsys, *words)[0] == 0
     assert seen == {"steps": 2, "out": "runs/x", "device": "cpu"}
@@ -224,12 +224,12 @@ def test_an_empty_run_folder_name_is_refused(capsys: Output, recipe: str) -> Non
 def test_an_error_without_problems_is_not_silent(
     capsys: Output, recipe: str, monkeypatch: pytest.MonkeyPatch, error: DataError, shown: str
 ) -> None:
-    import medvlp_core.training.run
+    import medvlp_core.training.trainer
 
     def pretrain(plan: ModelPlan, **rest: Any) -> None:
         raise error
 
-    monkeypatch.setattr(medvlp_core.training.run, "pretrain", pretrain)
+    monkeypatch.setattr(medvlp_core.training.trainer, "pretrain", pretrain)
     assert run(capsys, "pretrain", recipe)[::2] == (1, shown)
 
 
