@@ -136,13 +136,15 @@ class Trainer:
     skipped: tuple[SkippedEvaluator, ...]
     folder: Path
     trackers: RunTrackers
+    _out: str | Path | None = None
 
     def __init__(
         self, plan: ModelPlan, *, out: str | Path | None = None, device: str | None = None, console: Console | None = None
     ) -> None:
         """Train ``plan`` in the folder ``out``; :meth:`resuming` makes one for a run that was stopped."""
         self._prepare(device, console)
-        self.plan, self._out = plan, out
+        self.plan = plan
+        self._out = out
 
     @classmethod
     def resuming(
@@ -157,7 +159,6 @@ class Trainer:
     def _prepare(self, device: str | None, console: Console | None) -> None:
         self._started = time.perf_counter()
         self._stopped_run: tuple[str | Path, Sequence[Override]] | None = None
-        self._out: str | Path | None = None
         self._resources = ExitStack()  # locks and trackers: open until the run has its result
         self.device = choose_device(device)
         self.console = console or Console()
