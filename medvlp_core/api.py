@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from medvlp_core.errors import Diagnostics
 from medvlp_core.planning.compose import plan_recipe
 from medvlp_core.plugins.host import load_plugins
-from medvlp_core.recipe.load import Override, parse_override
+from medvlp_core.recipe.load import Override, parse_overrides
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +36,7 @@ def plan(recipe: str | Path, overrides: Sequence[str | Override] = (), *, host: 
         >>> plan("mpma:small", ["train.steps=5"]).train.steps
         5
     """
-    return plan_recipe(recipe, _overrides(overrides), host=host or load_plugins())
+    return plan_recipe(recipe, overrides, host=host or load_plugins())
 
 
 def build(plan: ModelPlan, *, seed: int | None = None) -> BuiltRun:
@@ -77,7 +77,10 @@ def resume(
     """
     from medvlp_core.training import trainer
 
-    return trainer.resume(run, _overrides(overrides), device=device, console=console)
+    diagnostics = Diagnostics()
+    parsed = parse_overrides(overrides, diagnostics)
+    diagnostics.raise_errors()
+    return trainer.resume(run, parsed, device=device, console=console)
 
 
 def evaluate(
@@ -104,10 +107,3 @@ def evaluate(
     from medvlp_core.training.held_out import evaluate_run
 
     return evaluate_run(run, split=split, device=device, out=out)
-
-
-def _overrides(changes: Sequence[str | Override]) -> list[Override]:
-    diagnostics = Diagnostics()
-    parsed = [parse_override("set", one, diagnostics) if isinstance(one, str) else one for one in changes]
-    diagnostics.raise_errors()
-    return [one for one in parsed if one is not None]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from medvlp_core.ablation.grid import AS_IN_RECIPE, Ablation, parse_axes, plan_ablation
 from medvlp_core.ablation.results import check_metrics
-from medvlp_core.cli.common import add_recipe_arguments, columns, print_problems, read_overrides
+from medvlp_core.cli.common import add_recipe_arguments, columns, print_problems
 from medvlp_core.cli.folding import print_folded
 from medvlp_core.errors import Diagnostics
 
@@ -39,10 +39,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Plan, train, compare. 1 if a combination is wrong, a run did not finish or an evaluator failed."""
     from medvlp_core.plugins.host import load_plugins
+    from medvlp_core.recipe.load import parse_overrides
 
     diagnostics = Diagnostics()
     axes = parse_axes(arguments.over, diagnostics)
-    overrides = read_overrides(arguments, diagnostics)
+    overrides = parse_overrides(arguments.overrides, diagnostics)
     ablation = None
     if axes is not None:
         chosen = {"overrides": overrides, "seeds": arguments.seeds, "host": load_plugins()}
