@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from medvlp_core.errors import Diagnostics
 from medvlp_core.planning.compose import plan_recipe
 from medvlp_core.plugins.host import load_plugins
-from medvlp_core.recipe.load import Override, parse_override
+from medvlp_core.recipe.load import Override, parse_overrides
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,10 +36,10 @@ def plan(recipe: str | Path, overrides: Sequence[str | Override] = (), *, host: 
         >>> plan("mpma:small", ["train.steps=5"]).train.steps
         5
     """
-    return plan_recipe(recipe, _overrides(overrides), host=host or load_plugins())
+    return plan_recipe(recipe, overrides, host=host or load_plugins())
 
 
-def build(plan: ModelPlan, *, seed: int | None = None) -> BuiltRun:
+def build(model_plan: ModelPlan, *, seed: int | None = None) -> BuiltRun:
     """Build the data pipeline and the model of a plan, with weights drawn from ``seed`` (None = that of the recipe).
 
     Raises:
@@ -51,11 +51,11 @@ def build(plan: ModelPlan, *, seed: int | None = None) -> BuiltRun:
     """
     from medvlp_core.model.build import build_run
 
-    return build_run(plan, seed=plan.train.seed if seed is None else seed)
+    return build_run(model_plan, seed=model_plan.train.seed if seed is None else seed)
 
 
 def pretrain(
-    plan: ModelPlan, *, out: str | Path | None = None, device: str | None = None, console: Console | None = None
+    model_plan: ModelPlan, *, out: str | Path | None = None, device: str | None = None, console: Console | None = None
 ) -> RunResult | None:
     """Build what a plan says, train it, save it, check it on the held-out split.
 
@@ -84,7 +84,7 @@ def pretrain(
     """
     from medvlp_core.training import trainer
 
-    return trainer.pretrain(plan, out=out, device=device, console=console)
+    return trainer.pretrain(model_plan, out=out, device=device, console=console)
 
 
 def resume(
@@ -112,7 +112,10 @@ def resume(
     """
     from medvlp_core.training import trainer
 
-    return trainer.resume(run, _overrides(overrides), device=device, console=console)
+    diagnostics = Diagnostics()
+    parsed = parse_overrides(overrides, diagnostics)
+    diagnostics.raise_errors()
+    return trainer.resume(run, parsed, device=device, console=console)
 
 
 def evaluate(
@@ -139,10 +142,3 @@ def evaluate(
     from medvlp_core.training.held_out import evaluate_run
 
     return evaluate_run(run, split=split, device=device, out=out)
-
-
-def _overrides(changes: Sequence[str | Override]) -> list[Override]:
-    diagnostics = Diagnostics()
-    parsed = [parse_override("set", one, diagnostics) if isinstance(one, str) else one for one in changes]
-    diagnostics.raise_errors()
-    return [one for one in parsed if one is not None]

@@ -11,10 +11,10 @@ from typing import Literal
 import attrs
 
 from medvlp_core.errors import Diagnostics, Position, Problem
-from medvlp_core.planning.compose import compose, recipe_name
+from medvlp_core.planning.compose import load_and_compose, recipe_name
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.plugins.host import PluginHost
-from medvlp_core.recipe.load import Override, is_path, load_recipe, parse_yaml
+from medvlp_core.recipe.load import Override, is_path, parse_yaml
 from medvlp_core.spec.roles import ROLES
 
 #: The value that stands for what the recipe has.
@@ -201,10 +201,7 @@ def plan_ablation(
         for seed in (None,) if seeds is None else seeds:
             # each run has a plan of its own: what a built part reports of its sizes is entered there
             more = [] if seed is None else [Override("set", "train.seed", str(seed), f"--seeds {seed}")]
-            recipe = load_recipe(
-                source, presets=host.presets, overrides=[*changes, *more], diagnostics=own, install_hint=host.install_hint
-            )
-            plan = compose(recipe, host, own, name=recipe_name(source))
+            plan = load_and_compose(source, [*changes, *more], host, own)
             if plan is not None:
                 plans[plan.train.seed] = plan
         planned.append(plans)

@@ -11,7 +11,7 @@ from typing import Any
 
 import attrs
 
-from medvlp_core.ablation.folder import EVALUATION, Outcome, read_outcome
+from medvlp_core.ablation.ablation_folder import EVALUATION, Outcome, read_outcome
 from medvlp_core.ablation.grid import Ablation, Combination, Run
 from medvlp_core.errors import Diagnostics, Position, Problem, SpecError, did_you_mean
 

@@ -25,9 +25,9 @@ from medvlp_core.cli.common import (
     print_problems,
     read_plan,
 )
+from medvlp_core.cli.completion_words import completes
 from medvlp_core.cli.folding import fold, print_folded
 from medvlp_core.cli.json_output import add_json_argument, only_json, print_json
-from medvlp_core.cli.words import completes
 from medvlp_core.errors import MedvlpError, did_you_mean
 
 __all__ = [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from medvlp_core.ablation.grid import AS_IN_RECIPE, Ablation, parse_axes, plan_ablation
 from medvlp_core.ablation.results import check_metrics
-from medvlp_core.cli.common import add_recipe_arguments, columns, print_problems, read_overrides
+from medvlp_core.cli.common import add_recipe_arguments, columns, print_problems
 from medvlp_core.cli.folding import print_folded
 from medvlp_core.errors import Diagnostics
 
@@ -39,10 +39,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Plan, train, compare. 1 if a combination is wrong, a run did not finish or an evaluator failed."""
     from medvlp_core.plugins.host import load_plugins
+    from medvlp_core.recipe.load import parse_overrides
 
     diagnostics = Diagnostics()
     axes = parse_axes(arguments.over, diagnostics)
-    overrides = read_overrides(arguments, diagnostics)
+    overrides = parse_overrides(arguments.overrides, diagnostics)
     ablation = None
     if axes is not None:
         chosen = {"overrides": overrides, "seeds": arguments.seeds, "host": load_plugins()}
@@ -67,9 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _train_and_compare(ablation: Ablation, arguments: argparse.Namespace) -> int:
     from rich.console import Console
 
-    from medvlp_core.ablation.folder import done
+    from medvlp_core.ablation.ablation_folder import done
     from medvlp_core.ablation.results import read_results
-    from medvlp_core.ablation.run import open_ablation, run_all
+    from medvlp_core.ablation.run_all import open_ablation, run_all
 
     console = Console()
     folder = open_ablation(ablation, out=arguments.out, device=arguments.device)

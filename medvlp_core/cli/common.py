@@ -12,14 +12,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 import attrs
 
 from medvlp_core.cli.colour import ERROR, HINT, WARNING, print_styled
+from medvlp_core.cli.completion_words import Kind, completes
 from medvlp_core.cli.json_output import print_json
-from medvlp_core.cli.words import Kind, completes
 from medvlp_core.errors import Diagnostics, PluginError, Problem, nearest
 
 if TYPE_CHECKING:
     from medvlp_core.planning.plan import ModelPlan
     from medvlp_core.plugins.host import PluginHost
-    from medvlp_core.recipe.load import Override
 
 
 @attrs.frozen(kw_only=True)
@@ -123,26 +122,14 @@ def add_override_arguments(parser: argparse.ArgumentParser) -> None:
         completes(parser.add_argument(f"--{name}", metavar=form, action=_AddOverride, dest="overrides", help=text), name)
 
 
-def read_overrides(arguments: argparse.Namespace, diagnostics: Diagnostics) -> list[Override]:
-    """The overrides of the command line that have the right form; the others go to ``diagnostics``."""
-    from medvlp_core.recipe.load import parse_override
-
-    parsed = [parse_override(kind, text, diagnostics) for kind, text in arguments.overrides]
-    return [override for override in parsed if override is not None]
-
-
 def read_plan(arguments: argparse.Namespace, diagnostics: Diagnostics, host: PluginHost | None = None) -> ModelPlan | None:
     """Load and plan the recipe of the command line; problems and warnings go to ``diagnostics``."""
-    from medvlp_core.planning.compose import compose, recipe_name
+    from medvlp_core.planning.compose import load_and_compose
     from medvlp_core.plugins.host import load_plugins
-    from medvlp_core.recipe.load import load_recipe
+    from medvlp_core.recipe.load import parse_overrides
 
-    overrides = read_overrides(arguments, diagnostics)
-    host = host or load_plugins()
-    recipe = load_recipe(
-        arguments.recipe, presets=host.presets, overrides=overrides, diagnostics=diagnostics, install_hint=host.install_hint
-    )
-    return compose(recipe, host, diagnostics, name=recipe_name(arguments.recipe))
+    overrides = parse_overrides(arguments.overrides, diagnostics)
+    return load_and_compose(arguments.recipe, overrides, host or load_plugins(), diagnostics)
 
 
 def is_first_process() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from medvlp_core.cli.words import offered, split_line
+from medvlp_core.cli.completion_words import offered, split_line
 
 #: Each asks ``medvlp`` itself for the words, so that they are those of the installed bundles.
 SCRIPTS = {

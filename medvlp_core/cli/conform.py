@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from medvlp_core.cli.completion_words import completes
 from medvlp_core.cli.folding import print_folded
 from medvlp_core.cli.json_output import add_json_argument, print_json
-from medvlp_core.cli.words import completes
 from medvlp_core.errors import PluginError, did_you_mean, nearest
 
 if TYPE_CHECKING:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from medvlp_core.cli.common import add_override_arguments, columns, print_problems, read_plan
+from medvlp_core.cli.completion_words import completes
 from medvlp_core.cli.diff_json import differences_data
 from medvlp_core.cli.differences import (
     block_values,
@@ -25,7 +26,6 @@ from medvlp_core.cli.differences import (
 from medvlp_core.cli.explain import origin, value_lines
 from medvlp_core.cli.folding import print_folded
 from medvlp_core.cli.json_output import add_json_argument, print_json
-from medvlp_core.cli.words import completes
 from medvlp_core.describe.wording import yaml_value
 from medvlp_core.errors import Diagnostics, MedvlpError, Problem
 from medvlp_core.planning.plan import ModelPlan

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from medvlp_core.cli.words import completes
+from medvlp_core.cli.completion_words import completes
 from medvlp_core.errors import Problem, SpecError, did_you_mean
 
 

@@ -15,7 +15,7 @@ from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.planning.wiring import INPUTS, PlannedComponent, PortKey
 from medvlp_core.spec.component import params_of
 from medvlp_core.spec.contract import Symbol, TensorSpec
-from medvlp_core.spec.roles import Role
+from medvlp_core.spec.roles import ENCODERS, Role
 
 #: A value with more characters than this stands outside the columns.
 LONG_VALUE = 32
@@ -119,11 +119,12 @@ def step_lines(plan: ModelPlan) -> Iterator[str]:
         yield f"  {index}. {plan.components[head].role}: {head}"
         yield from _taken(plan, plan.takes(head))
         yield f"       losses {', '.join(plan.components[head].contract.losses)}"
-    for path in (Role.IMAGE_ENCODER, Role.TEXT_ENCODER):
-        views = [step.view for step in plan.steps if step.path == f"model.{path}" and step.stage.startswith("encode")]
+    for role in ENCODERS:
+        path = role.info.slot
+        views = [step.view for step in plan.steps if step.path == path and step.stage.startswith("encode")]
         if len(views) > 1:
             names = ", ".join(map(str, views))
-            yield f"  model.{path} runs {len(views)} times a step ({names}): every call costs time and memory"
+            yield f"  {path} runs {len(views)} times a step ({names}): every call costs time and memory"
 
 
 def _target(plan: ModelPlan) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from medvlp_core.cli.common import columns, print_problems
+from medvlp_core.cli.completion_words import completes
 from medvlp_core.cli.folding import print_folded
 from medvlp_core.cli.json_output import add_json_argument, print_json, problem_data
-from medvlp_core.cli.words import completes
 from medvlp_core.errors import Diagnostics, Problem
 from medvlp_core.spec.component import ComponentSpec
 from medvlp_core.spec.roles import Role

@@ -5,7 +5,7 @@ from __future__ import annotations
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.planning.wiring import PortKey, Step
 from medvlp_core.spec.component import SpecBlock
-from medvlp_core.spec.roles import Role
+from medvlp_core.spec.roles import HEADS
 
 
 def blocks_of(plan: ModelPlan) -> dict[str, SpecBlock]:
@@ -18,7 +18,7 @@ def blocks_of(plan: ModelPlan) -> dict[str, SpecBlock]:
 
 def heads(plan: ModelPlan) -> list[str]:
     """The alignments, then the decoders, by path."""
-    return [one.path for role in (Role.ALIGNMENT, Role.DECODER) for one in plan.of_role(role).values()]
+    return [one.path for role in HEADS for one in plan.of_role(role).values()]
 
 
 def given(plan: ModelPlan, step: Step) -> list[PortKey]:

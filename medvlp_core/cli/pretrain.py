@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from medvlp_core.cli.common import add_override_arguments, plan_or_complain, read_overrides
-from medvlp_core.cli.words import completes
+from medvlp_core.cli.common import add_override_arguments, plan_or_complain
+from medvlp_core.cli.completion_words import completes
 from medvlp_core.errors import Diagnostics
 
 USAGE = 2
@@ -47,8 +47,10 @@ def _resume(arguments: argparse.Namespace) -> int:
         hint = "a run is resumed in its folder, as it began; to begin a new one from its weights, use init_from"
         print(f"medvlp pretrain: --resume takes no {' and no '.join(given)}\n    hint: {hint}", file=sys.stderr)
         return USAGE
+    from medvlp_core.recipe.load import parse_overrides
+
     diagnostics = Diagnostics()
-    overrides = read_overrides(arguments, diagnostics)
+    overrides = parse_overrides(arguments.overrides, diagnostics)
     diagnostics.raise_errors()
     from medvlp_core.training.trainer import resume
 

@@ -8,8 +8,8 @@ import textwrap
 from typing import Any
 
 from medvlp_core.cli.common import columns
+from medvlp_core.cli.completion_words import completes
 from medvlp_core.cli.json_output import add_json_argument, print_json
-from medvlp_core.cli.words import completes
 from medvlp_core.describe.wording import constraint_text, default_text, range_text, recipe_text
 from medvlp_core.errors import Problem, SpecError, did_you_mean
 from medvlp_core.spec.component import ComponentSpec, Param, params_of

@@ -12,6 +12,7 @@ from torch import nn
 from medvlp_core.data.pipeline import InputGeometry, InputPipeline
 from medvlp_core.data.records import DataSource
 from medvlp_core.data.tokenizer import Tokenizer
+from medvlp_core.display import Displayed, DisplayRow
 from medvlp_core.errors import Diagnostics, MedvlpError, PluginError, Problem, SpecError, describe_error
 from medvlp_core.model.composed import ComposedModel
 from medvlp_core.planning.connect import check_constraints
@@ -20,19 +21,23 @@ from medvlp_core.planning.wiring import INPUTS, PlannedComponent
 from medvlp_core.plugins.import_string import load_object
 from medvlp_core.spec.contract import Symbol
 from medvlp_core.spec.pretrained import skip_pretrained_init
-from medvlp_core.spec.roles import Role
-
-#: Encoders first: what they report of their true sizes is used to build the rest.
-MODEL_ROLES = (Role.IMAGE_ENCODER, Role.TEXT_ENCODER, Role.MASKING, Role.FUSION, Role.ALIGNMENT, Role.DECODER)
+from medvlp_core.spec.roles import BUILD_ORDER, Role
 
 
-@attrs.define(kw_only=True)
-class BuiltRun:
+@attrs.define(kw_only=True, repr=False)
+class BuiltRun(Displayed):
     """Everything that a training run needs."""
 
     plan: ModelPlan
     pipeline: InputPipeline
     model: ComposedModel
+
+    def display(self) -> tuple[str, list[DisplayRow]]:
+        """The components that were built, and how large the model is."""
+        parts = (one for one in self.plan.components.values() if one.role is not Role.EVALUATOR)
+        rows = [(one.path.removeprefix("model."), one.name) for one in parts]
+        rows.append(("parameters", f"{sum(one.numel() for one in self.model.parameters()):,}"))
+        return f"BuiltRun {self.plan.name}", rows
 
     def fresh_model(self, seed: int) -> ComposedModel:
         """The same architecture with new random weights, for baselines. Leaves torch's random state as it was.
@@ -149,7 +154,7 @@ def build_model(plan: ModelPlan, *, seed: int) -> ComposedModel:
     """
     torch.manual_seed(seed)
     parts: dict[str, nn.Module] = {}
-    for role in MODEL_ROLES:
+    for role in BUILD_ORDER:
         for component in plan.of_role(role).values():
             parts[component.path] = build_component(plan, component)
     for path in plan.unused:

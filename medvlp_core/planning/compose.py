@@ -15,7 +15,7 @@ from medvlp_core.planning.connect import connect
 from medvlp_core.planning.parameters import B, describe, read_block
 from medvlp_core.planning.plan import FORMAT_VERSION, ModelPlan, SkippedEvaluator
 from medvlp_core.planning.wiring import PlannedComponent, PortKey, Step, Wiring
-from medvlp_core.recipe.load import Node, Override, load_recipe
+from medvlp_core.recipe.load import Node, Override, load_recipe, parse_overrides
 from medvlp_core.spec.blocks import InitSpec, InputSpec, TrainSpec
 from medvlp_core.spec.component import SpecBlock, contract_of, params_of
 from medvlp_core.spec.host import Host
@@ -25,8 +25,8 @@ BLOCKS = ("medvlp", "requires", "data", "tokenizer", "inputs", "model", "losses"
 SLOT_NAME = re.compile(r"[a-z][a-z0-9_]*$")
 
 
-def plan_recipe(source: str | Path, overrides: Sequence[Override] = (), *, host: Host) -> ModelPlan:
-    """Load and plan a recipe.
+def plan_recipe(source: str | Path, overrides: Sequence[str | Override] = (), *, host: Host) -> ModelPlan:
+    """Load and plan a recipe. An override that is a text is what ``--set`` takes.
 
     Raises:
         SpecError: with every problem of the recipe.
@@ -36,11 +36,16 @@ def plan_recipe(source: str | Path, overrides: Sequence[Override] = (), *, host:
         'mpma.memory_fusion'
     """
     diagnostics = Diagnostics()
-    recipe = load_recipe(source, presets=host.presets, overrides=overrides, diagnostics=diagnostics, install_hint=host.install_hint)
-    plan = compose(recipe, host, diagnostics, name=recipe_name(source))
+    plan = load_and_compose(source, parse_overrides(overrides, diagnostics), host, diagnostics)
     diagnostics.raise_errors()
     assert plan is not None
     return plan
+
+
+def load_and_compose(source: str | Path, overrides: Sequence[Override], host: Host, diagnostics: Diagnostics) -> ModelPlan | None:
+    """Load and check a recipe; the plan, or None if ``diagnostics``, where all problems and warnings go, has errors."""
+    recipe = load_recipe(source, presets=host.presets, overrides=overrides, diagnostics=diagnostics, install_hint=host.install_hint)
+    return compose(recipe, host, diagnostics, name=recipe_name(source))
 
 
 def recipe_name(source: str | Path) -> str:
@@ -326,8 +331,7 @@ def _warn_unused(
     if diagnostics.has_errors:
         return
     used = {step.path for step in steps}
-    parts = (Role.MASKING, Role.IMAGE_ENCODER, Role.TEXT_ENCODER, Role.FUSION)
     for component in components.values():
-        if component.role in parts and component.path not in used:
+        if component.role.info.is_module and component.role not in HEADS and component.path not in used:
             text = f"{component.label} is not used: no loss needs what it gives"
             diagnostics.add("MV208", text, at=component.position(), hint="remove it, or add a head that needs it", is_warning=True)

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 import attrs
 
 from medvlp_core.errors import Diagnostics, did_you_mean
-from medvlp_core.planning.wiring import INPUT_PORTS, INPUTS, TEXT_ENCODER, VIEWS, PlannedComponent, PortKey, Provider, Stage, Wiring
+from medvlp_core.planning.wiring import INPUT_PORTS, INPUTS, TEXT_ENCODER, VIEWS, PlannedComponent, PortKey, Provider, Wiring
 from medvlp_core.spec.contract import PORTS, AtLeast, Constraint, Dim, Divides, Equal, Symbol, TensorSpec, View
-from medvlp_core.spec.roles import ROLES, Role
+from medvlp_core.spec.roles import ROLES, Role, Stage
 
 
 def connect(
@@ -57,14 +57,7 @@ def _register(
     wiring: Wiring, component: PlannedComponent, spec: TensorSpec, views: tuple[View, ...], diagnostics: Diagnostics
 ) -> None:
     assert spec.port is not None
-    stages: dict[Role, Stage] = {
-        Role.TOKENIZER: "batch",
-        Role.MASKING: "mask",
-        Role.IMAGE_ENCODER: "encode_image",
-        Role.TEXT_ENCODER: "embed_text" if spec.port == "text_embeddings" else "encode_text",
-        Role.FUSION: "fuse",
-    }
-    stage: Stage = "static" if spec.dtype == "shape" else stages.get(component.role, "head")
+    stage: Stage = "static" if spec.dtype == "shape" else component.role.info.stage_of(spec.port)
     keys: list[PortKey] = [(spec.port, spec.view)]
     if component.role.info.runs_in_views and spec.dtype != "shape":
         keys = [(spec.port, view) for view in views if spec.view in (None, view)]

@@ -8,7 +8,6 @@ that these ports exist", for training as for any later use of the model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Literal
 
 import attrs
 
@@ -21,10 +20,9 @@ from medvlp_core.spec.contract import (
     TensorSpec,
     View,
 )
-from medvlp_core.spec.roles import Role
+from medvlp_core.spec.roles import Role, Stage
 
 PortKey = tuple[str, View | None]
-Stage = Literal["batch", "static", "mask", "encode_image", "embed_text", "encode_text", "fuse", "encode_fused", "head"]
 
 VIEWS: tuple[View, View] = ("clean", "masked")
 INPUTS = "inputs"

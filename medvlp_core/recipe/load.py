@@ -7,7 +7,7 @@ problems go into a report; what could be read is returned.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -27,15 +27,19 @@ __all__ = [
     "load_recipe",
     "merge",
     "parse_override",
+    "parse_overrides",
     "parse_yaml",
 ]
+
+
+OverrideKind = Literal["set", "use", "unset"]
 
 
 @attrs.frozen
 class Override:
     """One ``--set``, ``--use`` or ``--unset`` of the command line. ``text`` is how it was typed; messages point at it."""
 
-    kind: Literal["set", "use", "unset"]
+    kind: OverrideKind
     path: str
     value: str | None
     text: str
@@ -221,7 +225,7 @@ def is_path(text: str) -> bool:
     return all(part and not part.isspace() for part in text.split("."))
 
 
-def parse_override(kind: Literal["set", "use", "unset"], text: str, diagnostics: Diagnostics) -> Override | None:
+def parse_override(kind: OverrideKind, text: str, diagnostics: Diagnostics) -> Override | None:
     """Read the argument of ``--set``, ``--use`` or ``--unset``; None (and MV007) if it has not the right form.
 
     Example:
@@ -243,6 +247,26 @@ def parse_override(kind: Literal["set", "use", "unset"], text: str, diagnostics:
         diagnostics.add("MV007", "this override has not the right form", at=Position(typed), hint=hint)
         return None
     return Override(kind, path, value if has_value else None, typed)
+
+
+def parse_overrides(changes: Iterable[str | tuple[OverrideKind, str] | Override], diagnostics: Diagnostics) -> list[Override]:
+    """The overrides that have the right form, in the order given; the others go to ``diagnostics`` (MV007).
+
+    A text is what ``--set`` takes; a pair names the option and its argument.
+
+    Example:
+        >>> [one.text for one in parse_overrides(["train.steps=10", ("unset", "init_from")], Diagnostics())]
+        ['--set train.steps=10', '--unset init_from']
+    """
+    found: list[Override] = []
+    for one in changes:
+        if isinstance(one, Override):
+            found.append(one)
+            continue
+        typed: tuple[OverrideKind, str] = ("set", one) if isinstance(one, str) else one
+        parsed = parse_override(*typed, diagnostics)
+        found += [parsed] if parsed is not None else []
+    return found
 
 
 def _apply(override: Override, root: Node, diagnostics: Diagnostics) -> Node:

@@ -150,13 +150,18 @@ def gather_rows(rows: Tensor, counts: list[int]) -> Tensor:
 
 def add_over_ranks(values: Tensor) -> Tensor:
     """The sum over all processes, with gradient: what each process does with the sum comes back to all summands."""
+    if world_size() == 1:
+        return values
     added: Tensor = _AddOverRanks.apply(values)
     return added
 
 
 def largest_over_ranks(values: Tensor) -> Tensor:
     """The largest of all processes, element by element, without gradient."""
-    values = values.detach().clone()
+    values = values.detach()
+    if world_size() == 1:
+        return values
+    values = values.clone()
     dist.all_reduce(values, dist.ReduceOp.MAX)
     return values
 
@@ -182,7 +187,7 @@ class _GatherRows(torch.autograd.Function):
     def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         total = _summed(gradients[0])
         first = first_row(context.counts)
-        return total[first : first + context.counts[dist.get_rank()]], None
+        return total[first : first + context.counts[rank()]], None
 
 
 class _AddOverRanks(torch.autograd.Function):
@@ -199,5 +204,6 @@ class _AddOverRanks(torch.autograd.Function):
 
 def _summed(values: Tensor) -> Tensor:
     total = values.clone(memory_format=torch.contiguous_format)  # a gradient may have other users
-    dist.all_reduce(total)
+    if world_size() > 1:
+        dist.all_reduce(total)
     return total

@@ -138,7 +138,7 @@ def ignores_padding(subject: Subject) -> None:
             expect(all_close(tensor, other), f"{text}; leave positions out where text_is_valid is False")
 
 
-@check("behaviour", roles=(Role.IMAGE_ENCODER, Role.TEXT_ENCODER, Role.FUSION, Role.DECODER, Role.ALIGNMENT))
+@check("behaviour", roles=DETERMINISTIC)
 def is_the_same_alone_and_in_a_batch(subject: Subject) -> None:
     """A pair alone, its text without padding, gives the features that it has in a batch."""
     for example, module, one in subject.calls():

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medvlp_core.spec.contract import TensorSpec
-from medvlp_core.spec.roles import Role
+from medvlp_core.spec.roles import HEADS, Role
 from medvlp_core.testing.checks import MODULE_ROLES, CheckFailed, NotApplicable, check, expect
 from medvlp_core.testing.subject import Example, Outputs, Pass, Subject
 from medvlp_core.testing.synthetic_batch import TEXT_PORTS, SyntheticBatch, is_along
@@ -104,7 +104,7 @@ def gives_the_declared_dtypes(subject: Subject) -> None:
         expect(is_single, f"{example}: {port} is {tensor.dtype} although all weights and inputs are float32")
 
 
-@check("contract", roles=(Role.ALIGNMENT, Role.DECODER))
+@check("contract", roles=HEADS)
 def gives_the_declared_losses(subject: Subject) -> None:
     """Forward returns exactly the loss terms of the contract, each a finite scalar."""
     for example, module, one in subject.calls():

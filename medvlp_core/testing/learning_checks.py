@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from medvlp_core.spec.roles import Role
+from medvlp_core.spec.roles import ENCODERS
 from medvlp_core.testing.behaviour_checks import DETERMINISTIC, goal, train_steps
 from medvlp_core.testing.checks import NotApplicable, check, expect
 from medvlp_core.testing.subject import Example, Subject
@@ -44,7 +44,7 @@ def teaches_every_parameter(subject: Subject) -> None:
         raise NotApplicable("it has no parameters to train")
 
 
-@check("learning", roles=(Role.FUSION, Role.ALIGNMENT, Role.DECODER))
+@check("learning", roles=[role for role in DETERMINISTIC if role not in ENCODERS])
 def passes_gradients_on(subject: Subject) -> None:
     """A gradient reaches every feature that it takes, so that the encoders learn."""
     for example in subject.examples:

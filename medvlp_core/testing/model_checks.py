@@ -34,8 +34,8 @@ from medvlp_core.testing.whole_model import (
     without_places,
 )
 from medvlp_core.training.checkpoint import TOKENIZER, WEIGHTS, load_weights, save_checkpoint
-from medvlp_core.training.folder import RECIPE
 from medvlp_core.training.held_out import evaluation_run
+from medvlp_core.training.run_folder import RECIPE
 
 
 @check("learning")

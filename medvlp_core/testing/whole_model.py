@@ -25,9 +25,9 @@ from medvlp_core.testing.stub_components import plugin as stub_components
 from medvlp_core.testing.subject import Example, Subject
 from medvlp_core.testing.synthetic_batch import number_of
 from medvlp_core.training.events import Event, StepDone
-from medvlp_core.training.folder import METRICS
 from medvlp_core.training.loop import train
 from medvlp_core.training.metrics_file import MetricsFile
+from medvlp_core.training.run_folder import METRICS
 from medvlp_core.training.state import TrainState
 from medvlp_core.training.stop import StopRequest
 

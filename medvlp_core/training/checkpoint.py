@@ -27,7 +27,7 @@ from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.plugins.host import load_plugins
 from medvlp_core.runtime.distributed import is_main
 from medvlp_core.spec.pretrained import skip_pretrained_init
-from medvlp_core.training.folder import CHECKPOINTS, RECIPE, resume_command
+from medvlp_core.training.run_folder import CHECKPOINTS, RECIPE, resume_command
 from medvlp_core.training.state import TrainState, gather_to_main, like
 
 FORMAT = 3

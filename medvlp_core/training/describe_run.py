@@ -22,8 +22,8 @@ from medvlp_core.runtime.device import AUTOCAST_DTYPES
 from medvlp_core.runtime.distributed import world_size
 from medvlp_core.spec.blocks import TrainSpec
 from medvlp_core.spec.contract import Symbol
-from medvlp_core.training.folder import METRICS
 from medvlp_core.training.resume import Resume
+from medvlp_core.training.run_folder import METRICS
 
 #: So many training texts are counted at the start: a few seconds at most.
 COUNTED_TEXTS = 10_000

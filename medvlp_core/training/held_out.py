@@ -21,8 +21,8 @@ from medvlp_core.model.composed import ComposedModel
 from medvlp_core.runtime.device import choose_device
 from medvlp_core.spec.roles import Role
 from medvlp_core.training.checkpoint import METADATA, check_files, find_checkpoint, load_run
-from medvlp_core.training.folder import CHECKPOINTS, EVALUATION, METRICS, translate_write_errors
 from medvlp_core.training.metrics_file import read_metrics
+from medvlp_core.training.run_folder import CHECKPOINTS, EVALUATION, METRICS, translate_write_errors
 
 PICTURES = "pictures"
 

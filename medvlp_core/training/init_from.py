@@ -29,7 +29,7 @@ from medvlp_core.training.checkpoint import (
     list_checkpoints,
     weights_of,
 )
-from medvlp_core.training.folder import INIT_SUMMARY, translate_write_errors
+from medvlp_core.training.run_folder import INIT_SUMMARY, translate_write_errors
 
 #: Files with the weights in a folder of transformers, timm or an export.
 _LIBRARY_FILES = (WEIGHTS, "pytorch_model.bin")

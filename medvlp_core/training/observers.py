@@ -11,10 +11,10 @@ from rich.console import Console
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.runtime.distributed import is_main
 from medvlp_core.training.events import Event, Observer
-from medvlp_core.training.folder import BAD_STEPS, METRICS, translate_write_errors
 from medvlp_core.training.metrics_file import BadStepsFile, MetricsFile, StepWindow
 from medvlp_core.training.progress import ProgressDisplay
 from medvlp_core.training.resume import Resume
+from medvlp_core.training.run_folder import BAD_STEPS, METRICS, translate_write_errors
 from medvlp_core.training.trackers import RunTrackers
 
 

@@ -28,8 +28,8 @@ from medvlp_core.training.checkpoint import (
     read_progress,
     set_aside,
 )
-from medvlp_core.training.folder import CHECKPOINTS, EVALUATION, METRICS, RECIPE, read_start, resume_command
 from medvlp_core.training.metrics_file import read_metrics
+from medvlp_core.training.run_folder import CHECKPOINTS, EVALUATION, METRICS, RECIPE, read_start, resume_command
 
 #: Settings that may be others when a run is resumed: they change nothing in what it learns. Of the data, ids, texts, labels and
 #: splits must be the same.

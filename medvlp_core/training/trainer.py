@@ -37,7 +37,7 @@ from medvlp_core.recipe.load import Override
 from medvlp_core.runtime.device import autocast, choose_device
 from medvlp_core.runtime.distributed import broadcast_object, is_main, process_group, sync_errors, world_size
 from medvlp_core.runtime.files import write_at_once
-from medvlp_core.training import folder as run_folder
+from medvlp_core.training import run_folder
 from medvlp_core.training.checkpoint import (
     WEIGHTS,
     checkpoint_name,
@@ -97,7 +97,7 @@ def resume(
     Raises:
         DataError: there is no such run, it is finished, or it began in another way (MV508).
     """
-    return Trainer(resume_from=run, overrides=overrides, device=device, console=console).run()
+    return Trainer.resuming(run, overrides, device=device, console=console).run()
 
 
 @attrs.frozen(kw_only=True, repr=False)
@@ -126,33 +126,43 @@ class RunResult(Displayed):
 class Trainer:
     """One run from its plan, or from the run to resume, to its result: :meth:`run` goes through all phases, once.
 
-    Every process makes one. What a phase finds is kept for the next: ``plan``, ``resume`` (None for a new run), ``built``,
+    Every process makes one. What a phase finds is kept for the next: ``plan``, ``resume_point`` (None for a new run), ``built``,
     ``skipped`` (evaluators that cannot work on the data), ``folder``, ``trackers``.
     """
 
     plan: ModelPlan
+    resume_point: Resume | None
     built: BuiltRun
     skipped: tuple[SkippedEvaluator, ...]
     folder: Path
     trackers: RunTrackers
+    _out: str | Path | None = None
 
     def __init__(
-        self,
-        plan: ModelPlan | None = None,
-        *,
-        resume_from: str | Path | None = None,
-        overrides: Sequence[Override] = (),
-        out: str | Path | None = None,
-        device: str | None = None,
-        console: Console | None = None,
+        self, plan: ModelPlan, *, out: str | Path | None = None, device: str | None = None, console: Console | None = None
     ) -> None:
-        """Train ``plan`` in the folder ``out``, or the run ``resume_from``, with ``overrides``, in its own."""
+        """Train ``plan`` in the folder ``out``; :meth:`resuming` makes one for a run that was stopped."""
+        self._prepare(device, console)
+        self.plan = plan
+        self._out = out
+
+    @classmethod
+    def resuming(
+        cls, run: str | Path, overrides: Sequence[Override] = (), *, device: str | None = None, console: Console | None = None
+    ) -> Trainer:
+        """Train ``run`` in its own folder, with ``overrides``; what they may change, :meth:`start` sees."""
+        trainer = cls.__new__(cls)
+        trainer._prepare(device, console)
+        trainer._stopped_run = (run, overrides)
+        return trainer
+
+    def _prepare(self, device: str | None, console: Console | None) -> None:
         self._started = time.perf_counter()
-        self._given, self._resume_from, self._overrides, self._out = plan, resume_from, overrides, out
+        self._stopped_run: tuple[str | Path, Sequence[Override]] | None = None
         self._resources = ExitStack()  # locks and trackers: open until the run has its result
         self.device = choose_device(device)
         self.console = console or Console()
-        self.resume: Resume | None = None
+        self.resume_point = None
 
     def run(self) -> RunResult | None:
         """Start, build, train, evaluate. None in all processes but the main one."""
@@ -181,18 +191,16 @@ class Trainer:
             DataError: the run folder cannot be used, or the run not be resumed (MV508).
             MedvlpError: the package of a tracker is missing (MV605).
         """
-        if self._resume_from is not None:
+        if self._stopped_run is not None:
+            run, overrides = self._stopped_run
             if is_main():
-                self._resources.enter_context(locked(find_run(self._resume_from)[0]))
-            self.resume = read_resume(self._resume_from, self._overrides)
-            self.plan = self.resume.plan
-        else:
-            assert self._given is not None, "a plan, or a run to resume"
-            self.plan = self._given
+                self._resources.enter_context(locked(find_run(run)[0]))
+            self.resume_point = read_resume(run, overrides)
+            self.plan = self.resume_point.plan
         autocast(self.device, self.plan.train.precision)
         check_length(self.plan.train)
         check_trackers(self.plan.train.trackers)
-        if self.resume is None:
+        if self.resume_point is None:
             run_folder.check_run_folder(self._out)
         if self.checkpoint is None:
             check_init_source(self.plan)
@@ -204,7 +212,7 @@ class Trainer:
             SpecError: a component cannot be built (MV303), or its sizes differ from the plan (MV206).
             DataError: the data cannot be read (MV5xx), or are not those of the run to resume (MV508).
         """
-        plan, resume = self.plan, self.resume
+        plan, resume = self.plan, self.resume_point
         vocabulary = (resume.tokenizer if resume else None) or starting_vocabulary(plan)
         with resume.skip_initial_weights() if resume else nullcontext():
             self.built = build_run(plan, seed=plan.train.seed, tokenizer_folder=vocabulary)
@@ -217,18 +225,18 @@ class Trainer:
     @property
     def checkpoint(self) -> Path | None:
         """The checkpoint to resume from; None if training begins with its first step."""
-        return self.resume.checkpoint if self.resume is not None else None
+        return self.resume_point.checkpoint if self.resume_point is not None else None
 
     def _make_folder(self) -> Path | None:
-        return run_folder.make_run_folder(self._out, self.plan.name) if is_main() and self.resume is None else None
+        return run_folder.make_run_folder(self._out, self.plan.name) if is_main() and self.resume_point is None else None
 
     def _open_folder(self, made: Path | None) -> None:
         """Keep the folder for this process: the one that the main process just ``made``, or that of the run to resume."""
-        self.folder = self.resume.folder if self.resume is not None else broadcast_object(made)
-        if is_main() and self.resume is None:
+        self.folder = self.resume_point.folder if self.resume_point is not None else broadcast_object(made)
+        if is_main() and self.resume_point is None:
             self._resources.enter_context(run_folder.cleanup_on_failed_start(self.folder))
             self._resources.enter_context(locked(self.folder))
-        self.trackers = self._resources.enter_context(RunTrackers(self.plan, self.folder, self.console, self.resume))
+        self.trackers = self._resources.enter_context(RunTrackers(self.plan, self.folder, self.console, self.resume_point))
 
     # ----------------------------------------------------------------------------------------------------------------- train
 
@@ -243,7 +251,7 @@ class Trainer:
         state, forward = self._make_state()
         with sync_errors():
             self.trackers.start()
-            observers = RunObservers(self.folder, self.plan, self.console, self.resume, self.trackers)
+            observers = RunObservers(self.folder, self.plan, self.console, self.resume_point, self.trackers)
         with observers, StopRequest() as stop:
 
             def save(is_stopping: bool) -> None:
@@ -263,7 +271,7 @@ class Trainer:
         Raises:
             DataError: it cannot be written (MV508).
         """
-        folder, resume = self.folder, self.resume
+        folder, resume = self.folder, self.resume_point
         with run_folder.translate_write_errors(folder):
             first = metadata if resume is None else {name: resume.metadata[name] for name in metadata}
             write_at_once(folder / run_folder.START, json.dumps(first, indent=2) + "\n")
@@ -276,8 +284,8 @@ class Trainer:
 
     def _describe(self, metadata: dict[str, Any], set_aside: list[str]) -> None:
         describe_run(self.built, self.folder, self.device, self.console)
-        if self.resume is not None:
-            describe_resume(self.resume, metadata["machine"], set_aside, self.console)
+        if self.resume_point is not None:
+            describe_resume(self.resume_point, metadata["machine"], set_aside, self.console)
         for names, reason in by_reason(self.skipped):
             warn(self.console, f"will be skipped: {names}: {reason}")
 

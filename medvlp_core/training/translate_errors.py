@@ -11,7 +11,7 @@ from torch import distributed
 
 from medvlp_core.errors import MedvlpError, Problem
 from medvlp_core.runtime.distributed import rank
-from medvlp_core.training.folder import resume_command
+from medvlp_core.training.run_folder import resume_command
 
 #: How gloo says that the process at the other end is gone; NCCL has exceptions of its own.
 GONE = ("Connection closed by peer", "Connection reset by peer", "Connection refused", "Broken pipe")

@@ -1,6 +1,7 @@
-"""The import graph of the core is free of circles, between files and between folders, and folders stand above one another.
+"""The import graph of the core is free of circles, between files and between folders; folders stand above one another.
 
-Imports for type checking count; imports inside functions do not: they happen when the function runs.
+Two files have one name only where both mean the same. Imports for type checking count; imports inside functions do not:
+they happen when the function runs.
 """
 
 from __future__ import annotations
@@ -114,3 +115,21 @@ def test_what_stands_below_does_not_name_what_stands_above(folder: str) -> None:
         if folder_of(module) == folder and (hit := {other for other in others if folder_of(other) in above})
     }
     assert wrong == {}
+
+
+#: Names that two files of the core share, and why both may have them.
+SHARED_NAMES = {
+    "diff": "recipe/ says where two trees differ, and cli/ is the command of that name that prints it",
+    "host": "spec/ has the protocol of the plugin host, and plugins/ the class that implements it",
+    "runner": "both run what their folder is about, one after the other: evaluators and conformance checks",
+    "tokenizer": "data/ has the interface, and the stub components of the conformance kit one that implements it",
+}
+
+
+def test_two_files_of_one_name_mean_the_same() -> None:
+    found: dict[str, list[str]] = {}
+    for module, path in MODULES.items():
+        if path.name != "__init__.py":
+            found.setdefault(path.stem, []).append(module)
+    shared = {name: modules for name, modules in found.items() if len(modules) > 1}
+    assert sorted(shared) == sorted(SHARED_NAMES), shared

@@ -40,7 +40,7 @@ class PairsSpec(ComponentSpec):
         return (cls(), cls(patients=10, side=48))
 
 
-@component("kit.words", role=Role.TOKENIZER, build="medvlp_core.testing.stub_components.words:Words")
+@component("kit.words", role=Role.TOKENIZER, build="medvlp_core.testing.stub_components.tokenizer:Words")
 @attrs.frozen(kw_only=True)
 class WordsSpec(ComponentSpec):
     """A vocabulary of whole words, the most frequent ones of the training texts; others become [UNK]."""

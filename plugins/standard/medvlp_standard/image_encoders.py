@@ -24,8 +24,8 @@ from medvlp_standard.hub import hub_answers, quiet_hub
 from medvlp_standard.specs.image_encoders import TimmCNNSpec, TimmViTSpec
 from medvlp_standard.timm_export import export_timm
 from medvlp_standard.timm_facts import base_name, cnn_facts
+from medvlp_standard.timm_weights import load_weights
 from medvlp_standard.view_norm import MaskedStatistics
-from medvlp_standard.weights import load_weights
 
 _VIT_HINT = "standard.timm_vit takes VisionTransformers, timm.list_models('vit_*'); for feature maps use standard.timm_cnn"
 _CNN_HINT = "standard.timm_cnn takes models with feature maps, such as timm.list_models('resnet*') or 'convnext*'"

@@ -13,7 +13,7 @@ import pytest
 import torch
 from medvlp_bench.estimate import cards
 from medvlp_bench.estimate.cards import CARDS, GIB, Card
-from medvlp_bench.estimate.check import measure
+from medvlp_bench.estimate.compare import measure
 from medvlp_bench.estimate.cost import count_steps, memory_of, pairs_of_a_micro_batch, seconds_of, seconds_of_op
 from medvlp_bench.estimate.estimate import Estimate, count_pairs, estimate
 from medvlp_bench.estimate.fake import GpuFunctions, fake_model

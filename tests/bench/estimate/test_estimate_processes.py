@@ -8,7 +8,7 @@ import attrs
 import pytest
 import torch
 from medvlp_bench.estimate.cards import CARDS
-from medvlp_bench.estimate.check import allocated
+from medvlp_bench.estimate.compare import allocated
 from medvlp_bench.estimate.cost import memory_of, seconds_of
 from medvlp_bench.estimate.fake import fake_model
 from medvlp_bench.estimate.step import build_for_estimate, count_parts, follow, full_batch

@@ -13,7 +13,7 @@ import pytest
 
 from medvlp_core.cli import BUNDLE_COMMANDS, COMMANDS, main
 from medvlp_core.cli.completion import SCRIPTS
-from medvlp_core.cli.words import split_line
+from medvlp_core.cli.completion_words import split_line
 from medvlp_core.plugins.host import PluginHost
 from medvlp_core.spec.roles import Role
 

@@ -261,3 +261,12 @@ def test_an_encoder_that_returns_no_tensor_is_named(built: BuiltRun, batch: Imag
     built.model.text_encoder.encode = lambda *arguments, **needs: ("masked",)  # type: ignore[union-attr,method-assign,assignment]
     with pytest.raises(SpecError, match=r"model.text_encoder \(standard.bert\) returned tuple of 1, expected a tensor"):
         built.model(batch)
+
+
+def test_a_built_run_shows_itself_in_a_few_lines(built: BuiltRun) -> None:
+    lines = repr(built).splitlines()
+    count = sum(one.numel() for one in built.model.parameters())
+    assert lines[0] == f"BuiltRun {built.plan.name}"
+    assert lines[-1].split() == ["parameters", f"{count:,}"]
+    assert len(lines) == 2 + sum(path.startswith(("data", "tokenizer", "model.")) for path in built.plan.components)
+    assert f"<td>{count:,}</td>" in built._repr_html_()

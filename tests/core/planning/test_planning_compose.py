@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
+from medvlp_core.errors import SpecError
+from medvlp_core.planning.compose import plan_recipe
+from medvlp_core.plugins.host import PluginHost
 from medvlp_core.spec.roles import Role
 
 
@@ -174,3 +179,9 @@ def test_roles_of_the_plan(plan_text) -> None:
     assert list(plan.of_role(Role.DECODER)) == ["image", "report"]
     assert plan.source("model.fusion.heads").line == 9
     assert plan.source("model.fusion.dropout") is None
+
+
+def test_wrong_overrides_and_wrong_values_are_reported_at_once(host: PluginHost) -> None:
+    with pytest.raises(SpecError) as caught:
+        plan_recipe("mpma:small", ["train.steps", "train.batch_size=0"], host=host)
+    assert {one.code for one in caught.value.problems} == {"MV007", "MV104"}

@@ -14,7 +14,7 @@ from broken_bundle import broken
 from medvlp_core.errors import DataError
 from medvlp_core.nn.batch import TokenBatch
 from medvlp_core.testing.stub_components.specs import SPECIALS, WordsSpec
-from medvlp_core.testing.stub_components.words import Words, _split
+from medvlp_core.testing.stub_components.tokenizer import Words, _split
 
 UNKNOWN, MASK = SPECIALS["[UNK]"], SPECIALS["[MASK]"]
 

@@ -7,7 +7,7 @@ import pytest
 
 from medvlp_core.errors import DataError
 from medvlp_core.training.checkpoint import FORMAT, find_checkpoint, list_checkpoints, load_run, prune_checkpoints
-from medvlp_core.training.folder import check_run_folder, make_run_folder
+from medvlp_core.training.run_folder import check_run_folder, make_run_folder
 
 
 def make(folder: Path, **metadata: object) -> Path:

@@ -25,7 +25,7 @@ def plan(micro: str, tmp_path: Path) -> ModelPlan:
 def test_start_and_build_write_nothing(plan: ModelPlan, tmp_path: Path) -> None:
     trainer = Trainer(plan, out=tmp_path / "run", device="cpu", console=Console(file=io.StringIO()))
     trainer.start()
-    assert (trainer.plan, trainer.resume, trainer.checkpoint) == (plan, None, None)
+    assert (trainer.plan, trainer.resume_point, trainer.checkpoint) == (plan, None, None)
     trainer.build()
     assert trainer.built.plan is plan
     assert [one.path for one in trainer.skipped] == ["evaluators.probe"]
@@ -38,4 +38,4 @@ def test_start_refuses_what_cannot_work(plan: ModelPlan, tmp_path: Path) -> None
     with pytest.raises(DataError, match=r"MV508.*not empty"):
         Trainer(plan, out=tmp_path, device="cpu").start()
     with pytest.raises(DataError, match=r"MV508.*there is no run to resume"):
-        Trainer(resume_from=tmp_path, device="cpu").start()
+        Trainer.resuming(tmp_path, device="cpu").start()

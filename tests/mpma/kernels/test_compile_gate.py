@@ -102,7 +102,7 @@ def test_the_constrained_triton_is_that_of_the_constraints(tmp_path: Path) -> No
 
 MUTATIONS = {
     "source": ("kernels/memory_topk/triton_kernel.py", "NUMBER_STEPS = tl.constexpr(8)", "NUMBER_STEPS = tl.constexpr(9)"),
-    "table": ("kernels/memory_attention/tuning/sm_90.json", '"stages": 3', '"stages": 4'),
+    "table": ("kernels/memory_attention/tables/sm_90.json", '"stages": 3', '"stages": 4'),
 }
 
 

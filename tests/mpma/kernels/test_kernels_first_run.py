@@ -73,7 +73,7 @@ def test_what_it_times_is_marked(rehearsal: Path) -> None:
 def test_its_tables_keep_what_was_not_swept(rehearsal: Path) -> None:
     for module in (attention_tuning, topk_tuning):
         name = module.TABLES.parent.name
-        (path,) = (rehearsal / name / "tuning").iterdir()
+        (path,) = (rehearsal / name / "tables").iterdir()
         assert path.stem == "rehearsal", "no name that could be copied over a real table"
         found, known = (json.loads(one.read_text()) for one in (path, module.TABLES / "interpreter.json"))
         assert found.keys() == known.keys()

@@ -35,7 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.check:
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells its inner life otherwise
         os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-        from medvlp_bench.estimate.check import check_lines
+        from medvlp_bench.estimate.compare import check_lines
 
         print_folded(check_lines(plan))
         return 0

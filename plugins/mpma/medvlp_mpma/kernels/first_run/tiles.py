@@ -133,7 +133,7 @@ def sweep_kernel(
 def write_tables(run: Run) -> None:
     """The tables as they would be kept."""
     for name, table in run.tables.items():
-        folder = run.out / name / "tuning"
+        folder = run.out / name / "tables"
         folder.mkdir(parents=True, exist_ok=True)
         stem = "rehearsal" if REHEARSE else "sm_{}{}".format(*torch.cuda.get_device_capability(DEVICE))
         (folder / f"{stem}.json").write_text(sweep.table_text(table), encoding="utf-8")

@@ -18,7 +18,7 @@ from medvlp_mpma.kernels.tables import gpu_tables, read_table, table_name
 #: Up to so many keys a sample ``auto`` takes our kernels on a GPU: for more, library kernels are expected to be faster (a model,
 #: not yet a measurement).
 TRITON_UP_TO_KEYS = 256
-TABLES = Path(__file__).parent / "tuning"
+TABLES = Path(__file__).parent / "tables"
 
 
 @attrs.frozen(kw_only=True)

@@ -17,7 +17,7 @@ from medvlp_mpma.kernels.calls import is_interpreted
 from medvlp_mpma.kernels.options import launch_options
 from medvlp_mpma.kernels.tables import gpu_tables, read_table, table_name
 
-TABLES = Path(__file__).parent / "tuning"
+TABLES = Path(__file__).parent / "tables"
 
 
 @attrs.frozen(kw_only=True)

@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 
 import medvlp_core
-from medvlp_core.ablation.folder import (
+from medvlp_core.ablation.ablation_folder import (
     Outcome,
     check_same,
     clear,
@@ -25,9 +25,9 @@ from medvlp_core.errors import Diagnostics, MedvlpError
 from medvlp_core.model.build import build_source
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.runtime.device import autocast, choose_device
-from medvlp_core.training.folder import make_run_folder
 from medvlp_core.training.loop import NOT_FINITE, check_length
 from medvlp_core.training.resume import read_resume
+from medvlp_core.training.run_folder import make_run_folder
 from medvlp_core.training.trainer import pretrain, resume
 
 

@@ -18,8 +18,8 @@ import attrs
 import pytest
 from rich.console import Console
 
-from medvlp_core.ablation import run as ablate_run
-from medvlp_core.ablation.folder import read_outcome
+from medvlp_core.ablation import run_all as ablate_run
+from medvlp_core.ablation.ablation_folder import read_outcome
 from medvlp_core.ablation.grid import Ablation, parse_axes, plan_ablation
 from medvlp_core.ablation.results import Metric, choose_metrics, read_results
 from medvlp_core.cli import main
@@ -327,7 +327,7 @@ def test_another_failure_is_noted_and_tried_again(tmp_path: Path, micro: str, ca
         patch.setattr(ablate_run, "pretrain", fails)
         code, printed, err = run(capsys, *command)
     assert code == 1
-    assert "steps=2, seed 0: failed: RuntimeError: out of memory (test_ablation_run.py:" in printed
+    assert "steps=2, seed 0: failed: RuntimeError: out of memory (test_ablation_run_all.py:" in printed
     assert err == (
         f"the same command with --out {out} tries the failed runs again\nablation.png is skipped: no run gave a number\n"
     )
