@@ -39,7 +39,7 @@ def plan(recipe: str | Path, overrides: Sequence[str | Override] = (), *, host: 
     return plan_recipe(recipe, overrides, host=host or load_plugins())
 
 
-def build(plan: ModelPlan, *, seed: int | None = None) -> BuiltRun:
+def build(model_plan: ModelPlan, *, seed: int | None = None) -> BuiltRun:
     """Build the data pipeline and the model of a plan, with weights drawn from ``seed`` (None = that of the recipe).
 
     Raises:
@@ -51,11 +51,11 @@ def build(plan: ModelPlan, *, seed: int | None = None) -> BuiltRun:
     """
     from medvlp_core.model.build import build_run
 
-    return build_run(plan, seed=plan.train.seed if seed is None else seed)
+    return build_run(model_plan, seed=model_plan.train.seed if seed is None else seed)
 
 
 def pretrain(
-    plan: ModelPlan, *, out: str | Path | None = None, device: str | None = None, console: Console | None = None
+    model_plan: ModelPlan, *, out: str | Path | None = None, device: str | None = None, console: Console | None = None
 ) -> RunResult | None:
     """Train the model of a plan; see :func:`medvlp_core.training.trainer.pretrain`.
 
@@ -64,7 +64,7 @@ def pretrain(
     """
     from medvlp_core.training import trainer
 
-    return trainer.pretrain(plan, out=out, device=device, console=console)
+    return trainer.pretrain(model_plan, out=out, device=device, console=console)
 
 
 def resume(

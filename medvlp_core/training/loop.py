@@ -170,7 +170,7 @@ def reduce_metrics(local: LocalStep, grad_norm: Tensor, statistics: dict[str, Te
     total, *values, stopping = sum_over_ranks(torch.cat([local.losses, *means, flag])).tolist()
     return StepMetrics(
         total=total,
-        losses=dict(zip(local.names, values, strict=False)),
+        losses=dict(zip(local.names, values[: len(local.names)], strict=True)),
         statistics=dict(zip(statistics, values[len(local.names) :], strict=True)),
         grad_norm=grad_norm.item(),
         is_stopping=stopping > 0,
