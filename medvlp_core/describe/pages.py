@@ -1,6 +1,6 @@
-"""Reference pages in Markdown, made from what is registered: components with their parameters and ports, users of ports. Light.
+"""Reference pages in Markdown, made from what is registered: components with their parameters and ports. Light.
 
-``docs/components.md`` and a table of ``docs/ports.md`` come from here (a test compares); ``medvlp docs`` prints it for any bundle.
+``docs/components.md`` comes from here (a test compares); ``medvlp docs`` prints it for any bundle.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterable, Sequence
 import attrs
 
 from medvlp_core.describe.wording import constraint_text, default_text, range_text
-from medvlp_core.planning.wiring import INPUT_PORTS
 from medvlp_core.plugins.registry import ComponentRegistry
 from medvlp_core.spec.component import ComponentSpec, Param, params_of
 from medvlp_core.spec.contract import Constraint, Dim, TensorSpec
@@ -35,19 +34,6 @@ def components_text(registry: ComponentRegistry, names: Collection[str]) -> str:
         for name, kind in found.items():
             parts += _component(registry, name, kind)
     return "\n\n".join(parts) + "\n" if parts else ""
-
-
-def port_table(registry: ComponentRegistry, names: Collection[str], ports: Iterable[str], *, page: str) -> str:
-    """Who gives and who needs each port; ``page`` is where the components are described."""
-    rows = []
-    uses = {name: _contract(registry[name]) for name in names}
-    for port in ports:
-        cells = [f"`{port}`"]
-        for way in ("gives", "needs"):
-            users = [_link(name, page) for name, found in uses.items() if any(one.way == way and one.port == port for one in found)]
-            cells.append(", ".join(["inputs"] * (way == "gives" and port in INPUT_PORTS) + users) or "nobody here")
-        rows.append(cells)
-    return _table(("port", "given by", "needed by"), rows)
 
 
 # ----------------------------------------------------------------------------------------------------------------- components
@@ -161,8 +147,8 @@ def _constraints(kind: type[ComponentSpec]) -> list[str]:
 # ------------------------------------------------------------------------------------------------------------------- Markdown
 
 
-def _link(name: str, page: str = "") -> str:
-    return f"[{name}]({page}#{name.replace('.', '')})"
+def _link(name: str) -> str:
+    return f"[{name}](#{name.replace('.', '')})"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

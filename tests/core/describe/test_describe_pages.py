@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from medvlp_core.cli import main
-from medvlp_core.describe.pages import components_text, port_table
+from medvlp_core.describe.pages import components_text
+from medvlp_core.planning.wiring import INPUT_PORTS
 from medvlp_core.plugins.host import KNOWN_BUNDLES, PluginHost
 from medvlp_core.spec.component import params_of
 from medvlp_core.spec.contract import PORTS
@@ -29,8 +30,21 @@ def ours(host: PluginHost) -> list[str]:
 
 def pages(host: PluginHost) -> dict[str, str]:
     """What stands between the two marks of each page."""
-    ports = port_table(host.components, ours(host), PORTS, page="components.md")
-    return {"components.md": components_text(host.components, ours(host)), "ports.md": f"\n{ports}\n\n"}
+    return {"components.md": components_text(host.components, ours(host)), "ports.md": f"\n{port_table(host)}\n\n"}
+
+
+def port_table(host: PluginHost) -> str:
+    """Who gives and who needs each port."""
+    contracts = {name: [example.contract() for example in host.components[name].examples()] for name in ours(host)}
+    lines = ["| port | given by | needed by |", "| --- | --- | --- |"]
+    for port in PORTS:
+        givers, takers = ["inputs"] if port in INPUT_PORTS else [], []
+        for name, found in contracts.items():
+            link = f"[{name}](components.md#{name.replace('.', '')})"
+            givers += [link] if any(port in (spec.port or key for key, spec in one.gives.items()) for one in found) else []
+            takers += [link] if any(port in (spec.port or key for key, spec in one.needs.items()) for one in found) else []
+        lines.append(f"| `{port}` | {', '.join(givers) or 'nobody here'} | {', '.join(takers) or 'nobody here'} |")
+    return "\n".join(lines)
 
 
 @pytest.mark.parametrize("page", ["components.md", "ports.md"])
