@@ -32,12 +32,12 @@ def tensors(batch: int = B, queries: int = L, slots: int = M, dtype: torch.dtype
     return [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
 
 
-def attend(*x: Tensor, path: str = "composite", dropout_p: float = 0.0) -> Tensor:
+def attend(*x: Tensor, backend: str = "composite", dropout_p: float = 0.0) -> Tensor:
     """Both ops in one function."""
     q, k, v, mem_k, mem_v = x
     bias = torch.tensor([0.5, -1.0])
-    mixed = memory_attention(q, k, v, mem_k, mem_v, key_lens=LENS, mem_bias=bias, dropout_p=dropout_p, backend=path)
-    return mixed + memory_topk(q, mem_k, mem_v, 3, dropout_p=dropout_p, backend=path)
+    mixed = memory_attention(q, k, v, mem_k, mem_v, key_lens=LENS, mem_bias=bias, dropout_p=dropout_p, backend=backend)
+    return mixed + memory_topk(q, mem_k, mem_v, 3, dropout_p=dropout_p, backend=backend)
 
 
 def gradients(out: Tensor, x: list[Tensor]) -> list[Tensor]:
