@@ -39,8 +39,12 @@ def plan(recipe: str | Path, overrides: Sequence[str | Override] = (), *, host: 
     return plan_recipe(recipe, overrides, host=host or load_plugins())
 
 
-def build(model_plan: ModelPlan, *, seed: int | None = None) -> BuiltRun:
-    """Build the data pipeline and the model of a plan, with weights drawn from ``seed`` (None = that of the recipe).
+def build(recipe: ModelPlan | str | Path, *, seed: int | None = None) -> BuiltRun:
+    """Build the data pipeline and the model of a plan (or of a recipe, as :func:`plan` takes it).
+
+    Args:
+        recipe: what :func:`plan` gave, or a recipe.
+        seed: what weights are drawn from; None = the seed of the recipe.
 
     Raises:
         SpecError: a component cannot be built (MV303), or its sizes differ from the plan (MV206).
@@ -51,11 +55,12 @@ def build(model_plan: ModelPlan, *, seed: int | None = None) -> BuiltRun:
     """
     from medvlp_core.model.build import build_run
 
-    return build_run(model_plan, seed=model_plan.train.seed if seed is None else seed)
+    planned = _planned(recipe)
+    return build_run(planned, seed=planned.train.seed if seed is None else seed)
 
 
 def pretrain(
-    model_plan: ModelPlan, *, out: str | Path | None = None, device: str | None = None, console: Console | None = None
+    recipe: ModelPlan | str | Path, *, out: str | Path | None = None, device: str | None = None, console: Console | None = None
 ) -> RunResult | None:
     """Build what a plan says, train it, save it, check it on the held-out split.
 
@@ -63,7 +68,7 @@ def pretrain(
     SIGTERM) lets the step end and a checkpoint be written before it takes effect.
 
     Args:
-        plan: what :func:`plan` gave.
+        recipe: what :func:`plan` gave, or a recipe as it takes one.
         out: the run folder, new or empty; None = ``runs/NAME-DATE-TIME``.
         device: a torch device; None = the GPU if there is one.
         console: where progress and results are printed; None = the terminal.
@@ -84,7 +89,7 @@ def pretrain(
     """
     from medvlp_core.training import trainer
 
-    return trainer.pretrain(model_plan, out=out, device=device, console=console)
+    return trainer.pretrain(_planned(recipe), out=out, device=device, console=console)
 
 
 def resume(
@@ -142,3 +147,7 @@ def evaluate(
     from medvlp_core.training.held_out import evaluate_run
 
     return evaluate_run(run, split=split, device=device, out=out)
+
+
+def _planned(recipe: ModelPlan | str | Path) -> ModelPlan:
+    return plan(recipe) if isinstance(recipe, (str, Path)) else recipe

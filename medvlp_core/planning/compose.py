@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -281,8 +282,8 @@ def _read_losses(
                 diagnostics.add(
                     "MV107", f"no component emits the loss {name!r}", at=child.key_position or child.position, hint=hint
                 )
-            elif not is_number or not float(child.value) >= 0:  # type: ignore[arg-type]
-                text = f"losses.{name} must be a number of at least 0, found {describe(child)}"
+            elif not is_number or not 0 <= float(child.value) < math.inf:  # type: ignore[arg-type]
+                text = f"losses.{name} must be a finite number of at least 0, found {describe(child)}"
                 diagnostics.add("MV104" if is_number else "MV103", text, at=child.position)
             elif name in weights:
                 weights[name] = float(child.value)  # type: ignore[arg-type]

@@ -35,6 +35,7 @@ HABITS: dict[str, tuple[str, ...]] = {
     "d_model": ("width",),
     "dim_feedforward": ("hidden",),
     "embed_dim": ("width", "dim"),
+    "dataloader_workers": ("num_workers",),
     "epoch": ("epochs",),
     "fp16": ("precision",),
     "bf16": ("precision",),
@@ -45,6 +46,8 @@ HABITS: dict[str, tuple[str, ...]] = {
     "gradient_clip_val": ("max_grad_norm",),
     "hidden_size": ("width",),
     "img_size": ("image_size",),
+    "iterations": ("steps",),
+    "iters": ("steps",),
     "last_batch": ("drop_last",),
     "lr": ("learning_rate",),
     "lr_scheduler": ("schedule",),
@@ -63,6 +66,7 @@ HABITS: dict[str, tuple[str, ...]] = {
     "scheduler": ("schedule",),
     "warmup": ("warmup_fraction",),
     "warmup_ratio": ("warmup_fraction",),
+    "warmup_steps": ("warmup_fraction",),
     "wd": ("weight_decay",),
     "workers": ("num_workers",),
 }
@@ -190,7 +194,7 @@ def describe(node: Node) -> str:
 
 def _type_hint(wrong: _WrongType) -> str | None:
     value = wrong.node.value
-    if isinstance(value, str) and value.lower() in ("yes", "no", "on", "off") and wrong.expected == "bool":
+    if isinstance(value, str) and wrong.expected == "bool":
         return "write true or false"
     if isinstance(value, str) and wrong.expected.split(" ")[0] in ("int", "float") and _is_number(value):
         return f"write {value} without quotes"

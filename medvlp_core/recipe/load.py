@@ -252,14 +252,14 @@ def parse_override(kind: OverrideKind, text: str, diagnostics: Diagnostics) -> O
 def parse_overrides(changes: Iterable[str | tuple[OverrideKind, str] | Override], diagnostics: Diagnostics) -> list[Override]:
     """The overrides that have the right form, in the order given; the others go to ``diagnostics`` (MV007).
 
-    A text is what ``--set`` takes; a pair names the option and its argument.
+    A text is what ``--set`` takes, and a single one is a list of one; a pair names the option and its argument.
 
     Example:
         >>> [one.text for one in parse_overrides(["train.steps=10", ("unset", "init_from")], Diagnostics())]
         ['--set train.steps=10', '--unset init_from']
     """
     found: list[Override] = []
-    for one in changes:
+    for one in [changes] if isinstance(changes, str) else changes:
         if isinstance(one, Override):
             found.append(one)
             continue

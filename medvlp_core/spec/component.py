@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import re
 import types
 import typing
@@ -76,6 +77,8 @@ class ParamRules:
         if self.one_of is not None and value not in self.one_of:
             return f"must be one of {', '.join(map(repr, self.one_of))}"
         if isinstance(value, (int, float)):
+            if not math.isfinite(value):
+                return "must be a finite number"
             if self.at_least is not None and not value >= self.at_least:
                 return f"must be at least {self.at_least}"
             if self.at_most is not None and not value <= self.at_most:

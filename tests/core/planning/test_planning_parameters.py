@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import attrs
 import pytest
 
+import medvlp_core
+from medvlp_core import SpecError
 from medvlp_core.errors import Diagnostics
 from medvlp_core.planning.parameters import read_block
 from medvlp_core.recipe.load import parse_yaml
@@ -101,3 +105,25 @@ def test_fields_that_depend_on_each_other() -> None:
     assert node is not None
     assert read_block(TrainSpec, node, path="train", diagnostics=diagnostics) is None
     assert str(diagnostics.problems[0]).startswith("t.yaml:1:9 [MV104] train: give one of steps and epochs, found both")
+
+
+@pytest.mark.parametrize(
+    "change", ["train.learning_rate=.inf", "train.max_grad_norm=.inf", "losses.gla.global=.inf", "inputs.mean=.nan"]
+)
+def test_numbers_that_are_not_finite_are_refused(change: str) -> None:
+    with pytest.raises(SpecError, match="finite number"):
+        medvlp_core.plan("mpma:small", change)
+
+
+@pytest.mark.parametrize(
+    ("change", "hint"),
+    [
+        ("train.lr=0.1", "it is called 'learning_rate' here"),
+        ("train.iters=3", "it is called 'steps' here"),
+        ("train.last_batch=keep", "it is called 'drop_last' here"),
+        ("train.drop_last=keep", "write true or false"),
+    ],
+)
+def test_habits_of_other_libraries_are_answered(change: str, hint: str) -> None:
+    with pytest.raises(SpecError, match=re.escape(hint)):
+        medvlp_core.plan("mpma:small", [change])
