@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -282,7 +282,7 @@ def _read_losses(
                 diagnostics.add(
                     "MV107", f"no component emits the loss {name!r}", at=child.key_position or child.position, hint=hint
                 )
-            elif not is_number or not 0 <= float(child.value) < math.inf:  # type: ignore[arg-type]
+            elif not is_number or not 0 <= child.value <= sys.float_info.max:  # type: ignore[operator]
                 text = f"losses.{name} must be a finite number of at least 0, found {describe(child)}"
                 diagnostics.add("MV104" if is_number else "MV103", text, at=child.position)
             elif name in weights:

@@ -77,7 +77,7 @@ class ParamRules:
         if self.one_of is not None and value not in self.one_of:
             return f"must be one of {', '.join(map(repr, self.one_of))}"
         if isinstance(value, (int, float)):
-            if not math.isfinite(value):
+            if isinstance(value, float) and not math.isfinite(value):
                 return "must be a finite number"
             if self.at_least is not None and not value >= self.at_least:
                 return f"must be at least {self.at_least}"

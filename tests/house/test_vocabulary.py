@@ -96,6 +96,7 @@ ALLOWED = (
     ("hidden", r"(last_)?hidden_(states?|size|dim|dropout_prob)|.*_hidden_states_.*|num_hidden_layers", "transformers' own names"),
     ("hidden", r".*hidden (layer|width|states).*", "of a network's layers"),
     ("hidden", r".*last_hidden_state.*", "an example with transformers"),
+    ("last_batch", r"train\.last_batch=keep", "a habit, which is answered"),
     ("last_batch", r"drop an incomplete last batch of an epoch; .*", "the batch that drop_last is about"),
     ("restore", r"restore_buffers", "buffers come back as they were"),
     ("room", r".*make room or make it writable, .*", "of a disk"),

@@ -38,12 +38,12 @@ def port_table(host: PluginHost) -> str:
     contracts = {name: [example.contract() for example in host.components[name].examples()] for name in ours(host)}
     lines = ["| port | given by | needed by |", "| --- | --- | --- |"]
     for port in PORTS:
-        givers, takers = ["inputs"] if port in INPUT_PORTS else [], []
+        providers, takers = ["inputs"] if port in INPUT_PORTS else [], []
         for name, found in contracts.items():
             link = f"[{name}](components.md#{name.replace('.', '')})"
-            givers += [link] if any(port in (spec.port or key for key, spec in one.gives.items()) for one in found) else []
+            providers += [link] if any(port in (spec.port or key for key, spec in one.gives.items()) for one in found) else []
             takers += [link] if any(port in (spec.port or key for key, spec in one.needs.items()) for one in found) else []
-        lines.append(f"| `{port}` | {', '.join(givers) or 'nobody here'} | {', '.join(takers) or 'nobody here'} |")
+        lines.append(f"| `{port}` | {', '.join(providers) or 'nobody here'} | {', '.join(takers) or 'nobody here'} |")
     return "\n".join(lines)
 
 

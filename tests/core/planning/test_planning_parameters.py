@@ -108,7 +108,14 @@ def test_fields_that_depend_on_each_other() -> None:
 
 
 @pytest.mark.parametrize(
-    "change", ["train.learning_rate=.inf", "train.max_grad_norm=.inf", "losses.gla.global=.inf", "inputs.mean=.nan"]
+    "change",
+    [
+        "train.learning_rate=.inf",
+        "train.max_grad_norm=.inf",
+        "losses.gla.global=.inf",
+        pytest.param(f"losses.gla.global={10**400}", id="huge"),
+        "inputs.mean=.nan",
+    ],
 )
 def test_numbers_that_are_not_finite_are_refused(change: str) -> None:
     with pytest.raises(SpecError, match="finite number"):
