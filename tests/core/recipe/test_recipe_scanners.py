@@ -74,6 +74,7 @@ def test_files_are_read_alike(path: Path) -> None:
 @example("'\n    !<\n\t? ")
 @example("!@!?a")
 @example("a: {b?: c}")
+@example("${a.b}b: *x")
 def test_any_text_is_read_alike(text: str) -> None:
     check_alike(text)
 
