@@ -137,8 +137,8 @@ def _events_of_libyaml(text: str) -> Iterator[yaml.Event] | None:
         events = list(yaml.parse(text, Loader=_LIBYAML))
     except (yaml.YAMLError, UnicodeError):
         return None
-    # A value that is left empty stands behind its key for PyYAML and before what follows for libyaml. An alias may be undefined, and
-    # the message about that looks at the line, which libyaml's places do not know.
+    # A value that is left empty stands behind its key for PyYAML and before what follows for libyaml. An alias may be undefined,
+    # and the message about that looks at the line, which libyaml's places do not know.
     is_unlike = any(
         isinstance(event, yaml.AliasEvent) or (isinstance(event, yaml.ScalarEvent) and not event.value and not event.style)
         for event in events
