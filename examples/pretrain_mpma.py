@@ -23,17 +23,12 @@ def main() -> None:
     parser.add_argument("--device", help="cpu, cuda, cuda:1 (default: the GPU if there is one)")
     arguments = parser.parse_args()
     import medvlp_core
-    from medvlp_core.recipe import parse_override
 
     try:
-        diagnostics = medvlp_core.Diagnostics()
-        parsed = [parse_override(kind, text, diagnostics) for kind, text in arguments.changes]
-        diagnostics.raise_errors()
-        overrides = [override for override in parsed if override is not None]
         if arguments.resume is not None:
-            result = medvlp_core.resume(arguments.resume, overrides, device=arguments.device)
+            result = medvlp_core.resume(arguments.resume, arguments.changes, device=arguments.device)
         else:
-            plan = medvlp_core.plan(arguments.config, overrides)
+            plan = medvlp_core.plan(arguments.config, arguments.changes)
             sys.stderr.writelines(f"{warning}\n" for warning in plan.warnings)
             result = medvlp_core.pretrain(plan, out=arguments.out, device=arguments.device)
         sys.exit(1 if result is not None and result.problems else 0)

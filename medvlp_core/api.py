@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from medvlp_core.errors import Diagnostics
 from medvlp_core.planning.compose import plan_recipe
 from medvlp_core.plugins.host import load_plugins
-from medvlp_core.recipe.load import Override, parse_overrides
+from medvlp_core.recipe.load import Change, parse_overrides
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from medvlp_core.training.trainer import RunResult
 
 
-def plan(recipe: str | Path, overrides: Sequence[str | Override] = (), *, host: Host | None = None) -> ModelPlan:
+def plan(recipe: str | Path, overrides: Sequence[Change] = (), *, host: Host | None = None) -> ModelPlan:
     """Check a recipe completely and plan its model; imports no torch.
 
     Args:
         recipe: a YAML file, or a preset such as ``mpma:small``.
-        overrides: changes as ``--set`` takes them, ``train.steps=100``.
+        overrides: changes as ``--set`` takes them, ``train.steps=100``; or with the option, ``("unset", "model.fusion")``.
         host: the plugins to plan with; None = those that are installed.
 
     Raises:
@@ -93,7 +93,11 @@ def pretrain(
 
 
 def resume(
-    run: str | Path, overrides: Sequence[str | Override] = (), *, device: str | None = None, console: Console | None = None
+    run: str | Path,
+    overrides: Sequence[Change] = (),
+    *,
+    device: str | None = None,
+    console: Console | None = None,
 ) -> RunResult | None:
     """Train a run that was stopped or killed in its folder, to the end that it would have had.
 

@@ -16,7 +16,7 @@ from medvlp_core.planning.connect import connect
 from medvlp_core.planning.parameters import B, describe, read_block
 from medvlp_core.planning.plan import FORMAT_VERSION, ModelPlan, SkippedEvaluator
 from medvlp_core.planning.wiring import PlannedComponent, PortKey, Step, Wiring
-from medvlp_core.recipe.load import Node, Override, load_recipe, parse_overrides
+from medvlp_core.recipe.load import Change, Node, Override, load_recipe, parse_overrides
 from medvlp_core.spec.blocks import InitSpec, InputSpec, TrainSpec
 from medvlp_core.spec.component import SpecBlock, contract_of, params_of
 from medvlp_core.spec.host import Host
@@ -26,7 +26,7 @@ BLOCKS = ("medvlp", "requires", "data", "tokenizer", "inputs", "model", "losses"
 SLOT_NAME = re.compile(r"[a-z][a-z0-9_]*$")
 
 
-def plan_recipe(source: str | Path, overrides: Sequence[str | Override] = (), *, host: Host) -> ModelPlan:
+def plan_recipe(source: str | Path, overrides: Sequence[Change] = (), *, host: Host) -> ModelPlan:
     """Load and plan a recipe. An override that is a text is what ``--set`` takes.
 
     Raises:

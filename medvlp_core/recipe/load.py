@@ -45,6 +45,10 @@ class Override:
     text: str
 
 
+#: A change as somebody gives it: what ``--set`` takes, the option with its argument, or an override that was read already.
+Change = str | tuple[OverrideKind, str] | Override
+
+
 def load_recipe(
     source: str | Path,
     *,
@@ -249,7 +253,7 @@ def parse_override(kind: OverrideKind, text: str, diagnostics: Diagnostics) -> O
     return Override(kind, path, value if has_value else None, typed)
 
 
-def parse_overrides(changes: Iterable[str | tuple[OverrideKind, str] | Override], diagnostics: Diagnostics) -> list[Override]:
+def parse_overrides(changes: Iterable[Change], diagnostics: Diagnostics) -> list[Override]:
     """The overrides that have the right form, in the order given; the others go to ``diagnostics`` (MV007).
 
     A text is what ``--set`` takes, and a single one is a list of one; a pair names the option and its argument.
