@@ -16,7 +16,7 @@ from medvlp_core.data.transforms import ImageTransform
 from medvlp_core.display import Displayed, DisplayRow
 from medvlp_core.errors import DataError, Problem
 from medvlp_core.evaluation.prompts import class_vectors
-from medvlp_core.nn.batch import ImageFeatures, TokenBatch
+from medvlp_core.nn.batch import Batch, ImageFeatures
 from medvlp_core.runtime.device import choose_device, to_device
 from medvlp_core.training.checkpoint import LoadedRun, load_run
 
@@ -118,7 +118,9 @@ class TrainedModel(Displayed):
             DataError: no text, or something that is none (MV504).
             SpecError: the model has no text encoder (MV201).
         """
-        return TextFeatures._make(self._of_texts(texts, lambda tokens: (self.run.model.encode_text(tokens), tokens.text_is_valid)))
+        return TextFeatures._make(
+            self._of_texts(texts, lambda tokens: (self.run.model.encode_text(tokens), tokens["text_is_valid"]))
+        )
 
     def embed_text(self, texts: str | Sequence[str], *, alignment: str | None = None) -> Tensor:
         """Vectors of length 1 in the space that images and texts share: (B, E).
@@ -172,11 +174,11 @@ class TrainedModel(Displayed):
         return tuple(torch.cat(found) for found in zip(*parts, strict=True))
 
     @torch.no_grad()
-    def _of_texts(self, texts: str | Sequence[str], call: Callable[[TokenBatch], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        tokens = self.run.tokenizer.encode(_texts(texts, "the list"))
+    def _of_texts(self, texts: str | Sequence[str], call: Callable[[Batch], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        tokens = self.run.tokenizer.encode(_texts(texts, "the list"))._asdict()
         parts = []
-        for start in range(0, len(tokens.token_ids), self.batch_size):
-            batch = TokenBatch._make(one[start : start + self.batch_size] for one in tokens)
+        for start in range(0, len(tokens["token_ids"]), self.batch_size):
+            batch = {name: one[start : start + self.batch_size] for name, one in tokens.items()}
             parts.append([one.cpu() for one in call(to_device(batch, self._device()))])
         return tuple(torch.cat(found) for found in zip(*parts, strict=True))
 

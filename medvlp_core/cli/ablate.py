@@ -105,7 +105,7 @@ def plan_lines(ablation: Ablation) -> list[str]:
         plan = next(iter(one.plans.values()))
         steps, epochs = plan.train.steps, plan.train.epochs
         length = counted(steps, "step") if steps is not None else f"{epochs:g} epoch{'' if epochs == 1 else 's'}"
-        parts = (len(plan.components), "component"), (len(plan.losses), "loss term"), (len(plan.steps), "call")
+        parts = (len(plan.components), "component"), (len(plan.losses), "loss term"), (len(plan.calls), "call")
         size = ", ".join(counted(*part) for part in parts) + " a step"
         rows.append((str(number), one.label, f"{length}, {size}"))
     lines = [f"{ablation.name}: {summary(ablation)}", *columns(rows)]

@@ -40,7 +40,7 @@ def counts(plan: ModelPlan | None, diagnostics: Diagnostics) -> dict[str, int]:
     """How many problems, and of a recipe without errors how many components, loss terms and calls a step."""
     found = {"errors": len(diagnostics.errors), "warnings": len(diagnostics.warnings)}
     if plan is not None:
-        found |= {"components": len(plan.components), "loss_terms": len(plan.losses), "calls": len(plan.steps)}
+        found |= {"components": len(plan.components), "loss_terms": len(plan.losses), "calls": len(plan.calls)}
     return found
 
 

@@ -58,11 +58,11 @@ def changed_dimensions(a: ModelPlan, b: ModelPlan) -> list[tuple[str, str, int |
         old, new = a.dims(path), b.dims(path)
         names = {*old, *new}
         if path != INPUTS:
-            names = a.components[path].contract.symbols() & b.components[path].contract.symbols()
+            names = set(a.components[path].sizes) & set(b.components[path].sizes)
         found += [(path, name, old.get(name), new.get(name)) for name in sorted(names) if old.get(name) != new.get(name)]
     return found
 
 
 def calls_of(plan: ModelPlan) -> list[str]:
     """The calls of a training step, one text each."""
-    return [f"{step.stage.replace('_', ' ')}: {step.path}" + (f" @{step.view}" if step.view else "") for step in plan.steps]
+    return [str(call) for call in plan.calls]

@@ -9,13 +9,14 @@ from medvlp_core.cli.common import add_recipe_arguments, columns, number, plan_o
 from medvlp_core.cli.explain_json import explanation_data
 from medvlp_core.cli.folding import print_folded
 from medvlp_core.cli.json_output import add_json_argument, print_json
-from medvlp_core.cli.plan_parts import beneficiaries, blocks_of, given, heads
+from medvlp_core.cli.plan_parts import beneficiaries, blocks_of, losses_of
+from medvlp_core.describe.code import forward_source
 from medvlp_core.describe.wording import yaml_value
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.planning.wiring import INPUTS, PlannedComponent, PortKey
 from medvlp_core.spec.component import params_of
-from medvlp_core.spec.contract import Symbol, TensorSpec
-from medvlp_core.spec.roles import ENCODERS, Role
+from medvlp_core.spec.contract import CLEAN, Symbol
+from medvlp_core.spec.roles import Role
 
 #: A value with more characters than this stands outside the columns.
 LONG_VALUE = 32
@@ -25,6 +26,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """The recipe, and whether to build it."""
     add_recipe_arguments(parser)
     parser.add_argument("--build", action="store_true", help="also build the model (imports torch) and count its parameters")
+    parser.add_argument("--code", action="store_true", help="print the forward pass as plain Python")
     add_json_argument(parser)
 
 
@@ -37,6 +39,9 @@ def run(arguments: argparse.Namespace) -> int:
         trainable = count_parameters(plan) if arguments.build else None
         content = {**explanation_data(plan), "trainable_parameters": trainable}
         print_json("explain", problems=plan.warnings, recipe=arguments.recipe, **content)
+        return 0
+    if arguments.code:
+        print(forward_source(plan), end="")
         return 0
     print_folded(explanation(plan))
     counts = parameter_lines(plan) if arguments.build else ["  not counted; --build builds the model and counts them"]
@@ -59,7 +64,7 @@ def explanation(plan: ModelPlan) -> Iterator[str]:
         yield from value_lines(plan, path, block)
     yield ""
     yield "one training step"
-    yield from step_lines(plan)
+    yield from call_lines(plan)
     yield ""
     yield "losses"
     rows = [(term, f"weight {weight:g}", origin(plan, f"losses.{term}")) for term, weight in plan.losses.items()]
@@ -107,52 +112,50 @@ def dimension_text(plan: ModelPlan, path: str) -> str:
     return ", ".join(parts)
 
 
-def step_lines(plan: ModelPlan) -> Iterator[str]:
-    """The calls in the order in which they run, with the tensors that they take and give."""
-    yield f"  inputs give {shape(plan, ('image', None))}" + _target(plan)
-    for index, step in enumerate(plan.steps, start=1):
-        yield f"  {index}. {step.stage.replace('_', ' ')}: {step.path}" + (f" @{step.view}" if step.view else "")
-        yield from _taken(plan, step.takes)
-        yield from (f"       gives {shape(plan, key)}" for key in given(plan, step))
-        yield f"       for {', '.join(beneficiaries(plan, step))}"
-    for index, head in enumerate(heads(plan), start=len(plan.steps) + 1):
-        yield f"  {index}. {plan.components[head].role}: {head}"
-        yield from _taken(plan, plan.takes(head))
-        yield f"       losses {', '.join(plan.components[head].contract.losses)}"
-    for role in ENCODERS:
-        path = role.info.slot
-        views = [step.view for step in plan.steps if step.path == path and step.stage.startswith("encode")]
-        if len(views) > 1:
-            names = ", ".join(map(str, views))
-            yield f"  {path} runs {len(views)} times a step ({names}): every call costs time and memory"
+def call_lines(plan: ModelPlan) -> Iterator[str]:
+    """The calls of a training step in the order in which they run, with the tensors that they take and give."""
+    yield f"  inputs give {shape(plan, PortKey('image'))}" + _target(plan)
+    for index, call in enumerate(plan.calls, start=1):
+        yield f"  {index}. {call}"
+        for argument, key in call.takes:
+            name = f"{argument} = " if argument != key.name else ""
+            yield f"       takes {name}{shape(plan, key)} from {plan.wiring.provider(key).path}"
+        yield from (f"       gives {shape(plan, key)}" for key in call.gives)
+        if losses := losses_of(plan, call):
+            yield f"       losses {', '.join(losses)}"
+        if found := beneficiaries(plan, call):
+            yield f"       for {', '.join(found)}"
+    yield from view_lines(plan)
+
+
+def view_lines(plan: ModelPlan) -> Iterator[str]:
+    """The views, what each was made from, and what it costs: the components that run once more for it."""
+    views = dict.fromkeys(call.view for call in plan.calls)
+    if set(views) <= {CLEAN}:
+        return
+    yield "  views"
+    for name in views:
+        view = plan.wiring.views[name]
+        made = "" if view.parent is None else f", of {view.parent}" + (f", opened by {view.opener}" if view.opener else "")
+        passes = dict.fromkeys(call.path for call in plan.calls if call.view == name and call.path != view.opener)
+        repeated = [path for path in passes if any(call.path == path and call.view != name for call in plan.calls)]
+        again = f"; run in another view too: {', '.join(repeated)}" if repeated and name != CLEAN else ""
+        yield f"    {name}{made}: {len(passes)} component{'' if len(passes) == 1 else 's'}{again}"
 
 
 def _target(plan: ModelPlan) -> str:
-    return f" and {shape(plan, ('image_target', None))}" if "Ht" in plan.dims(INPUTS) else ""
-
-
-def _taken(plan: ModelPlan, takes: tuple[tuple[str, PortKey], ...]) -> Iterator[str]:
-    for argument, key in takes:
-        name = f"{argument} = " if argument != key[0] else ""
-        yield f"       takes {name}{shape(plan, key)} from {plan.wiring.providers[key].path}"
+    return f" and {shape(plan, PortKey('image_target'))}" if "Ht" in plan.dims(INPUTS) else ""
 
 
 def shape(plan: ModelPlan, key: PortKey) -> str:
     """``image_tokens (B, Nv, Di=128) @masked, masked ones dropped``."""
-    provider = plan.wiring.providers[key]
-    text = f"{key[0]} ({', '.join(_dim(plan, provider.path, dim) for dim in provider.spec.dims)})"
-    text += f" {provider.spec.dtype}" if provider.spec.dtype != "float" else ""
-    text += f" @{key[1]}" if key[1] else ""
-    return text + _layout(provider.spec)
-
-
-def _dim(plan: ModelPlan, owner: str, dim: str | int) -> str:
-    value = plan.wiring.table.value(Symbol(owner, dim)) if isinstance(dim, str) else None
-    return str(dim) if value is None else f"{dim}={value}"
-
-
-def _layout(spec: TensorSpec) -> str:
-    return f", masked ones {spec.layout}" if spec.layout else ""
+    spec = plan.wiring.provider(key).spec
+    named = zip(spec.dims, plan.wiring.sizes(key), strict=True)
+    dims = (str(dim) if size is None or dim == size else f"{dim}={size}" for dim, size in named)
+    text = f"{PortKey.parse(plan.wiring.short(key)).port} ({', '.join(dims)})"
+    text += f" {spec.dtype}" if spec.dtype != "float" else ""
+    text += f" @{key.view}" if key.view != CLEAN else ""
+    return text + (f", masked ones {spec.layout}" if spec.layout else "")
 
 
 def count_parameters(plan: ModelPlan) -> dict[str, int]:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from medvlp_core.planning.plan import ModelPlan
-from medvlp_core.planning.wiring import PortKey, Step
+from medvlp_core.planning.wiring import Call
 from medvlp_core.spec.component import SpecBlock
-from medvlp_core.spec.roles import HEADS
 
 
 def blocks_of(plan: ModelPlan) -> dict[str, SpecBlock]:
@@ -16,16 +15,12 @@ def blocks_of(plan: ModelPlan) -> dict[str, SpecBlock]:
     return blocks
 
 
-def heads(plan: ModelPlan) -> list[str]:
-    """The alignments, then the decoders, by path."""
-    return [one.path for role in HEADS for one in plan.of_role(role).values()]
+def losses_of(plan: ModelPlan, call: Call) -> tuple[str, ...]:
+    """The loss terms that a call emits."""
+    return plan.components[call.path].calls[call.name].losses
 
 
-def given(plan: ModelPlan, step: Step) -> list[PortKey]:
-    """The ports that a call computes."""
-    return [key for key in plan.wiring.providers if plan.wiring.step_for(key) == step]
-
-
-def beneficiaries(plan: ModelPlan, step: Step) -> list[str]:
-    """The alignments and decoders that need a call."""
-    return [head for head in heads(plan) if step in plan.wiring.route([key for _, key in plan.takes(head)])]
+def beneficiaries(plan: ModelPlan, call: Call) -> list[str]:
+    """The components whose losses need a call, by path."""
+    found = (one for one in plan.calls if losses_of(plan, one) and one != call)
+    return list(dict.fromkeys(one.path for one in found if call in plan.wiring.route(key for _, key in one.takes)))

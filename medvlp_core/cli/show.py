@@ -12,7 +12,7 @@ from medvlp_core.cli.completion_words import completes
 from medvlp_core.cli.json_output import add_json_argument, print_json
 from medvlp_core.describe.wording import constraint_text, default_text, range_text, recipe_text
 from medvlp_core.errors import Problem, SpecError, did_you_mean
-from medvlp_core.spec.component import ComponentSpec, Param, params_of
+from medvlp_core.spec.component import ComponentSpec, Param, calls_of, params_of
 from medvlp_core.spec.contract import Contract
 
 
@@ -72,7 +72,9 @@ def component_text(kind: type[ComponentSpec], distribution: str) -> list[str]:
         lines += [head, *textwrap.wrap(about, width=100, initial_indent="      ", subsequent_indent="      ")]
     example = next(iter(kind.examples()))
     lines += ["", "ports with the parameters of its first example"]
-    lines += contract_text(example.contract())
+    for name, contract in calls_of(example).items():
+        if name != "fused":  # the core's own: encode once more
+            lines += [*([] if name == "forward" else [f"  {name}"]), *contract_text(contract)]
     lines += ["", "in a recipe"]
     lines += textwrap.indent(recipe_text(example), "  ").splitlines()
     more = getattr(kind, "about", None)
@@ -85,6 +87,7 @@ def contract_text(contract: Contract) -> list[str]:
     """Needs, gives, constraints and losses, one a line."""
     rows = [("needs", name if name == spec.port else f"{name} ({spec.port})", str(spec)) for name, spec in contract.needs.items()]
     rows += [("gives", spec.port or name, str(spec)) for name, spec in contract.gives.items()]
+    rows += [("sizes", ", ".join(contract.sizes), "")] if contract.sizes else []
     rows += [("requires", constraint_text(constraint), "") for constraint in contract.require]
     rows += [("loss", term, "") for term in contract.losses]
     return columns(rows) if rows else ["  none"]
@@ -105,7 +108,7 @@ def component_data(kind: type[ComponentSpec], distribution: str) -> dict[str, An
         "documentation": inspect.getdoc(kind) or "",
         "install": declaration.install or None,
         "parameters": [_parameter_data(param) for param in params_of(kind)],
-        "contract": contract_data(example.contract()),
+        "calls": {name: contract_data(contract) for name, contract in calls_of(example).items() if name != "fused"},
         "recipe": recipe_text(example),
         "about": more() if more is not None else None,
     }
@@ -128,4 +131,11 @@ def contract_data(contract: Contract) -> dict[str, Any]:
     needs = [{"argument": name, "port": spec.port or name, "tensor": str(spec)} for name, spec in contract.needs.items()]
     gives = [{"port": spec.port or name, "tensor": str(spec)} for name, spec in contract.gives.items()]
     requires = [constraint_text(constraint) for constraint in contract.require]
-    return {"needs": needs, "gives": gives, "requires": requires, "losses": list(contract.losses)}
+    return {
+        "needs": needs,
+        "gives": gives,
+        "sizes": list(contract.sizes),
+        "requires": requires,
+        "losses": list(contract.losses),
+        "mixes_rows": contract.mixes_rows,
+    }

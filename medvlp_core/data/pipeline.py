@@ -17,7 +17,7 @@ from medvlp_core.data.records import DataSource, Record, list_splits, no_such_sp
 from medvlp_core.data.tokenizer import Tokenizer
 from medvlp_core.data.transforms import ImageTransform, InputGeometry
 from medvlp_core.errors import DataError, MedvlpError, Problem
-from medvlp_core.nn.batch import ImageTextBatch
+from medvlp_core.nn.batch import Batch
 from medvlp_core.spec.blocks import InputSpec
 
 __all__ = ["BatchLoader", "ImageTextDataset", "ImageTextItem", "InputGeometry", "InputPipeline"]
@@ -82,18 +82,16 @@ class Collate:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
 
-    def __call__(self, items: Sequence[ImageTextItem]) -> ImageTextBatch:
+    def __call__(self, items: Sequence[ImageTextItem]) -> Batch:
         """Make one batch."""
         targets = [item.image_target for item in items if item.image_target is not None]
         tokens = self.tokenizer.encode([item.text for item in items])
-        return ImageTextBatch(
-            image=torch.stack([item.image for item in items]),
-            image_target=torch.stack(targets) if targets else None,
-            token_ids=tokens.token_ids,
-            text_is_valid=tokens.text_is_valid,
-            word_ids=tokens.word_ids,
-            record_index=torch.tensor([item.record_index for item in items]),
-        )
+        return {
+            "image": torch.stack([item.image for item in items]),
+            **({"image_target": torch.stack(targets)} if targets else {}),
+            **tokens._asdict(),
+            "record_index": torch.tensor([item.record_index for item in items]),
+        }
 
 
 class BatchSource(Dataset[ImageTextItem]):
@@ -109,7 +107,7 @@ class BatchSource(Dataset[ImageTextItem]):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitems__(self, keys: Sequence[int | Draw]) -> ImageTextBatch | MedvlpError:
+    def __getitems__(self, keys: Sequence[int | Draw]) -> Batch | MedvlpError:
         """The batch of some pairs, or the error that kept it from being made. torch calls this, if there is one, for a batch."""
         try:
             return self.collate([self.dataset[key] for key in keys])
@@ -144,7 +142,7 @@ class BatchLoader:
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
 
-    def __iter__(self) -> Iterator[ImageTextBatch]:
+    def __iter__(self) -> Iterator[Batch]:
         """The batches.
 
         Raises:

@@ -1,1 +1,5 @@
-"""What is shown of components and recipes: sentences, pages, a JSON Schema. Light."""
+"""What is shown of components and recipes: sentences, pages, the forward pass as code, a JSON Schema. Light."""
+
+from medvlp_core.describe.code import forward_source
+
+__all__ = ["forward_source"]

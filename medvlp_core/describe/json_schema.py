@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from medvlp_core.describe.wording import default_text, range_text, recipe_text
-from medvlp_core.planning.compose import SLOT_NAME
+from medvlp_core.planning.components import SLOT_NAME
 from medvlp_core.planning.plan import FORMAT_VERSION
 from medvlp_core.plugins.registry import ComponentRegistry
 from medvlp_core.spec.blocks import InitSpec, InputSpec, TrainSpec

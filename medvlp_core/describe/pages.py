@@ -12,8 +12,8 @@ import attrs
 
 from medvlp_core.describe.wording import constraint_text, default_text, range_text
 from medvlp_core.plugins.registry import ComponentRegistry
-from medvlp_core.spec.component import ComponentSpec, Param, params_of
-from medvlp_core.spec.contract import Constraint, Dim, TensorSpec
+from medvlp_core.spec.component import ComponentSpec, Param, calls_of, params_of
+from medvlp_core.spec.contract import Constraint, Contract, Dim, TensorSpec
 from medvlp_core.spec.roles import Role
 
 
@@ -53,7 +53,9 @@ def _component(registry: ComponentRegistry, name: str, kind: type[ComponentSpec]
     if used:
         parts.append(_table(("", "port", "shape", ""), [(one.way, f"`{one.port}`", f"`{one.shape}`", one.note) for one in used]))
     facts = [f"* Requires: {text}." for text in _constraints(kind)]
-    if losses := dict.fromkeys(f"`{term}`" for example in kind.examples() for term in example.contract().losses):
+    if losses := dict.fromkeys(
+        f"`{term}`" for example in kind.examples() for one in _calls(example).values() for term in one.losses
+    ):
         facts.append(f"* Losses: {', '.join(losses)}.")
     return [*parts, "\n".join(facts)] if facts else parts
 
@@ -91,18 +93,25 @@ class _Use:
 def _contract(kind: type[ComponentSpec]) -> list[_Use]:
     """The ports that the examples of a component need and give; a number that a parameter sets stands as its name."""
     examples = list(kind.examples())
-    found: dict[tuple[str, str, str], list[tuple[ComponentSpec, TensorSpec]]] = {}
+    found: dict[tuple[str, str, str, str], list[tuple[ComponentSpec, TensorSpec]]] = {}
     for example in examples:
-        contract = example.contract()
-        for way, ports in (("needs", contract.needs), ("gives", contract.gives)):
-            for argument, spec in ports.items():
-                found.setdefault((way, argument, spec.port or argument), []).append((example, spec))
+        for call, contract in _calls(example).items():
+            for way, ports in (("needs", contract.needs), ("gives", contract.gives)):
+                for argument, spec in ports.items():
+                    found.setdefault((call, way, argument, spec.port or argument), []).append((example, spec))
     uses = []
-    for (way, argument, port), given in found.items():
+    calls = list(dict.fromkeys(call for call, *_ in found))
+    for (call, way, argument, port), given in found.items():
         notes = [f"as `{argument}`"] if way == "needs" and argument != port else []
-        notes += ["with some parameters only"] if len(given) < len(examples) else []
-        uses.append(_Use(way, port, " or ".join(_shape(given)), ", ".join(notes)))
-    return sorted(uses, key=lambda use: use.way == "gives")
+        notes += ["with some parameters only"] if len({id(example) for example, _ in given}) < len(examples) else []
+        name = way if call == "forward" else f"`{call}` {way}"
+        uses.append((calls.index(call), _Use(name, port, " or ".join(_shape(given)), ", ".join(notes))))
+    return [use for _, use in sorted(uses, key=lambda one: (one[0], one[1].way.endswith("gives")))]
+
+
+def _calls(example: ComponentSpec) -> dict[str, Contract]:
+    """The calls that the component itself declares."""
+    return {name: contract for name, contract in calls_of(example).items() if name != "fused"}
 
 
 def _shape(given: Sequence[tuple[ComponentSpec, TensorSpec]]) -> list[str]:
@@ -135,7 +144,7 @@ def _constraints(kind: type[ComponentSpec]) -> list[str]:
     """What the examples require, with names for numbers."""
     found: dict[str, None] = {}
     for example in kind.examples():
-        for one in example.contract().require:
+        for one in (one for contract in _calls(example).values() for one in contract.require):
             field = getattr(one, "what", None) or one.field
             numbers = {part: getattr(one, part) for part in ("dim", "by", "to", "least") if hasattr(one, part)}
             names = {part: _named(number, [(example, number)], field) for part, number in numbers.items()}

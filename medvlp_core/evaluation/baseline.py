@@ -8,12 +8,11 @@ import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from medvlp_core.model.composed import ComposedModel
-from medvlp_core.nn.batch import ImageTextBatch
-from medvlp_core.runtime.device import to_device
+from medvlp_core.nn.batch import Batch
 
 
 @torch.no_grad()
-def calibrate(model: ComposedModel, batches: Iterable[ImageTextBatch], device: torch.device) -> ComposedModel:
+def calibrate(model: ComposedModel, batches: Iterable[Batch], device: torch.device) -> ComposedModel:
     """Set the running statistics of all batch norms from one pass over whole images; returns the model in evaluation mode.
 
     Fresh batch norms assume mean 0 and variance 1, which makes random features worse than they are and a comparison with
@@ -27,7 +26,7 @@ def calibrate(model: ComposedModel, batches: Iterable[ImageTextBatch], device: t
     if norms and model.image_encoder is not None:
         model.train()
         for batch in batches:
-            model.encode_image(to_device(batch, device).image)
+            model.encode_image(batch["image"].to(device))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     return model.eval()

@@ -13,13 +13,14 @@ import torch
 
 from medvlp_core.display import Displayed, DisplayRow
 from medvlp_core.errors import DataError, Problem, SpecError
-from medvlp_core.spec.contract import Dims, Symbol
+from medvlp_core.planning.wiring import PortKey
+from medvlp_core.spec.contract import CLEAN, Dims
 
 if TYPE_CHECKING:
     from medvlp_core.data.pipeline import InputPipeline
     from medvlp_core.model.composed import ComposedModel
     from medvlp_core.planning.plan import ModelPlan
-    from medvlp_core.planning.wiring import PlannedComponent, Provider
+    from medvlp_core.planning.wiring import PlannedComponent
 
 #: The held-out split is the first of these that the data has.
 HELD_OUT = ("test", "val")
@@ -145,7 +146,7 @@ class EvaluationRun:
 
     ``model`` is on ``device`` and in evaluation mode. ``folder`` takes pictures; ``history`` holds the lines of metrics.jsonl, if
     there are any; ``fresh_model`` gives the same model with new random weights (a baseline), on ``device``; all evaluators get
-    the same one, so they must leave it as it was, too.
+    the same one, so they must leave it as it was, too. ``evaluator`` is the path of the one that this run is for.
     """
 
     model: ComposedModel
@@ -156,7 +157,25 @@ class EvaluationRun:
     folder: Path
     split: str
     fresh_model: Callable[[], ComposedModel]
+    evaluator: str | None = None
     history: tuple[dict[str, Any], ...] = ()
+
+    def key(self, port: str) -> PortKey:
+        """The port of this model that the evaluator's need ``port`` means, maybe re-pointed by its block's ``needs:``.
+
+        Raises:
+            SpecError: no component gives it (MV201), or several do (MV209).
+        """
+        wiring = self.plan.wiring
+        component = self.plan.components.get(self.evaluator or "")
+        need = component.calls["forward"].needs.get(port) if component is not None else None
+        found = wiring.source(component, port, need, CLEAN) if component is not None and need is not None else wiring.resolve(port)
+        if isinstance(found, PortKey):
+            return found
+        text = f"no component of this model gives the port {port}"
+        if found.candidates:
+            raise SpecError(Problem(code="MV209", text=f"several components give {port}: {', '.join(found.candidates)}"))
+        raise SpecError(Problem(code="MV201", text=text))
 
     def provider(self, port: str) -> PlannedComponent:
         """The component that gives ``port``, e.g. the report decoder for ``word_logits``.
@@ -164,7 +183,7 @@ class EvaluationRun:
         Raises:
             SpecError: no component gives it (MV201).
         """
-        return self.plan.components[self._provider(port).path]
+        return self.plan.components[self.plan.wiring.provider(self.key(port)).path]
 
     def port_dims(self, port: str) -> tuple[int, ...]:
         """The solved dimensions of a port, e.g. rows and columns of ``image_grid``.
@@ -172,19 +191,12 @@ class EvaluationRun:
         Raises:
             SpecError: no component gives it (MV201), or a dimension is not known (MV206).
         """
-        provider = self._provider(port)
-        table = self.plan.wiring.table
-        dims = [table.value(Symbol(provider.path, dim)) if isinstance(dim, str) else dim for dim in provider.spec.dims]
+        dims = self.plan.wiring.sizes(self.key(port))
         if None in dims:
+            provider = self.plan.wiring.provider(self.key(port))
             text = f"{provider.path}: the dimensions of {port} ({provider.spec}) are not all known"
             raise SpecError(Problem(code="MV206", text=text))
         return tuple(dim for dim in dims if dim is not None)
-
-    def _provider(self, port: str) -> Provider:
-        for (name, _), provider in self.plan.wiring.providers.items():
-            if name == port:
-                return provider
-        raise SpecError(Problem(code="MV201", text=f"no component of this model gives the port {port}"))
 
 
 class Evaluator(ABC):

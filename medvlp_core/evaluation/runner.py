@@ -61,7 +61,7 @@ def evaluate_all(
             evaluator: Evaluator = build_component(run.plan, component)
             try:
                 with torch.random.fork_rng(), torch.no_grad():
-                    card = attrs.evolve(evaluator.evaluate(run), evaluator=slot)
+                    card = attrs.evolve(evaluator.evaluate(attrs.evolve(run, evaluator=component.path)), evaluator=slot)
             except MedvlpError as error:
                 card = Card(evaluator=slot, problem=str(error))
             except Exception as error:  # a fault of one evaluator must not cost the results of the others

@@ -9,7 +9,7 @@ import logging
 import re
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from medvlp_core.errors import Problem, SpecError, first_line
 from medvlp_core.export.onnx_usage import image_snippet, joined, text_snippet
 from medvlp_core.model.composed import ComposedModel
-from medvlp_core.nn.interfaces import Alignment
 from medvlp_core.training.checkpoint import LoadedRun
 
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -33,27 +32,23 @@ _HINT = "--to safetensors writes the weights of every model"
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
-class _ImageGraph(nn.Module):
-    def __init__(self, model: ComposedModel, alignment: Alignment | None) -> None:
-        super().__init__()
-        self.encoder, self.alignment = model.image_encoder, alignment
+class _Graph(nn.Module):
+    """The calls that lead from some inputs to some ports."""
 
+    def __init__(self, model: ComposedModel, wanted: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.wanted = model, tuple(wanted)
+
+
+class _ImageGraph(_Graph):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        assert self.encoder is not None
-        tokens, prefix = self.encoder(image)[:2]
-        vectors = () if self.alignment is None else (self.alignment.embed_image(tokens, prefix),)
-        return (tokens, *((prefix,) if prefix.shape[1] else ()), *vectors)
+        return tuple(self.model.ports({"image": image}, *self.wanted).values())
 
 
-class _TextGraph(nn.Module):
-    def __init__(self, model: ComposedModel, alignment: Alignment | None) -> None:
-        super().__init__()
-        self.encoder, self.alignment = model.text_encoder, alignment
-
+class _TextGraph(_Graph):
     def forward(self, token_ids: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> tuple[Tensor, ...]:
-        assert self.encoder is not None
-        tokens = self.encoder(token_ids, text_is_valid)
-        return (tokens,) if self.alignment is None else (tokens, self.alignment.embed_text(tokens, text_is_valid, word_ids))
+        batch = {"token_ids": token_ids, "text_is_valid": text_is_valid, "word_ids": word_ids}
+        return tuple(self.model.ports(batch, *self.wanted).values())
 
 
 def export_onnx(loaded: LoadedRun, folder: Path) -> str:
@@ -67,25 +62,40 @@ def export_onnx(loaded: LoadedRun, folder: Path) -> str:
         text = f"an export to onnx needs {', '.join(missing)}"
         raise SpecError(Problem(code="MV510", text=text, hint="pip install 'medvlp-core[onnx]'"))
     model = loaded.model
-    alignment = model.alignments[next(iter(model.alignments))] if model.alignments else None
-    assert alignment is None or isinstance(alignment, Alignment)
+    first = next(iter(model.alignments), None)
     calls = []
     if model.image_encoder is not None:
         size = loaded.image_transform().geometry
         image = torch.randn(3, size.channels, size.height, size.width, generator=torch.Generator().manual_seed(0))
-        prefix = ["image_prefix"] if model.image_encoder(image).image_prefix.shape[1] else []
-        outputs = ["image_tokens", *prefix, *(["image_vector"] if alignment is not None else [])]
-        graph = _ImageGraph(model, alignment).eval()
+        ports = {"image_tokens": "image_tokens"}
+        if model.encode_image(image).image_prefix.shape[1]:
+            ports["image_prefix"] = "image_prefix"
+        ports |= _vector(model, f"{first}.image_embedding", {"image"}, "image_vector")
+        outputs = list(ports)
+        graph = _ImageGraph(model, [*ports.values()]).eval()
         _export(graph, {"image": image}, outputs, {"image": {0: "batch"}}, folder / "image_encoder.onnx")
         calls.append(image_snippet(loaded, outputs))
     if model.text_encoder is not None:
         tokens = loaded.tokenizer.encode(_SAMPLE)._asdict()
-        outputs = ["text_tokens", *(["text_vector"] if alignment is not None else [])]
+        tokens = {name: tokens[name] for name in ("token_ids", "text_is_valid", "word_ids")}
+        ports = {"text_tokens": "text_tokens", **_vector(model, f"{first}.text_embedding", set(tokens), "text_vector")}
+        outputs = list(ports)
         axes = {name: {0: "batch", 1: "length"} for name in tokens}
-        inputs = _export(_TextGraph(model, alignment).eval(), tokens, outputs, axes, folder / "text_encoder.onnx")
+        inputs = _export(_TextGraph(model, [*ports.values()]).eval(), tokens, outputs, axes, folder / "text_encoder.onnx")
         loaded.tokenizer.save(folder / "tokenizer")
         calls.append(text_snippet(loaded, inputs, outputs))
     return joined(calls)
+
+
+def _vector(model: ComposedModel, port: str, inputs: set[str], name: str) -> dict[str, str]:
+    """The output ``name``, if the model gives the port and makes it from these inputs alone."""
+    wiring = model.plan.wiring
+    key = wiring.key(port)
+    if key is None:
+        return {}
+    calls = wiring.route([key])
+    taken = {source for call in calls for _, source in call.takes} - {key for call in calls for key in call.gives}
+    return {name: port} if {str(source) for source in taken} <= inputs else {}
 
 
 def _export(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], axes: dict[str, Any], path: Path) -> list[str]:

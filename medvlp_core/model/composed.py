@@ -1,19 +1,19 @@
-"""The composed model: runs a plan's steps and sums the weighted losses. Read :meth:`ComposedModel.forward` top to bottom."""
+"""The composed model: runs a plan's calls and sums the weighted losses. Read :meth:`ComposedModel.forward` top to bottom."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from medvlp_core.errors import DataError, MedvlpError, Problem, SpecError, describe_error
-from medvlp_core.nn.batch import DecoderOutput, ImageFeatures, ImageTextBatch, MaskPlan, StepOutput, TokenBatch
-from medvlp_core.nn.interfaces import Alignment, Fusion, HasAttentionMaps, ImageEncoder, Masking, TextEncoder
+from medvlp_core.nn.batch import Batch, ImageFeatures, Output, StepOutput, TokenBatch
+from medvlp_core.nn.interfaces import Fusion, HasAttentionMaps, ImageEncoder, Masking, TextEncoder
+from medvlp_core.planning.connect import why_missing
 from medvlp_core.planning.plan import ModelPlan
-from medvlp_core.planning.wiring import INPUTS, PortKey, Step
-from medvlp_core.spec.contract import View
+from medvlp_core.planning.wiring import INPUTS, Call, Missing, PlannedComponent, PortKey
 from medvlp_core.spec.roles import Role
 
 Ports = dict[PortKey, Tensor]
@@ -37,147 +37,147 @@ class ComposedModel(nn.Module):
         self.fusion: Fusion | None = parts.get("model.fusion")  # type: ignore[assignment]
         self.alignments = nn.ModuleDict({slot: parts[one.path] for slot, one in plan.of_role(Role.ALIGNMENT).items()})
         self.decoders = nn.ModuleDict({slot: parts[one.path] for slot, one in plan.of_role(Role.DECODER).items()})
+        self._opened = {one.path: (one.opens,) for one in plan.components.values() if one.opens is not None}
 
-    def forward(self, batch: ImageTextBatch) -> StepOutput:
-        """One training step: mask, encode, fuse, then align and decode.
+    def forward(self, batch: Batch) -> StepOutput:
+        """One training step: the plan's calls in order (``medvlp explain RECIPE`` prints them), and the weighted sum of the losses.
 
         Raises:
-            SpecError: a component returned something else than its role and its contract say (MV206).
+            SpecError: a component returned something else than its contract says (MV206).
             PartFailed: a component's own code raised something (MV306).
             DataError: a tensor of the batch has another dtype or shape than the model takes (MV505).
         """
-        self.check_image(batch.image)
-        _check_tokens(batch.token_ids, batch.text_is_valid, batch.word_ids)
-        ports = self._run(self.plan.steps, batch)
+        ports = self._given(batch)
         losses: dict[str, Tensor] = {}
-        predictions: dict[str, Tensor] = {}
-        for slot, module in self.alignments.items():
-            path = f"model.alignments.{slot}"
-            losses |= self._terms(path, self._call(path, module, _arguments(self.plan.takes(path), ports)))
-        for slot, module in self.decoders.items():
-            path = f"model.decoders.{slot}"
-            output = self._call(path, module, _arguments(self.plan.takes(path), ports))
-            if not isinstance(output, DecoderOutput):
-                raise self._wrong_output(path, _kind(output), "DecoderOutput of medvlp_core.nn.batch")
-            losses |= self._terms(path, output.losses)
-            predictions[slot] = output.prediction
+        shown: dict[str, Tensor] = {}
+        for call in self.plan.calls:
+            output = self.run(call, {argument: ports[key] for argument, key in call.takes})
+            ports |= (given := {key: output.ports[key.name] for key in call.gives})
+            losses |= output.losses
+            if output.losses or call.view in self._opened.get(call.path, ()):
+                shown |= {str(key): value for key, value in given.items()}
         loss = sum(self.plan.losses[name] * value for name, value in losses.items())
         assert isinstance(loss, Tensor)
-        return StepOutput(loss=loss, losses=losses, predictions=predictions, mask_plan=_mask_plan(ports))
+        return StepOutput(loss=loss, losses=losses, ports=shown)
 
-    def _run(self, steps: Iterable[Step], batch: ImageTextBatch) -> Ports:
-        """Run steps in order; each reads its arguments from the ports and adds what it gives."""
-        ports: Ports = {
-            ("image", None): batch.image,
-            ("token_ids", "clean"): batch.token_ids,
-            ("text_is_valid", None): batch.text_is_valid,
-            ("word_ids", None): batch.word_ids,
-        }
-        if batch.image_target is not None:
-            ports["image_target", None] = batch.image_target
-        for step in steps:
-            arguments = _arguments(step.takes, ports)
-            if step.stage == "mask":
-                assert self.masking is not None
-                ports |= self._outputs(self._call(step.path, self.masking, arguments), step.path, "masked")
-            elif step.stage == "encode_image":
-                assert self.image_encoder is not None
-                ports |= self._outputs(self._call(step.path, self.image_encoder, arguments), step.path, step.view)
-            elif step.stage == "embed_text":
-                assert self.text_encoder is not None
-                ports["text_embeddings", step.view] = self._tensor(
-                    self._call(step.path, self.text_encoder.embed, arguments), step.path
-                )
-            elif step.stage == "encode_text":
-                assert self.text_encoder is not None
-                ports["text_tokens", step.view] = self._tensor(
-                    self._call(step.path, self.text_encoder.encode, arguments), step.path
-                )
-            elif step.stage == "fuse":
-                assert self.fusion is not None
-                ports |= self._outputs(self._call(step.path, self.fusion, arguments), step.path, step.view)
-            elif step.stage == "encode_fused":
-                assert self.text_encoder is not None
-                ports["fused_text_tokens", step.view] = self._tensor(
-                    self._call(step.path, self.text_encoder.encode, arguments), step.path
-                )
-        return ports
+    def run(self, call: Call, arguments: dict[str, Tensor]) -> Output:
+        """What a call gives: its ports by name, its losses by their full names.
 
-    def _call(self, path: str, part: Callable[..., Any], arguments: dict[str, Tensor]) -> Any:
-        """What a part gives; what its code raises comes out with the name of the component."""
+        Raises:
+            SpecError: it is not what the component's contract says (MV206).
+            PartFailed: the component's own code raised something (MV306). The message names the component.
+        """
+        component = self.plan.components[call.path]
         try:
-            return part(**arguments)
+            returned = self._method(call)(**arguments)
         except (MedvlpError, torch.OutOfMemoryError):
             raise
         except Exception as error:
-            component = self.plan.components[path]
             text = f"{component.label} failed: {describe_error(error)}"
             raise PartFailed(
-                Problem(code="MV306", text=text, position=component.position(), details=(self._origin(path),))
+                Problem(code="MV306", text=text, position=component.position(), details=(self._origin(component),))
             ) from error
+        output = self._output(component, call, returned)
+        return Output(
+            ports=self._checked_ports(component, call, output.ports), losses=self._checked_losses(component, call, output.losses)
+        )
 
-    def _origin(self, path: str) -> str:
-        component = self.plan.components[path]
+    def _method(self, call: Call) -> Callable[..., Any]:
+        part = self.part(call.path)
+        method: Callable[..., Any] = part if call.method == "forward" else getattr(part, call.method)
+        return method
+
+    def part(self, path: str) -> nn.Module:
+        """The module of a component, by its path in the recipe: ``model.alignments.gla``."""
+        block, _, slot = path.removeprefix("model.").partition(".")
+        found: nn.Module = getattr(self, block)[slot] if slot else getattr(self, block)
+        return found
+
+    def _given(self, batch: Batch) -> Ports:
+        """What a batch brings, by port and view.
+
+        Raises:
+            DataError: a tensor has another dtype or shape than the model takes (MV505).
+        """
+        if "image" in batch:
+            self.check_image(batch["image"])
+        if "token_ids" in batch:
+            _check_tokens(batch)
+        return {PortKey.parse(name): value for name, value in batch.items() if name != "record_index"}
+
+    def _output(self, component: PlannedComponent, call: Call, returned: Any) -> Output:
+        if call.returns == "output" and isinstance(returned, Output):
+            return returned
+        if call.returns == "tensor" and isinstance(returned, Tensor):
+            return Output(ports={next(iter(call.gives)).name: returned} if call.gives else {})
+        if call.returns == "tuple" and hasattr(returned, "_asdict") and not isinstance(returned, Output):
+            return Output(ports={port: value for port, value in returned._asdict().items() if value is not None})
+        expected = {"output": "Output", "tensor": "a tensor", "tuple": str(component.role.info.output)}[call.returns]
+        expected += "" if call.returns == "tensor" else " of medvlp_core.nn.batch"
+        raise self._wrong_output(component, call, _kind(returned), expected)
+
+    def _checked_ports(self, component: PlannedComponent, call: Call, ports: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if missing := [key.name for key in call.gives if key.name not in ports]:
+            text = f"{', '.join(missing)}, as its contract declares"
+            raise self._wrong_output(component, call, f"only {', '.join(ports) or 'nothing'}", text)
+        for key in call.gives:
+            if not isinstance(ports[key.name], Tensor):
+                raise self._wrong_output(component, call, f"{_kind(ports[key.name])} as {key.name}", "a tensor")
+        return ports
+
+    def _checked_losses(self, component: PlannedComponent, call: Call, losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        declared = component.calls[call.name].losses
+        names = ", ".join(declared) or "no losses"
+        if not isinstance(losses, Mapping):
+            raise self._wrong_output(component, call, f"{_kind(losses)} of losses", f"a dict with {names}")
+        if set(losses) != set(declared):
+            text = f"{names}, as its contract declares"
+            raise self._wrong_output(component, call, f"the losses {', '.join(losses) or '(none)'}", text)
+        for term, value in losses.items():
+            if not isinstance(value, Tensor) or value.ndim:
+                raise self._wrong_output(component, call, f"{_kind(value)} as the loss {term!r}", "a scalar tensor")
+        return {f"{component.slot}.{term}": value for term, value in losses.items()}
+
+    def _wrong_output(self, component: PlannedComponent, call: Call, found: str, expected: str) -> SpecError:
+        method = "" if call.name == "forward" else f" from {call.method}"
+        text = f"{component.label} returned {found}{method}, expected {expected}"
+        return SpecError(Problem(code="MV206", text=text, position=component.position(), details=(self._origin(component),)))
+
+    def _origin(self, component: PlannedComponent) -> str:
         distribution = self.plan.host.components.distribution(component.name) or "no distribution"
         return f"{type(component.spec).declaration.build} from {distribution}"
 
-    def _terms(self, path: str, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-        component = self.plan.components[path]
-        declared = ", ".join(component.contract.losses)
-        if not isinstance(losses, dict):
-            raise self._wrong_output(path, f"{_kind(losses)} of losses", f"a dict with {declared}")
-        if set(losses) != set(component.contract.losses):
-            raise self._wrong_output(path, f"the losses {', '.join(losses) or '(none)'}", f"{declared}, as its contract declares")
-        for term, value in losses.items():
-            if not isinstance(value, Tensor) or value.ndim:
-                raise self._wrong_output(path, f"{_kind(value)} as the loss {term!r}", "a scalar tensor")
-        return {f"{component.slot}.{term}": value for term, value in losses.items()}
-
-    def _outputs(self, output: Any, path: str, view: View | None) -> Ports:
-        """Ports from the NamedTuple that a module returned; None fields are ports that it does not give."""
-        component = self.plan.components[path]
-        if not hasattr(output, "_asdict"):
-            raise self._wrong_output(path, _kind(output), f"{component.role.info.output} of medvlp_core.nn.batch")
-        found = {port: value for port, value in output._asdict().items() if value is not None}
-        gives = component.contract.gives.values()
-        missing = [spec.port for spec in gives if spec.dtype != "shape" and spec.view in (None, view) and spec.port not in found]
-        if missing:
-            text = f"{', '.join(map(str, missing))}, as its contract declares"
-            raise self._wrong_output(path, f"only {', '.join(found) or 'nothing'}", text)
-        for port, value in found.items():
-            if not isinstance(value, Tensor):
-                raise self._wrong_output(path, f"{_kind(value)} as {port}", "a tensor")
-        return {(port, view): value for port, value in found.items()}
-
-    def _tensor(self, output: Any, path: str) -> Tensor:
-        if not isinstance(output, Tensor):
-            raise self._wrong_output(path, _kind(output), "a tensor")
-        return output
-
-    def _wrong_output(self, path: str, found: str, expected: str) -> SpecError:
-        component = self.plan.components[path]
-        text = f"{component.label} returned {found}, expected {expected}"
-        return SpecError(Problem(code="MV206", text=text, position=component.position(), details=(self._origin(path),)))
-
     # ------------------------------------------------------------------------------------------------- use after training
 
-    def ports(self, batch: ImageTextBatch, *wanted: PortKey) -> Ports:
-        """Compute chosen ports of a batch, e.g. ``("fused_text_tokens", "clean")``, and nothing that they do not need.
+    def ports(self, batch: Batch, *wanted: str) -> dict[str, Tensor]:
+        """Compute chosen ports of a batch, e.g. ``fused_text_tokens``, ``image_tokens@masked`` or ``gla.image_embedding``.
+
+        Nothing that they do not need is computed, and the batch needs to hold only what they come from.
 
         Raises:
-            SpecError: the model does not give such a port (MV201).
+            SpecError: the model does not give such a port, or makes it from something that the batch does not hold (MV201).
         """
-        keys = [self._key(port, view) for port, view in wanted]
-        ports = self._run(self.plan.wiring.route(keys), batch)
-        return {key: ports[found] for key, found in zip(wanted, keys, strict=True)}
+        keys = [self._key(name) for name in wanted]
+        ports = self._given(batch)
+        for call in self.plan.wiring.route(keys):
+            if lacking := [str(key) for _, key in call.takes if key not in ports]:
+                text = f"{', '.join(wanted)} comes from {', '.join(lacking)} too, which the batch does not hold"
+                raise SpecError(Problem(code="MV201", text=text, hint=f"the batch holds {', '.join(batch) or 'nothing'}"))
+            output = self.run(call, {argument: ports[key] for argument, key in call.takes})
+            ports |= {key: output.ports[key.name] for key in call.gives}
+        return {name: ports[key] for name, key in zip(wanted, keys, strict=True)}
 
-    def _key(self, port: str, view: Any) -> PortKey:
-        key = self.plan.wiring.find(port, view)
-        if key is None:
-            given = sorted({name for name, _ in self.plan.wiring.providers})
-            text = f"this model does not give the port {port}" + (f" in the {view} view" if view else "")
-            raise SpecError(Problem(code="MV201", text=text, hint=f"ports of this model: {', '.join(given)}"))
-        return key
+    def _key(self, name: str) -> PortKey:
+        port, view = PortKey.parse(name)
+        wiring = self.plan.wiring
+        found = wiring.resolve(port, view) if view in wiring.views else Missing("", port, view)
+        if isinstance(found, PortKey) and found not in wiring.shapes:
+            return found
+        given = sorted({key.name for key in wiring.batch} | set(wiring.givers))
+        text = f"this model does not give the port {name}"
+        if isinstance(found, Missing) and (found.candidates or found.causes):
+            text = f"this model does not give {why_missing(wiring, [found])}"
+        raise SpecError(Problem(code="MV201", text=text, hint=f"ports of this model: {', '.join(given)}"))
 
     def encode_image(self, image: Tensor) -> ImageFeatures:
         """Patch and prefix tokens of whole images: (B, C, H, W) to (B, N, Di), (B, P, Di).
@@ -185,46 +185,44 @@ class ComposedModel(nn.Module):
         Raises:
             DataError: not normalised float images of the model's size (MV505).
         """
-        self.check_image(image)
-        found: ImageFeatures = self._part("image_encoder")(image)
-        return found
+        self._part("image_encoder")
+        return ImageFeatures(*self.ports({"image": image}, "image_tokens", "image_prefix").values())
 
-    def encode_text(self, tokens: TokenBatch) -> Tensor:
+    def encode_text(self, tokens: TokenBatch | Batch) -> Tensor:
         """Contextual tokens of whole texts, without any image: (B, L) to (B, L, Dt).
 
         Raises:
             DataError: the tensors are not a tokenizer's (MV505).
         """
-        _check_tokens(*tokens)
-        result: Tensor = self._part("text_encoder")(tokens.token_ids, tokens.text_is_valid)
-        return result
+        self._part("text_encoder")
+        return self.ports(_token_batch(tokens), "text_tokens")["text_tokens"]
 
     def embed_image(self, image: Tensor, *, alignment: str | None = None) -> Tensor:
         """L2-normalised image vectors in the shared space of an alignment (the first one by default): (B, E)."""
-        features = self.encode_image(image)
-        return self._alignment(alignment).embed_image(features.image_tokens, features.image_prefix)
+        name = f"{self._alignment(alignment)}.image_embedding"
+        return self.ports({"image": image}, name)[name]
 
-    def embed_text(self, tokens: TokenBatch, *, alignment: str | None = None) -> Tensor:
+    def embed_text(self, tokens: TokenBatch | Batch, *, alignment: str | None = None) -> Tensor:
         """L2-normalised text vectors in the shared space of an alignment (the first one by default): (B, E)."""
-        return self._alignment(alignment).embed_text(self.encode_text(tokens), tokens.text_is_valid, tokens.word_ids)
+        name = f"{self._alignment(alignment)}.text_embedding"
+        return self.ports(_token_batch(tokens), name)[name]
 
-    def attention_maps(self, batch: ImageTextBatch) -> Tensor | None:
+    def attention_maps(self, batch: Batch) -> Tensor | None:
         """Which patches each word looks at, on clean inputs: (B, L, N), from the fusion or the first alignment that can tell."""
         found = self.attention_maps_and_provider(batch)
         return None if found is None else found[0]
 
-    def attention_maps_and_provider(self, batch: ImageTextBatch) -> tuple[Tensor, str] | None:
+    def attention_maps_and_provider(self, batch: Batch) -> tuple[Tensor, str] | None:
         """:meth:`attention_maps`, and the path of the part that gave them (``model.fusion``)."""
-        parts: dict[str, nn.Module | None] = {"model.fusion": self.fusion}
-        parts |= {f"model.alignments.{slot}": module for slot, module in self.alignments.items()}
-        for path, module in parts.items():
-            if isinstance(module, HasAttentionMaps):
-                takes = tuple((argument, self._clean(key)) for argument, key in self.plan.wiring.takes(path, "clean"))
-                takes = tuple((argument, key) for argument, key in takes if key in self.plan.wiring.providers)
-                ports = self._run(self.plan.wiring.route(key for _, key in takes), batch)
-                maps = module.attention_maps(**_arguments(takes, ports))
-                if maps is not None:
-                    return maps, path
+        for role in (Role.FUSION, Role.ALIGNMENT):
+            for component in self.plan.of_role(role).values():
+                module = self.part(component.path)
+                if isinstance(module, HasAttentionMaps):
+                    takes = self.plan.wiring.takes(component.path, only=True)
+                    ports = self.ports(batch, *(str(key) for _, key in takes))
+                    maps = module.attention_maps(**{argument: ports[str(key)] for argument, key in takes})
+                    if maps is not None:
+                        return maps, component.path
         return None
 
     def check_image(self, image: Tensor) -> None:
@@ -241,44 +239,36 @@ class ComposedModel(nn.Module):
         text = f"image must be float of shape (B, {shape}), found {_described(image)}"
         raise DataError(Problem(code="MV505", text=text, hint=hint))
 
-    def _clean(self, key: PortKey) -> PortKey:
-        return (key[0], "clean") if key[1] == "masked" else key
-
-    def _part(self, name: str) -> nn.Module:
-        part: nn.Module | None = getattr(self, name)
-        if part is None:
+    def _part(self, name: str) -> None:
+        if getattr(self, name) is None:
             raise SpecError(Problem(code="MV201", text=f"this model has no {name}"))
-        return part
 
-    def _alignment(self, slot: str | None) -> Alignment:
+    def _alignment(self, slot: str | None) -> str:
         if not self.alignments:
             raise SpecError(Problem(code="MV201", text="this model has no alignment, so there is no shared space to embed into"))
         if slot is not None and slot not in self.alignments:
             hint = f"alignments of this model: {', '.join(self.alignments)}"
             raise SpecError(Problem(code="MV201", text=f"this model has no alignment {slot!r}", hint=hint))
-        found = self.alignments[slot or next(iter(self.alignments))]
-        assert isinstance(found, Alignment)
-        return found
+        return slot or next(iter(self.alignments))
 
 
 def _described(tensor: Tensor) -> str:
     return f"{str(tensor.dtype).removeprefix('torch.')} of shape {tuple(tensor.shape)}"
 
 
-def _check_tokens(token_ids: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> None:
-    for name, tensor, dtype in (
-        ("token_ids", token_ids, torch.int64),
-        ("text_is_valid", text_is_valid, torch.bool),
-        ("word_ids", word_ids, torch.int64),
-    ):
-        if tensor.dtype != dtype or tensor.ndim != 2 or tensor.shape != token_ids.shape:
+def _token_batch(tokens: TokenBatch | Batch) -> Batch:
+    found = tokens if isinstance(tokens, dict) else tokens._asdict()
+    return {name: found[name] for name in TokenBatch._fields if name in found}
+
+
+def _check_tokens(batch: Batch) -> None:
+    for name, dtype in (("token_ids", torch.int64), ("text_is_valid", torch.bool), ("word_ids", torch.int64)):
+        tensor = batch.get(name)
+        if tensor is None or tensor.dtype != dtype or tensor.ndim != 2 or tensor.shape != batch["token_ids"].shape:
             wanted = f"{str(dtype).removeprefix('torch.')} of shape (B, L)"
-            text = f"{name} must be {wanted} like token_ids, found {_described(tensor)}"
+            found = "nothing" if tensor is None else _described(tensor)
+            text = f"{name} must be {wanted} like token_ids, found {found}"
             raise DataError(Problem(code="MV505", text=text, hint="use what Tokenizer.encode returns"))
-
-
-def _arguments(takes: Iterable[tuple[str, PortKey]], ports: Ports) -> dict[str, Tensor]:
-    return {argument: ports[key] for argument, key in takes}
 
 
 def _kind(output: Any) -> str:
@@ -287,8 +277,3 @@ def _kind(output: Any) -> str:
         return f"a tensor ({_described(output)})"
     size = f" of {len(output)}" if isinstance(output, (tuple, list, dict)) else ""
     return f"{type(output).__name__}{size}"
-
-
-def _mask_plan(ports: Ports) -> MaskPlan | None:
-    found = {name: ports.get((name, "masked")) for name in MaskPlan._fields}
-    return MaskPlan(**found) if all(value is not None for value in found.values()) else None  # type: ignore[arg-type]

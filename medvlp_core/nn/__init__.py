@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medvlp_core.nn.batch import DecoderOutput, FusedFeatures, ImageFeatures, ImageTextBatch, MaskPlan, StepOutput, TokenBatch
+from medvlp_core.nn.batch import Batch, FusedFeatures, ImageFeatures, MaskPlan, Output, StepOutput, TokenBatch
 from medvlp_core.nn.contrastive import (
     contrast_of_pairs,
     equal_texts,
@@ -55,10 +55,10 @@ from medvlp_core.nn.reconstruction import PatchReconstructor, masked_patch_loss,
 
 __all__ = [
     "Alignment",
+    "Batch",
     "ChoosesKernels",
     "CrossAttentionBlock",
     "Decoder",
-    "DecoderOutput",
     "Exportable",
     "FeedForward",
     "FusedFeatures",
@@ -66,11 +66,11 @@ __all__ = [
     "HasAttentionMaps",
     "ImageEncoder",
     "ImageFeatures",
-    "ImageTextBatch",
     "LearnedScale",
     "MaskPlan",
     "Masking",
     "MultiHeadAttention",
+    "Output",
     "PatchReconstructor",
     "ReportsStatistics",
     "SelfAttentionBlock",

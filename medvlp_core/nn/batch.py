@@ -1,14 +1,19 @@
-"""The containers that carry tensors between components. NamedTuples, built by keyword.
+"""The containers that carry tensors between components. NamedTuples, built by keyword, and a plain dict for the batch.
 
-Frozen attrs objects with tensors crash torch.compile and hide their tensors from DDP; NamedTuples pass both, and the default
-collate and pinning code of torch knows them. The field names of a module's output are the *ports* it gives (docs/ports.md).
+Frozen attrs objects with tensors crash torch.compile and hide their tensors from DDP; NamedTuples and dicts pass both, and the
+default collate and pinning code of torch knows them. The field names of a module's output are the *ports* it gives
+(docs/ports.md).
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor
+
+#: What the input pipeline makes: tensors by port (``image``, ``PORT@VIEW``); ``record_index`` (B,) int64 says which rows they are.
+Batch = dict[str, Tensor]
 
 
 class TokenBatch(NamedTuple):
@@ -23,24 +28,6 @@ class TokenBatch(NamedTuple):
     token_ids: Tensor
     text_is_valid: Tensor
     word_ids: Tensor
-
-
-class ImageTextBatch(NamedTuple):
-    """A batch of image-text pairs as the input pipeline makes it.
-
-    Shape:
-        image: (B, C, H, W) float, normalised.
-        image_target: (B, C, Ht, Wt) float, the same crop in the resolution that a decoder reconstructs, or None.
-        token_ids, text_is_valid, word_ids: as in :class:`TokenBatch`.
-        record_index: (B,) int64, row of the record in its split.
-    """
-
-    image: Tensor
-    image_target: Tensor | None
-    token_ids: Tensor
-    text_is_valid: Tensor
-    word_ids: Tensor
-    record_index: Tensor
 
 
 class MaskPlan(NamedTuple):
@@ -83,21 +70,24 @@ class FusedFeatures(NamedTuple):
     fused_image_tokens: Tensor | None = None
 
 
-class DecoderOutput(NamedTuple):
-    """Output of a decoder: its loss terms (scalars, unweighted) and its prediction (shape by its contract)."""
+class Output(NamedTuple):
+    """What a call gives: its ports by name, and its loss terms (scalars, unweighted).
 
-    losses: dict[str, Tensor]
-    prediction: Tensor
+    The general form. A call that gives one port may return its tensor, an encoder, a fusion or a masking returns the tuple of its
+    role.
+    """
+
+    ports: Mapping[str, Tensor] = {}
+    losses: Mapping[str, Tensor] = {}
 
 
 class StepOutput(NamedTuple):
     """Output of the model for one training step.
 
-    ``loss`` is the weighted sum, ``losses`` every term without its weight under its full name (``gla.global``), ``predictions``
-    the decoders' predictions by slot name, ``mask_plan`` what was masked (None if the model needs no masked view).
+    ``loss`` is the weighted sum, ``losses`` every term without its weight under its full name (``gla.global``), ``ports`` what
+    maskings and the calls with losses gave, by full name (``image_decoder.patch_prediction``, ``image_is_masked@masked``).
     """
 
     loss: Tensor
     losses: dict[str, Tensor]
-    predictions: dict[str, Tensor]
-    mask_plan: MaskPlan | None = None
+    ports: dict[str, Tensor]

@@ -15,7 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from medvlp_core.nn.batch import DecoderOutput, FusedFeatures, ImageFeatures, MaskPlan
+from medvlp_core.nn.batch import FusedFeatures, ImageFeatures, MaskPlan, Output
 from medvlp_core.spec.contract import Dims
 
 
@@ -146,22 +146,18 @@ class ReportsStatistics(Protocol):
 
 
 class Alignment(nn.Module, ABC):
-    """Pulls images and their texts together: a contrastive or matching loss."""
+    """Pulls images and their texts together: a contrastive or matching loss.
+
+    With the calls ``embed_image`` and ``embed_text``, which take what the spec says and return (B, E), it gives vectors of both in
+    a shared space.
+    """
 
     @abstractmethod
     def __init__(self, spec: Any, dims: Dims) -> None:
         super().__init__()
 
-    forward: Callable[..., dict[str, Tensor]] = _abstract()
+    forward: Callable[..., Output] = _abstract()
     """The loss terms that the contract declares, scalars, unweighted."""
-
-    @abstractmethod
-    def embed_image(self, image_tokens: Tensor, image_prefix: Tensor) -> Tensor:
-        """L2-normalised image vectors in the shared space: (B, N, Di), (B, P, Di) to (B, E)."""
-
-    @abstractmethod
-    def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> Tensor:
-        """L2-normalised text vectors in the shared space: (B, L, Dt) to (B, E)."""
 
 
 class Decoder(nn.Module, ABC):
@@ -171,5 +167,5 @@ class Decoder(nn.Module, ABC):
     def __init__(self, spec: Any, dims: Dims) -> None:
         super().__init__()
 
-    forward: Callable[..., DecoderOutput] = _abstract()
-    """Losses (unweighted scalars) and the prediction."""
+    forward: Callable[..., Output] = _abstract()
+    """Losses (unweighted scalars) and predictions."""

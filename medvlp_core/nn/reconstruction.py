@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medvlp_core.nn.batch import DecoderOutput
+from medvlp_core.nn.batch import Output
 from medvlp_core.nn.functional import at_least_float32, insert_mask_tokens, normalise_patches, patchify, sincos_positions_2d
 from medvlp_core.nn.interfaces import Decoder
 from medvlp_core.nn.layers import SelfAttentionBlock
@@ -60,7 +60,7 @@ class PatchReconstructor(Decoder):
         self.norm = nn.LayerNorm(width, eps=1e-6)
         self.to_pixels = nn.Linear(width, pixels)
 
-    def reconstruct(self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, target: Tensor) -> DecoderOutput:
+    def reconstruct(self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, target: Tensor) -> Output:
         """Reconstruct every patch; score the masked ones, 0 if none is.
 
         Shape:
@@ -76,7 +76,8 @@ class PatchReconstructor(Decoder):
         patches = patchify(at_least_float32(target), *self.grid)
         if self.normalises:
             patches = normalise_patches(patches)
-        return DecoderOutput({"reconstruction": masked_patch_loss(prediction, patches, image_is_masked)}, prediction)
+        loss = masked_patch_loss(prediction, patches, image_is_masked)
+        return Output(ports={"patch_prediction": prediction}, losses={"reconstruction": loss})
 
 
 def masked_patch_loss(prediction: Tensor, target: Tensor, image_is_masked: Tensor) -> Tensor:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,19 +9,19 @@ from pathlib import Path
 import attrs
 from packaging.requirements import InvalidRequirement, Requirement
 
-from medvlp_core.errors import Diagnostics, describe_error, did_you_mean
-from medvlp_core.planning.connect import connect
+from medvlp_core.errors import Diagnostics, did_you_mean
+from medvlp_core.planning.components import read_components
+from medvlp_core.planning.connect import connect, report_missing, why_missing
 from medvlp_core.planning.parameters import B, describe, read_block
 from medvlp_core.planning.plan import FORMAT_VERSION, ModelPlan, SkippedEvaluator
-from medvlp_core.planning.wiring import PlannedComponent, PortKey, Step, Wiring
+from medvlp_core.planning.wiring import Call, Missing, PlannedComponent, Wiring
 from medvlp_core.recipe.load import Change, Node, Override, load_recipe, parse_overrides
 from medvlp_core.spec.blocks import InitSpec, InputSpec, TrainSpec
-from medvlp_core.spec.component import SpecBlock, contract_of, params_of
+from medvlp_core.spec.contract import CLEAN
 from medvlp_core.spec.host import Host
-from medvlp_core.spec.roles import HEADS, MODULE_NAMES, ROLES, Role
+from medvlp_core.spec.roles import HEADS, Role
 
 BLOCKS = ("medvlp", "requires", "data", "tokenizer", "inputs", "model", "losses", "init_from", "train", "evaluators")
-SLOT_NAME = re.compile(r"[a-z][a-z0-9_]*$")
 
 
 def plan_recipe(source: str | Path, overrides: Sequence[Change] = (), *, host: Host) -> ModelPlan:
@@ -61,12 +59,12 @@ def compose(recipe: Node, host: Host, diagnostics: Diagnostics, *, name: str = "
             diagnostics.add("MV002", f"a recipe is a mapping, found {describe(recipe)}", at=recipe.position)
         return None
     _check_blocks(recipe, host, diagnostics)
-    components, broken = _read_components(recipe, host, diagnostics)
+    components, broken = read_components(recipe, host, diagnostics)
     inputs = _core_block(recipe, "inputs", InputSpec, diagnostics)
     init_from = _core_block(recipe, "init_from", InitSpec, diagnostics)
     train = _core_block(recipe, "train", TrainSpec, diagnostics)
     heads = [one for one in components.values() if one.role in HEADS]
-    wiring = connect(components, broken, heads, diagnostics)
+    wiring, calls = connect(components, broken, diagnostics)
     if not heads and not broken & set(HEADS):
         hint = "add a block under model.alignments or model.decoders"
         diagnostics.add("MV105", "nothing to train: the model has no alignment and no decoder", at=recipe.position, hint=hint)
@@ -79,8 +77,7 @@ def compose(recipe: Node, host: Host, diagnostics: Diagnostics, *, name: str = "
     if Role.DATA not in {one.role for one in components.values()} | broken:
         text = "the recipe has no `data` block: it can be checked and explained, and not trained"
         diagnostics.add("MV105", text, at=recipe.position, hint="add `data: {use: standard.manifest, path: ...}`", is_warning=True)
-    steps = _route(wiring, heads, diagnostics)
-    _warn_unused(wiring, components, steps, heads, diagnostics)
+    _warn_unused(components, calls, diagnostics)
     if diagnostics.has_errors or inputs is None or init_from is None or train is None:
         return None
     if init_from.path is not None and not Path(init_from.path).exists():
@@ -94,7 +91,7 @@ def compose(recipe: Node, host: Host, diagnostics: Diagnostics, *, name: str = "
         init_from=init_from,
         train=train,
         losses=losses,
-        steps=steps,
+        calls=calls,
         skipped=skipped,
         warnings=diagnostics.warnings,
         wiring=wiring,
@@ -154,106 +151,6 @@ def _core_block(recipe: Node, path: str, kind: type[B], diagnostics: Diagnostics
     return read_block(kind, node, path=path, diagnostics=diagnostics)
 
 
-# --------------------------------------------------------------------------------------------------------------- components
-
-
-def _slots(recipe: Node, diagnostics: Diagnostics) -> list[tuple[str, Role, Node]]:
-    """Every slot that the recipe fills, in the order in which components are built."""
-    found: list[tuple[str, Role, Node]] = []
-    for role, info in ROLES.items():
-        base = info.base
-        node = recipe.get(base)
-        if node is None or node.value is None:
-            continue
-        if not info.is_many:
-            found.append((base, role, node))
-        elif isinstance(node.value, dict):
-            for key, child in node.value.items():
-                if not SLOT_NAME.match(key):
-                    hint = "lower-case letters, digits and _, beginning with a letter"
-                    diagnostics.add("MV102", f"{base}: {key!r} is no name for a slot", at=child.key_position, hint=hint)
-                elif child.value is not None:
-                    found.append((f"{base}.{key}", role, child))
-        else:
-            text = f"{base} must map names to components, found {describe(node)}"
-            diagnostics.add("MV103", text, at=node.position, hint=f"write `{base.rpartition('.')[2]}: {{name: {{use: ...}}}}`")
-    return found
-
-
-def _read_components(recipe: Node, host: Host, diagnostics: Diagnostics) -> tuple[dict[str, PlannedComponent], frozenset[Role]]:
-    """All components that could be read, and the roles of those that could not."""
-    model = recipe.get("model")
-    known = set(MODULE_NAMES.values())
-    for key, node in model.value.items() if model is not None and isinstance(model.value, dict) else ():
-        if key not in known:
-            hint = did_you_mean(key, known, what="parts of a model")
-            diagnostics.add("MV102", f"a model has no part {key!r}", at=node.key_position or node.position, hint=hint)
-    if model is None:
-        diagnostics.add("MV105", "the block `model` is missing", at=recipe.position)
-    elif not isinstance(model.value, dict) and model.value is not None:
-        diagnostics.add("MV103", f"model must be a mapping of parts, found {describe(model)}", at=model.position)
-    components: dict[str, PlannedComponent] = {}
-    broken: set[Role] = set()
-    names: dict[str, str] = {}
-    for path, role, node in _slots(recipe, diagnostics):
-        component = _read_component(path, role, node, host, diagnostics)
-        slot = path.rpartition(".")[2]
-        if role in HEADS and slot in names:
-            text = f"{path} and {names[slot]} have the same name, so their losses cannot be told apart"
-            diagnostics.add("MV209", text, at=node.key_position or node.position, hint="rename one of them")
-        if role in HEADS:
-            names[slot] = path
-        if component is None:
-            broken.add(role)
-        else:
-            components[path] = component
-    return components, frozenset(broken)
-
-
-def _read_component(path: str, role: Role, node: Node, host: Host, diagnostics: Diagnostics) -> PlannedComponent | None:
-    use = node.get("use")
-    if use is None or not isinstance(use.value, str):
-        found = describe(node) if use is None else f"use: {describe(use)}"
-        hint = f"write `use: NAME`; {role} components: {', '.join(host.components.offered(role))}"
-        diagnostics.add("MV105", f"{path} names no component, found {found}", at=(use or node).position, hint=hint)
-        return None
-    if use.value not in host.components:
-        diagnostics.problems.append(host.unknown_component(use.value, role, at=use.position))
-        return None
-    kind = host.components[use.value]
-    if kind.declaration.role is not role:
-        text = f"{path} takes a component of role {role}, and {use.value} is of role {kind.declaration.role}"
-        diagnostics.add("MV106", text, at=use.position, hint=f"{role} components: {', '.join(host.components.offered(role))}")
-        return None
-    if kind.declaration.deprecated:
-        text = f"{path} ({use.value}): this component is deprecated"
-        diagnostics.add("MV109", text, at=use.position, hint=kind.declaration.deprecated, is_warning=True)
-    try:
-        spec = read_block(kind, node, path=path, diagnostics=diagnostics, who=use.value)
-        contract = contract_of(spec) if spec is not None else None
-    except Exception as error:  # of the plugin's own code: problems(), contract()
-        text = f"{path} ({use.value}): its spec failed: {describe_error(error)}"
-        details = (f"{kind.__module__}.{kind.__qualname__} from {host.components.distribution(use.value) or 'no distribution'}",)
-        diagnostics.add("MV306", text, at=use.position, details=details, hint="its author must repair it")
-        return None
-    if spec is None or contract is None:
-        return None
-    _warn_missing_paths(path, use.value, spec, node, diagnostics)
-    return PlannedComponent(path=path, name=use.value, role=role, spec=spec, contract=contract, node=node)
-
-
-def _warn_missing_paths(path: str, name: str, spec: SpecBlock, node: Node, diagnostics: Diagnostics) -> None:
-    """Files and folders that are not there. No error: a trained model needs no data, and a recipe may be planned elsewhere."""
-    for param in params_of(type(spec)):
-        value = getattr(spec, param.name)
-        for one in value if isinstance(value, tuple) else (value,):
-            if param.rules.is_path and one and not os.path.exists(one):
-                text = f"{path} ({name}): {param.name}={one!r} does not exist here"
-                hint = "" if os.path.isabs(one) else "a relative path starts from the folder that the command runs in"
-                at = (node.get(param.name) or node).position
-                diagnostics.add("MV511", text, at=at, hint=hint or None, is_warning=True)
-
-
 # -------------------------------------------------------------------------------------------------- losses, evaluators, route
 
 
@@ -261,7 +158,7 @@ def _read_losses(
     recipe: Node, heads: Sequence[PlannedComponent], broken: frozenset[Role], diagnostics: Diagnostics
 ) -> dict[str, float]:
     """The weight of every emitted term: 1 unless ``losses:`` says otherwise."""
-    weights = {f"{head.slot}.{term}": 1.0 for head in heads for term in head.contract.losses}
+    weights = {f"{head.slot}.{term}": 1.0 for head in heads for term in head.losses}
     node = recipe.get("losses")
     if node is None or node.value is None:
         return weights
@@ -298,40 +195,27 @@ def _skip_evaluators(
     for component in components.values():
         if component.role is not Role.EVALUATOR:
             continue
-        missing = []
-        for argument, need in component.contract.needs.items():
-            port = need.port or argument
-            if not need.is_optional and wiring.find(port, need.view or "clean") is None:
-                missing.append(f"{port} @{need.view}" if need.view else port)
-        if missing:
-            reason = f"needs {', '.join(missing)}, which this model does not give"
+        missing: list[Missing] = []
+        for contract in component.calls.values():
+            for argument, need in contract.needs.items():
+                found = wiring.source(component, argument, need, CLEAN)
+                if isinstance(found, Missing) and (found.candidates or not need.is_optional):
+                    missing.append(found)
+        if any(one.candidates for one in missing):
+            report_missing(wiring, [one for one in missing if one.candidates], diagnostics)
+        elif missing:
+            reason = f"needs {why_missing(wiring, missing)}, which this model does not give"
             skipped.append(SkippedEvaluator(component.path, component.name, reason))
             text = f"{component.label} is skipped: {reason}"
             diagnostics.add("MV207", text, at=component.position(), is_warning=True)
     return tuple(skipped)
 
 
-def _route(wiring: Wiring, heads: Sequence[PlannedComponent], diagnostics: Diagnostics) -> tuple[Step, ...]:
-    """The steps of a training pass."""
-    wanted: list[PortKey] = [key for head in heads for _, key in wiring.takes(head.path)]
-    try:
-        return wiring.route(wanted)
-    except RecursionError as circle:
-        diagnostics.add("MV201", f"components wait for each other: {circle}", at=heads[0].position())
-        return ()
-
-
-def _warn_unused(
-    wiring: Wiring,
-    components: Mapping[str, PlannedComponent],
-    steps: tuple[Step, ...],
-    heads: Sequence[PlannedComponent],
-    diagnostics: Diagnostics,
-) -> None:
+def _warn_unused(components: Mapping[str, PlannedComponent], calls: Sequence[Call], diagnostics: Diagnostics) -> None:
     """Parts that no loss leads to: they would be built and never trained."""
     if diagnostics.has_errors:
         return
-    used = {step.path for step in steps}
+    used = {call.path for call in calls}
     for component in components.values():
         if component.role.info.is_module and component.role not in HEADS and component.path not in used:
             text = f"{component.label} is not used: no loss needs what it gives"

@@ -1,124 +1,204 @@
-"""Connects a recipe's components: ties needs to providers, unifies dimensions, checks constraints, says what fails. Light."""
+"""Connects a recipe's components: ties needs to calls, unifies dimensions, checks constraints, says what fails. Light."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import attrs
 
 from medvlp_core.errors import Diagnostics, did_you_mean
-from medvlp_core.planning.wiring import INPUT_PORTS, INPUTS, TEXT_ENCODER, VIEWS, PlannedComponent, PortKey, Provider, Wiring
-from medvlp_core.spec.contract import PORTS, AtLeast, Constraint, Dim, Divides, Equal, Symbol, TensorSpec, View
-from medvlp_core.spec.roles import ROLES, Role, Stage
+from medvlp_core.planning.wiring import (
+    BATCH,
+    INPUT_PORTS,
+    INPUTS,
+    TEXT_LENGTH,
+    Call,
+    Circle,
+    Missing,
+    PlannedComponent,
+    PortKey,
+    Provider,
+    View,
+    Wiring,
+)
+from medvlp_core.spec.contract import (
+    CLEAN,
+    PORTS,
+    AtLeast,
+    Axis,
+    Constraint,
+    Contract,
+    Dim,
+    Divides,
+    Equal,
+    Size,
+    Symbol,
+    TensorSpec,
+)
+from medvlp_core.spec.roles import ROLES, Role
 
 
 def connect(
     components: Mapping[str, PlannedComponent],
     broken_roles: frozenset[Role],
-    heads: Iterable[PlannedComponent],
     diagnostics: Diagnostics,
-) -> Wiring:
-    """Tie all ports, unify all dimensions, check all constraints; every problem goes to ``diagnostics``."""
-    wiring = Wiring(components, broken_roles=broken_roles)
-    _register_providers(wiring, diagnostics)
-    used_views = _used_views(wiring, heads)
-    absent: dict[Role, list[tuple[PlannedComponent, list[str]]]] = {}
-    for component in components.values():
-        if component.role is Role.EVALUATOR:
-            continue
-        is_viewed = component.role.info.runs_in_views
-        views: list[View | None] = [*sorted(used_views.get(component.path, {"clean"}))] if is_viewed else [None]
-        missing = [need for view in views for need in _tie(wiring, component, view, diagnostics)]
-        for role, ports in _report_missing(wiring, component, list(dict.fromkeys(missing)), diagnostics).items():
-            absent.setdefault(role, []).append((component, ports))
-    _report_absent(absent, diagnostics)
+) -> tuple[Wiring, tuple[Call, ...]]:
+    """Tie all ports, unify all dimensions, check all constraints; every problem goes to ``diagnostics``.
+
+    Returns the wiring and the calls of a training step: first what the heads need, then the heads themselves.
+    """
+    wiring = Wiring(components, _views(components, broken_roles), broken_roles=broken_roles)
+    _register(wiring, diagnostics)
+    try:
+        calls = _training_calls(wiring, diagnostics)
+        others = (*_clean_offers(wiring), *wiring.route(key for _, _, key in _evaluator_needs(wiring)))
+    except Circle as circle:
+        at = next((one for one in components.values() if one.losses), next(iter(components.values())))
+        diagnostics.add("MV201", f"components wait for each other: {circle}", at=at.position())
+        return wiring, ()
+    for call in dict.fromkeys((*calls, *others)):
+        _tie(wiring, call, diagnostics)
+    for component, need, key in _evaluator_needs(wiring):
+        _tie_need(wiring, component, "forward", CLEAN, need, key, diagnostics)
     for component in components.values():
         check_constraints(wiring, component, diagnostics)
-    return wiring
+    return wiring, calls
 
 
-def _register_providers(wiring: Wiring, diagnostics: Diagnostics) -> None:
-    has_masking = any(one.role is Role.MASKING for one in wiring.components.values()) or Role.MASKING in wiring.broken_roles
+# ------------------------------------------------------------------------------------------------------------- who gives what
+
+
+def _views(components: Mapping[str, PlannedComponent], broken_roles: frozenset[Role]) -> dict[str, View]:
+    views = {CLEAN: View(CLEAN)}
+    for component in components.values():
+        if component.opens is not None:
+            views[component.opens] = View(component.opens, CLEAN, component.path)
+    if Role.MASKING in broken_roles:
+        views.setdefault("masked", View("masked", CLEAN))
+    return views
+
+
+def _register(wiring: Wiring, diagnostics: Diagnostics) -> None:
     for port, spec in INPUT_PORTS.items():
-        wiring.providers[port, None] = Provider(INPUTS, spec, "batch")
+        wiring.batch[PortKey(port)] = Provider(INPUTS, "", spec)
+        wiring.table.bind(Symbol(INPUTS, "B"), BATCH, INPUTS)
     for component in wiring.components.values():
-        for spec in component.contract.gives.values():
-            _register(wiring, component, spec, VIEWS if has_masking else VIEWS[:1], diagnostics)
-    text, early = wiring.components.get(TEXT_ENCODER), [key for key in wiring.providers if key[0] == "fused_text_embeddings"]
-    if text is not None:
-        tokens = next((spec for spec in text.contract.gives.values() if spec.port == "text_tokens"), None)
-        for _, view in early if tokens else ():
-            assert tokens is not None
-            spec = attrs.evolve(tokens, port="fused_text_tokens")
-            wiring.providers["fused_text_tokens", view] = Provider(TEXT_ENCODER, spec, "encode_fused")
+        for name, contract in component.calls.items():
+            for spec in contract.gives.values():
+                _register_port(wiring, component, name, spec, diagnostics)
 
 
-def _register(
-    wiring: Wiring, component: PlannedComponent, spec: TensorSpec, views: tuple[View, ...], diagnostics: Diagnostics
+def _register_port(wiring: Wiring, component: PlannedComponent, call: str, spec: TensorSpec, diagnostics: Diagnostics) -> None:
+    port = str(spec.port)
+    if component.role is Role.TOKENIZER and spec.dtype != "shape" and len(spec.dims) > 1 and isinstance(spec.dims[1], int):
+        # the length of a batch's texts is no number: it is as long as the longest, and at most this
+        wiring.table.bind(Symbol(component.path, TEXT_LENGTH), Axis("text", spec.dims[1]), component.path)
+        spec = attrs.evolve(spec, dims=(spec.dims[0], TEXT_LENGTH, *spec.dims[2:]))
+    key = PortKey(port, component.opens or CLEAN)
+    if spec.dtype == "shape":
+        wiring.shapes[PortKey(f"{component.slot}.{port}")] = Provider(component.path, call, spec)
+    elif component.role.info.is_module and component.opens is None:
+        if known := wiring.batch.get(PortKey(port)):
+            _complain_of_two(wiring, component, port, known.path, diagnostics)
+        elif (component.path, call) not in (givers := wiring.givers.setdefault(port, [])):
+            givers.append((component.path, call))
+    elif known := wiring.batch.get(key):
+        _complain_of_two(wiring, component, port, known.path, diagnostics)
+    else:
+        wiring.batch[key] = Provider(component.path, call, spec, key.view)
+        if component.opens is None:
+            symbol = wiring.symbol(component.path, call, CLEAN, spec.dims[0]) if spec.dims else None
+            if isinstance(symbol, Symbol):
+                wiring.table.bind(symbol, BATCH, component.path)
+
+
+def _complain_of_two(wiring: Wiring, component: PlannedComponent, port: str, path: str, diagnostics: Diagnostics) -> None:
+    other = wiring.components[path].label if path in wiring.components else path
+    text = f"{component.label}: port {port} is already given by {other}"
+    diagnostics.add("MV209", text, at=component.position(), hint="remove one of the two, or give the port another name")
+
+
+def _training_calls(wiring: Wiring, diagnostics: Diagnostics) -> tuple[Call, ...]:
+    """The calls that losses lead to, then the calls that give them; what they lack is reported."""
+    heads: list[Call] = []
+    missing: list[Missing] = []
+    for component in wiring.components.values():
+        for name, contract in component.calls.items():
+            if component.role.info.emits_losses and (contract.losses or name == "forward"):
+                found = wiring.call(component.path, name)
+                if isinstance(found, Call):
+                    heads.append(found)
+                else:
+                    missing += found
+    report_missing(wiring, missing, diagnostics)
+    before = wiring.route(key for head in heads for _, key in head.takes)
+    return tuple(dict.fromkeys((*before, *heads)))
+
+
+def _clean_offers(wiring: Wiring) -> list[Call]:
+    """Every offer that can be fed with whole inputs: what a trained model is used for."""
+    offers: list[Call] = []
+    for component in wiring.components.values():
+        for name in component.calls if component.role.info.is_module and component.opens is None else ():
+            call = wiring.call(component.path, name)
+            offers += wiring.route([*call.gives]) if isinstance(call, Call) else []
+    return offers
+
+
+def _evaluator_needs(wiring: Wiring) -> Iterable[tuple[PlannedComponent, TensorSpec, PortKey]]:
+    """What evaluators look at, as far as this model gives it."""
+    for component in wiring.components.values():
+        for contract in component.calls.values() if component.role is Role.EVALUATOR else ():
+            for argument, need in contract.needs.items():
+                key = wiring.source(component, argument, need, CLEAN)
+                if isinstance(key, PortKey):
+                    yield component, need, key
+
+
+# --------------------------------------------------------------------------------------------------------------- dimensions
+
+
+def _tie(wiring: Wiring, call: Call, diagnostics: Diagnostics) -> None:
+    """Unify the dimensions of every need of a call with those of the port that fills it."""
+    component = wiring.components[call.path]
+    contract = component.calls[call.name]
+    view = call.view if component.opens is None else wiring.views[call.view].parent or CLEAN
+    for argument, need in contract.needs.items():
+        key = wiring.source(component, argument, need, view)
+        if isinstance(key, PortKey):
+            _tie_need(wiring, component, call.name, call.view, need, key, diagnostics)
+    for key in call.gives:
+        provider = wiring.provider(key)
+        if provider.spec.layout == "dropped" and isinstance(
+            symbol := wiring.symbol(call.path, call.name, call.view, provider.spec.dims[1]), Symbol
+        ):
+            wiring.table.bind(symbol, Axis(f"visible {key}"), call.path)
+
+
+def _tie_need(
+    wiring: Wiring, component: PlannedComponent, call: str, view: str, need: TensorSpec, key: PortKey, diagnostics: Diagnostics
 ) -> None:
-    assert spec.port is not None
-    stage: Stage = "static" if spec.dtype == "shape" else component.role.info.stage_of(spec.port)
-    keys: list[PortKey] = [(spec.port, spec.view)]
-    if component.role.info.runs_in_views and spec.dtype != "shape":
-        keys = [(spec.port, view) for view in views if spec.view in (None, view)]
-    for key in keys:
-        known = wiring.providers.get(key)
-        if known is None:
-            wiring.providers[key] = Provider(component.path, spec, stage)
-        elif stage != "head" and known.path != component.path:
-            other = wiring.components[known.path].label if known.path in wiring.components else known.path
-            text = f"{component.label}: port {spec.port} is already given by {other}"
-            diagnostics.add("MV209", text, at=component.position(), hint="remove one of the two, or give the port another name")
-
-
-def _used_views(wiring: Wiring, heads: Iterable[PlannedComponent]) -> dict[str, set[View]]:
-    """In which views each viewed component runs: those that the heads lead to, and clean (for later use of the encoders)."""
-    used: dict[str, set[View]] = {}
-    for head in heads:
-        try:
-            steps = wiring.route(key for _, key in wiring.takes(head.path))
-        except RecursionError:
-            continue
-        for step in steps:
-            if step.view:
-                used.setdefault(step.path, {"clean"}).add(step.view)
-    return used
-
-
-def _tie(wiring: Wiring, component: PlannedComponent, view: View | None, diagnostics: Diagnostics) -> list[tuple[str, View]]:
-    """Find the provider of each need in one pass and unify the dimensions; returns the ports that nobody gives."""
-    missing: list[tuple[str, View]] = []
-    for argument, need in component.contract.needs.items():
-        port = need.port or argument
-        wanted = wiring.wanted_view(component, need, view)
-        key = wiring.find(port, wanted)
-        if key is None:
-            if not need.is_optional:
-                missing.append((port, wanted))
-            continue
-        provider = wiring.providers[key]
-        label = wiring.components[provider.path].label if provider.path in wiring.components else provider.path
-        clash = _clash(need, provider.spec)
-        if clash:
-            text = f"{component.label}: {port} is {need} here, and {provider.spec} from {label}: {clash}"
-            diagnostics.add("MV204" if "dimensions" not in clash else "MV202", text, at=component.position())
-            continue
-        left = [(component.path, dim) for dim in need.dims]
-        right = [(provider.path, dim) for dim in provider.spec.dims]
-        if component.role.info.runs_in_views and provider.spec.layout == "dropped":
-            # The number of tokens differs between the passes of one component, so it is no dimension of the component.
-            del left[1], right[1]
-        for conflict in wiring.table.unify_dims(left, right):
-            numbers = sorted({conflict.first, conflict.second})
-            text = (
-                f"{component.label}: {port} is ({_row(wiring, component.path, need.dims)}) here, "
-                f"and ({_row(wiring, provider.path, provider.spec.dims)}) from {label}"
-            )
-            facts = ((conflict.first, conflict.first_source), (conflict.second, conflict.second_source))
-            details = [_origin(wiring, number, str(source)) for number, source in facts]
-            hint = f"make both {numbers[0]} or both {numbers[1]}"
-            diagnostics.add("MV202", text, at=component.position(), details=details, hint=hint)
-    return missing
+    provider = wiring.provider(key)
+    label = wiring.components[provider.path].label if provider.path in wiring.components else provider.path
+    if clash := _clash(need, provider.spec):
+        text = f"{component.label}: {key.name} is {need} here, and {provider.spec} from {label}: {clash}"
+        diagnostics.add("MV204" if "dimensions" not in clash else "MV202", text, at=component.position())
+        return
+    here = [wiring.symbol(component.path, call, view, dim) for dim in need.dims]
+    there = [wiring.symbol(provider.path, provider.call, provider.view, dim) for dim in provider.spec.dims]
+    left, right = [(component.path, dim) for dim in here], [(provider.path, dim) for dim in there]
+    for conflict in wiring.table.unify_dims(left, right):
+        text = (
+            f"{component.label}: {key.name} is ({_row(wiring, need.dims, here)}) here, "
+            f"and ({_row(wiring, provider.spec.dims, there)}) from {label}"
+        )
+        sizes = ((conflict.first, conflict.first_source), (conflict.second, conflict.second_source))
+        details = [_origin(wiring, size, source) for size, source in sizes]
+        hint = None
+        if isinstance(conflict.first, int) and isinstance(conflict.second, int):
+            low, high = sorted((conflict.first, conflict.second))
+            hint = f"make both {low} or both {high}"
+        diagnostics.add("MV202", text, at=component.position(), details=details, hint=hint)
 
 
 def _clash(need: TensorSpec, give: TensorSpec) -> str | None:
@@ -126,98 +206,137 @@ def _clash(need: TensorSpec, give: TensorSpec) -> str | None:
         return f"dtype {need.dtype} against {give.dtype}"
     if need.layout and give.layout and need.layout != give.layout:
         return f"masked tokens {need.layout} against {give.layout}"
+    if need.sees == "past" and give.sees != "past":
+        return "a position may depend on the past only here, and it sees the whole text there"
     if len(need.dims) != len(give.dims):
         return f"{len(need.dims)} against {len(give.dims)} dimensions"
     return None
 
 
-def _row(wiring: Wiring, owner: str, dims: tuple[Dim, ...]) -> str:
+def _row(wiring: Wiring, dims: tuple[Dim, ...], symbols: Iterable[Symbol | int]) -> str:
     """``B L Dt=500``: the dims of a port with the numbers known so far."""
 
-    def one(dim: Dim) -> str:
-        number = wiring.table.value(Symbol(owner, dim)) if isinstance(dim, str) else None
+    def one(dim: Dim, symbol: Symbol | int) -> str:
+        number = wiring.table.value(symbol) if isinstance(symbol, Symbol) else None
         return f"{dim}={number}" if number is not None else str(dim)
 
-    return " ".join(one(dim) for dim in dims)
+    return " ".join(one(dim, symbol) for dim, symbol in zip(dims, symbols, strict=True))
 
 
-def _origin(wiring: Wiring, number: int, owner: str) -> str:
+def _origin(wiring: Wiring, size: Size, owner: str) -> str:
     component = wiring.components.get(owner)
-    return f"{number} comes from {component.name} ({component.position()})" if component else f"{number} comes from {owner}"
+    what = f"the length of {size}" if isinstance(size, Axis) else str(size)
+    return f"{what} comes from {component.name} ({component.position()})" if component else f"{what} comes from {owner}"
 
 
-def _giving_role(port: str, view: View) -> Role | None:
-    """The role that gives a port by convention; token ids of the masked view come from the masking."""
+# ---------------------------------------------------------------------------------------------------------------- what lacks
+
+
+def _giving_role(port: str, view: str) -> Role | None:
+    """The role that gives a port by convention; token ids of a masked view come from the masking."""
     roles = sorted((role for role, info in ROLES.items() if port in info.ports), key=lambda role: port in role.info.leads_to)
-    if Role.MASKING in roles and view == "masked":
+    if Role.MASKING in roles and view != CLEAN:
         return Role.MASKING
     return next(iter(roles), None)
 
 
-def _report_missing(
-    wiring: Wiring, component: PlannedComponent, missing: list[tuple[str, View]], diagnostics: Diagnostics
-) -> dict[Role, list[str]]:
-    """Report ports that are there only in the other view or not at all; returns those whose whole role is absent, by role."""
+def report_missing(wiring: Wiring, missing: Iterable[Missing], diagnostics: Diagnostics) -> None:
+    """Report every need at the bottom of what is missing, once; those whose whole role is absent in one message for the role."""
+    absent: dict[Role, dict[str, list[str]]] = {}
     present = {one.role for one in wiring.components.values()}
-    absent: dict[Role, list[str]] = {}
-    for port, view in missing:
-        role = _giving_role(port, view)
+    roots = dict.fromkeys(root for one in missing for root in one.roots())
+    for one in sorted(roots, key=lambda root: list(wiring.components).index(root.path)):
+        port, role = one.port.rpartition(".")[2], _giving_role(one.port.rpartition(".")[2], one.view)
+        component = wiring.components[one.path]
         may_come = any(port in broken.info.ports for broken in wiring.broken_roles)
         if may_come or (wiring.broken_roles and role is None):
             continue
-        if role is not None and role not in present:
-            absent.setdefault(role, []).append(port)
-        elif view == "masked" and Role.MASKING not in present:
-            absent.setdefault(Role.MASKING, []).append(f"{port} in the masked view")
-        elif any(name == port for name, _ in wiring.providers):
-            other = "masked" if view == "clean" else "clean"
-            text = f"{component.label} needs {port} in the {view} view, and the model gives it only in the {other} view"
-            hint = f"another {role} may give both views" if role else None
-            diagnostics.add("MV205", text, at=component.position(), hint=hint)
+        if one.candidates:
+            text = f"{component.label} needs {one.port}, and several components give it: {', '.join(one.candidates)}"
+            diagnostics.add("MV209", text, at=component.position(), hint="say which one it means")
+        elif one.view not in wiring.views:
+            absent.setdefault(Role.MASKING, {}).setdefault(one.path, []).append(f"{port} in the {one.view} view")
+        elif role is not None and role not in present:
+            absent.setdefault(role, {}).setdefault(one.path, []).append(port)
+        elif others := [key.view for key in wiring.batch if key.name == port]:
+            text = f"{component.label} needs {port} in the {one.view} view, and the model gives it only in the {others[0]} view"
+            diagnostics.add("MV205", text, at=component.position(), hint=f"another {role} may give both views" if role else None)
         else:
             hint = f"not every {role} gives it; `medvlp show NAME` tells" if role else None
-            hint = hint or did_you_mean(port, {name for name, _ in wiring.providers} | set(PORTS), what="ports")
-            diagnostics.add(
-                "MV201", f"{component.label} needs {port}, and no component gives it", at=component.position(), hint=hint
-            )
-    return absent
-
-
-def _report_absent(absent: dict[Role, list[tuple[PlannedComponent, list[str]]]], diagnostics: Diagnostics) -> None:
-    """One message for each role that the recipe leaves empty although components need it."""
+            known = {key.name for key in (*wiring.batch, *wiring.shapes)} | set(wiring.givers) | set(PORTS)
+            hint = hint or did_you_mean(port, known, what="ports")
+            text = f"{component.label} needs {port}, and no component gives it"
+            diagnostics.add("MV201", text, at=component.position(), hint=hint)
     for role, needs in absent.items():
-        details = [f"{component.label} needs {', '.join(dict.fromkeys(ports))}" for component, ports in needs]
+        details = [f"{wiring.components[path].label} needs {', '.join(dict.fromkeys(ports))}" for path, ports in needs.items()]
         text = f"the recipe has no {role}, and {len(needs)} component{'s need' if len(needs) > 1 else ' needs'} it"
-        diagnostics.add("MV201", text, at=needs[0][0].position(), details=details, hint=f"put one at {role.info.slot}")
+        at = wiring.components[next(iter(needs))].position()
+        diagnostics.add("MV201", text, at=at, details=details, hint=f"put one at {role.info.slot}")
+
+
+def why_missing(wiring: Wiring, missing: Iterable[Missing]) -> str:
+    """``word_logits``, or ``word_logits (text_is_masked @masked of model.decoders.mlm is missing)``: for one line."""
+    parts = []
+    for one in missing:
+        if one.candidates:
+            parts.append(f"{one.port}, which several components give ({', '.join(one.candidates)})")
+            continue
+        roots = [root for root in one.roots() if root is not one]
+        why = ", ".join(f"{wiring.components[root.path].label} lacks {PortKey(root.port, root.view)}" for root in roots)
+        parts.append(str(PortKey(one.port, one.view)) + (f" ({why})" if why else ""))
+    return ", ".join(dict.fromkeys(parts))
+
+
+# --------------------------------------------------------------------------------------------------------------- constraints
 
 
 def check_constraints(wiring: Wiring, component: PlannedComponent, diagnostics: Diagnostics) -> None:
     """Check the constraints of one component as far as its dimensions are known (MV203)."""
-    for constraint in component.contract.require:
-        fault = _constraint_fault(wiring, component, constraint)
-        if fault is None:
-            continue
-        text, symbols, hint = fault
-        details = []
-        for name in symbols:
-            symbol = Symbol(component.path, name)
-            source, number = wiring.table.source(symbol), wiring.table.value(symbol)
-            provider = wiring.components.get(source or "")
-            if provider is not None and provider.path != component.path:
-                details.append(f"{name}={number} comes from {provider.name} ({provider.position()})")
-        at = component.position(constraint.field)
-        diagnostics.add("MV203", f"{component.label}: {text}", at=at, details=details, hint=hint)
+    for name, contract in component.calls.items():
+        for view in wiring.views:
+            for constraint in contract.require:
+                _check_constraint(wiring, component, name, view, constraint, contract, diagnostics)
+
+
+def _check_constraint(
+    wiring: Wiring,
+    component: PlannedComponent,
+    call: str,
+    view: str,
+    constraint: Constraint,
+    contract: Contract,
+    diagnostics: Diagnostics,
+) -> None:
+    def symbol(dim: Dim) -> Symbol | int:
+        return wiring.symbol(component.path, call, view, dim)
+
+    fault = _constraint_fault(wiring, component, constraint, symbol)
+    if fault is None:
+        return
+    text, names, hint = fault
+    details = []
+    for name in names:
+        at = symbol(name)
+        assert isinstance(at, Symbol)
+        source, number = wiring.table.source(at), wiring.table.value(at)
+        provider = wiring.components.get(source or "")
+        if provider is not None and provider.path != component.path:
+            details.append(f"{name}={number} comes from {provider.name} ({provider.position()})")
+    position = component.position(constraint.field)
+    if not any(one.text == f"{component.label}: {text}" and one.position == position for one in diagnostics.problems):
+        diagnostics.add("MV203", f"{component.label}: {text}", at=position, details=details, hint=hint)
 
 
 def _constraint_fault(
-    wiring: Wiring, component: PlannedComponent, constraint: Constraint
+    wiring: Wiring, component: PlannedComponent, constraint: Constraint, symbol: Callable[[Dim], Symbol | int]
 ) -> tuple[str, list[str], str | None] | None:
     """``(text, symbols, hint)`` of a constraint that does not hold; None if it holds or is not decidable yet."""
     others = {Divides: "by", Equal: "to", AtLeast: "least"}
     other = getattr(constraint, others[type(constraint)]) if type(constraint) in others else None
 
     def number(dim: Dim | None) -> int | None:
-        return wiring.table.value(Symbol(component.path, dim)) if isinstance(dim, str) else dim
+        at = None if dim is None else symbol(dim)
+        return wiring.table.value(at) if isinstance(at, Symbol) else at
 
     def is_field(dim: Dim | None) -> bool:
         return constraint.field is not None and getattr(component.spec, constraint.field, None) == dim

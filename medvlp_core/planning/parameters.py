@@ -83,8 +83,12 @@ def habit_hint(key: str, offered: Iterable[str]) -> str | None:
     return f"it is called {names[0]!r} here" if names else None
 
 
+#: What a component's block says beside its parameters: what it is, and how it is tied to the rest of the model.
+RESERVED = ("use", "share", "follow", "decay", "needs", "views", "of", "each")
+
+
 def read_block(kind: type[B], node: Node, *, path: str, diagnostics: Diagnostics, who: str | None = None) -> B | None:
-    """Make a ``kind`` from the mapping ``node``; the key ``use`` is not a parameter of a component.
+    """Make a ``kind`` from the mapping ``node``; the keys of :data:`RESERVED` are no parameters of a component.
 
     Adds MV102 (unknown name), MV103 (type), MV104 (range, dependence between fields), MV105 (missing) to ``diagnostics`` and
     returns None if there was any. ``who`` is the component's name for the messages.
@@ -94,7 +98,7 @@ def read_block(kind: type[B], node: Node, *, path: str, diagnostics: Diagnostics
         diagnostics.add("MV103", f"{label}: expected a mapping, found {describe(node)}", at=node.position)
         return None
     params = {param.name: param for param in params_of(kind)}
-    given = {key: child for key, child in node.value.items() if key != "use" or who is None}
+    given = {key: child for key, child in node.value.items() if key not in RESERVED or who is None}
     is_good = True
     for key, child in given.items():
         if key not in params:

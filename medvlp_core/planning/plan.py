@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import attrs
 
 from medvlp_core.display import Displayed, DisplayRow
 from medvlp_core.errors import Position, Problem, SpecError
-from medvlp_core.planning.wiring import INPUTS, PlannedComponent, PortKey, Step, Wiring
+from medvlp_core.planning.wiring import INPUTS, Call, PlannedComponent, Wiring
 from medvlp_core.recipe.load import Node, dump_yaml, escape_references
 from medvlp_core.spec.blocks import InitSpec, InputSpec, TrainSpec
 from medvlp_core.spec.component import SpecBlock, params_of
 from medvlp_core.spec.contract import Symbol
 from medvlp_core.spec.host import Host
-from medvlp_core.spec.roles import HEADS, Role
+from medvlp_core.spec.roles import Role
 
 FORMAT_VERSION = 1
+#: The sizes of images, which the model asks for.
+INPUT_SIZES = ("C", "H", "W", "Ht", "Wt")
 
 
 class SolvedDims(dict[str, int]):
@@ -51,7 +53,7 @@ class ModelPlan(Displayed):
     """What :func:`medvlp_core.planning.compose.compose` makes of a recipe without a problem.
 
     ``components`` is keyed by path (``model.fusion``), ``losses`` by full term name (``gla.global``), both in the order in which
-    they run. ``steps`` are the calls of a training step, ``warnings`` what a user should see before it starts.
+    they run. ``calls`` are the calls of a training step, ``warnings`` what a user should see before it starts.
     """
 
     name: str
@@ -60,7 +62,7 @@ class ModelPlan(Displayed):
     init_from: InitSpec
     train: TrainSpec
     losses: dict[str, float]
-    steps: tuple[Step, ...]
+    calls: tuple[Call, ...]
     skipped: tuple[SkippedEvaluator, ...]
     warnings: tuple[Problem, ...]
     wiring: Wiring = attrs.field(eq=False)
@@ -100,30 +102,26 @@ class ModelPlan(Displayed):
         return {slot: one for slot, one in self.of_role(Role.EVALUATOR).items() if one.path not in skipped}
 
     def dims(self, path: str) -> SolvedDims:
-        """The solved dimensions of a component (or of ``inputs``), as builders get them."""
-        symbols = {"B", "C", "H", "W", "Ht", "Wt"} if path == INPUTS else self.components[path].contract.symbols()
-        found = {name: self.wiring.table.value(Symbol(path, name)) for name in sorted(symbols)}
+        """The solved sizes of a component (or of ``inputs``), as builders get them."""
+        names: Iterable[str] = INPUT_SIZES if path == INPUTS else self.components[path].sizes
+        found = {name: self.wiring.table.value(Symbol(path, name)) for name in sorted(names)}
         return SolvedDims(path, {name: number for name, number in found.items() if number is not None})
 
     def port_size(self, port: str, axis: int) -> int | None:
         """The number along an axis of a port, whichever view it is given in; None if the plan does not know it."""
-        provider = next(one for (name, _), one in self.wiring.providers.items() if name == port)
-        dim = provider.spec.dims[axis]
-        return dim if isinstance(dim, int) else self.wiring.table.value(Symbol(provider.path, dim))
+        key = self.wiring.key(port)
+        return None if key is None else self.wiring.sizes(key)[axis]
 
     def free_symbols(self, path: str) -> tuple[str, ...]:
-        """The symbols of a component that no number is known for (batch size, lengths, or facts known once built)."""
-        return tuple(sorted(self.components[path].contract.symbols() - set(self.dims(path))))
+        """The sizes of a component that no number is known for: facts that are known once something is built or fitted."""
+        named = {name for contract in self.components[path].calls.values() for name in contract.symbols()}
+        return tuple(sorted(named & set(self.components[path].sizes) - set(self.dims(path))))
 
     @property
     def unused(self) -> frozenset[str]:
         """Parts of the model that no loss leads to."""
-        used = {step.path for step in self.steps} | {one.path for role in HEADS for one in self.of_role(role).values()}
+        used = {call.path for call in self.calls}
         return frozenset(path for path in self.components if path.startswith("model.") and path not in used)
-
-    def takes(self, path: str) -> tuple[tuple[str, PortKey], ...]:
-        """Arguments of a component's forward and the ports they come from."""
-        return self.wiring.takes(path)
 
     def source(self, path: str) -> Position | None:
         """Where the value at ``path`` (``model.fusion.heads``) was written; None = it is the default."""
@@ -138,7 +136,8 @@ class ModelPlan(Displayed):
             *parents, slot = path.split(".")
             for parent in parents:
                 block = block.setdefault(parent, {})
-            block[slot] = {"use": component.name, **plain(component.spec, has_absolute_paths=True)}
+            tied = {name: dict(value) for name in ("needs", "views") if (value := getattr(component, name))}
+            block[slot] = {"use": component.name, **tied, **plain(component.spec, has_absolute_paths=True)}
         for term, weight in self.losses.items():
             slot, _, name = term.partition(".")
             document.setdefault("losses", {}).setdefault(slot, {})[name] = weight

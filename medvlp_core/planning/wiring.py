@@ -1,46 +1,76 @@
-"""The wiring of a model: who gives each port in which view, and which calls must run to get a port. Light.
+"""The wiring of a model: which call computes each port in each view, and which calls must run to get a port. Light.
 
-The wiring is a table of providers, ``(port, view) -> component``, and a symbol table;
-:func:`medvlp_core.planning.connect.connect` fills and checks it. :meth:`Wiring.route` answers "what must run, in which order, so
-that these ports exist", for training as for any later use of the model.
+A *call* is one method of one component in one view. Calls without losses are offers: they run only where somebody needs what
+they give, and one that nobody can feed does not exist; whoever asks for it learns why. :meth:`Wiring.resolve` turns the name of a
+port into the key under which it is computed, :meth:`Wiring.route` answers "what must run, in which order, so that these ports
+exist", for training as for any later use of the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Literal, NamedTuple
 
 import attrs
 
 from medvlp_core.errors import Position
 from medvlp_core.recipe.load import Node
 from medvlp_core.spec.component import ComponentSpec
-from medvlp_core.spec.contract import (
-    Contract,
-    SymbolTable,
-    TensorSpec,
-    View,
-)
-from medvlp_core.spec.roles import Role, Stage
+from medvlp_core.spec.contract import CLEAN, Axis, Contract, Dim, Symbol, SymbolTable, TensorSpec
+from medvlp_core.spec.roles import Role
 
-PortKey = tuple[str, View | None]
-
-VIEWS: tuple[View, View] = ("clean", "masked")
 INPUTS = "inputs"
-TEXT_ENCODER = "model.text_encoder"
-
+#: Slots whose ports go by their short names: a recipe has one component there at most.
+FIXED_SLOTS = ("model.image_encoder", "model.text_encoder", "model.fusion")
 #: What the input pipeline itself gives; its sizes are solved from the components that need them.
 INPUT_PORTS = {"image": TensorSpec.parse("B C H W"), "image_target": TensorSpec.parse("B C Ht Wt")}
+#: The rows of a batch: every batch axis is this one.
+BATCH = Axis("batch")
+#: The symbol of the tokenizer's second axis, the length of the texts of a batch.
+TEXT_LENGTH = "L"
+
+
+class PortKey(NamedTuple):
+    """A port in a view. ``port`` is its full name, ``SLOT.PORT``; what the batch and maskings give goes by the port alone."""
+
+    port: str
+    view: str = CLEAN
+
+    @property
+    def name(self) -> str:
+        """The port without its slot: ``image_tokens`` of ``image_encoder.image_tokens``."""
+        return self.port.rpartition(".")[2]
+
+    @property
+    def slot(self) -> str:
+        """The slot that gives it; empty for what the batch and maskings give."""
+        return self.port.rpartition(".")[0]
+
+    @classmethod
+    def parse(cls, text: str) -> PortKey:
+        """Read ``PORT``, ``SLOT.PORT`` or either with ``@VIEW``; without one it is the clean view."""
+        port, _, view = text.partition("@")
+        return cls(port, view or CLEAN)
+
+    def __str__(self) -> str:
+        return self.port if self.view == CLEAN else f"{self.port}@{self.view}"
 
 
 @attrs.frozen(kw_only=True)
 class PlannedComponent:
-    """One component of a recipe: where it stands, what it is, and what it needs and gives with its parameters."""
+    """One component of a recipe: where it stands, what it is, and what its calls need and give with its parameters.
+
+    ``needs`` maps arguments to the ports that the recipe fills them from, ``views`` the views that its contracts name to those
+    that the recipe means.
+    """
 
     path: str
     name: str
     role: Role
     spec: ComponentSpec
-    contract: Contract
+    calls: dict[str, Contract]
+    needs: dict[str, str] = attrs.field(factory=dict)
+    views: dict[str, str] = attrs.field(factory=dict)
     node: Node = attrs.field(eq=False, repr=False)
 
     @property
@@ -53,6 +83,21 @@ class PlannedComponent:
         """``model.fusion (mpma.memory_fusion)``, as messages write it."""
         return f"{self.path} ({self.name})"
 
+    @property
+    def losses(self) -> tuple[str, ...]:
+        """The loss terms of all its calls."""
+        return tuple(term for contract in self.calls.values() for term in contract.losses)
+
+    @property
+    def sizes(self) -> tuple[str, ...]:
+        """The symbols that its weights depend on, of all its calls."""
+        return tuple(dict.fromkeys(name for contract in self.calls.values() for name in contract.sizes))
+
+    @property
+    def opens(self) -> str | None:
+        """The view that a masking opens."""
+        return "masked" if self.role is Role.MASKING else None
+
     def position(self, field: str | None = None) -> Position:
         """Where the component, or one of its parameters if the recipe gives it, stands."""
         for key in (field, "use"):
@@ -62,95 +107,287 @@ class PlannedComponent:
 
 
 @attrs.frozen
-class Provider:
-    """Who gives a port: the component's path, the declared spec and the stage of the forward pass that computes it."""
+class View:
+    """A view by name: the view it was made from (None for the clean one), and the path of the masking that opens it."""
 
-    path: str
-    spec: TensorSpec
-    stage: Stage
+    name: str
+    parent: str | None = None
+    opener: str | None = None
 
 
 @attrs.frozen
-class Step:
-    """One call in the forward pass: ``takes`` maps argument names to the ports they are filled from."""
+class Provider:
+    """Who gives a port in a view: the component's path and the call; the declared spec, and where its symbols are local to."""
 
     path: str
-    stage: Stage
-    view: View | None
+    call: str
+    spec: TensorSpec
+    view: str = CLEAN
+
+
+@attrs.frozen
+class Call:
+    """One call of a forward pass. ``takes`` maps argument names to the ports that they are filled from.
+
+    ``returns``: the method returns the ``tuple`` of its role (fields are ports), the ``tensor`` of its only port, or an ``output``
+    of ports and losses.
+    """
+
+    path: str
+    name: str
+    view: str
     takes: tuple[tuple[str, PortKey], ...]
+    gives: tuple[PortKey, ...]
+    returns: Literal["tuple", "tensor", "output"]
+
+    @property
+    def method(self) -> str:
+        """The method of the module: ``fused`` is the text encoder's ``encode`` once more."""
+        return "encode" if self.name == "fused" else self.name
 
     def __str__(self) -> str:
-        return f"{self.stage} {self.path}" + (f" @{self.view}" if self.view else "")
+        call = self.path if self.name == "forward" else f"{self.path}.{self.name}"
+        return call if self.view == CLEAN else f"{call} @{self.view}"
+
+
+@attrs.frozen
+class Missing:
+    """A need that cannot be met: which component needs which port in which view, and why there is none.
+
+    ``causes`` are the unmet needs of the calls that would give it; ``candidates`` are full names, if there are several givers.
+    """
+
+    path: str
+    port: str
+    view: str
+    causes: tuple[Missing, ...] = ()
+    candidates: tuple[str, ...] = ()
+
+    def roots(self) -> tuple[Missing, ...]:
+        """The needs at the bottom, each once."""
+        found = {root: None for cause in self.causes for root in cause.roots()}
+        return tuple(found) or (self,)
+
+
+class Circle(Exception):
+    """Calls wait for each other."""
 
 
 @attrs.define
 class Wiring:
-    """Providers of all ports and the dimensions they tie together. Filled by ``connect``."""
+    """Who gives what in which view, and the dimensions that tie it together. Filled by ``connect``."""
 
     components: Mapping[str, PlannedComponent]
-    providers: dict[PortKey, Provider] = attrs.field(factory=dict)
-    table: SymbolTable = attrs.field(factory=SymbolTable)
+    views: dict[str, View]
     broken_roles: frozenset[Role] = frozenset()
+    #: Ports that the batch brings, and those that maskings give in their views.
+    batch: dict[PortKey, Provider] = attrs.field(factory=dict)
+    #: Ports that carry dimensions only: specs say them, and no call computes them.
+    shapes: dict[PortKey, Provider] = attrs.field(factory=dict)
+    #: The calls that declare a port, as (path, call).
+    givers: dict[str, list[tuple[str, str]]] = attrs.field(factory=dict)
+    table: SymbolTable = attrs.field(factory=SymbolTable)
+    _calls: dict[tuple[str, str, str], Call | tuple[Missing, ...]] = attrs.field(factory=dict, init=False)
+    _pending: list[tuple[str, str, str]] = attrs.field(factory=list, init=False)
 
-    def find(self, port: str, view: View | None) -> PortKey | None:
-        """The key under which a port is given in a view, or None."""
-        for key in ((port, view), (port, None)):
-            if key in self.providers:
-                return key
-        return None
+    # ------------------------------------------------------------------------------------------------------ names to keys
 
-    def wanted_view(self, component: PlannedComponent, need: TensorSpec, pass_view: View | None) -> View:
-        """The view that a need means: its own, that of the pass in viewed roles, else clean."""
-        return need.view or (pass_view if component.role.info.runs_in_views and pass_view else "clean")
+    def chain(self, view: str) -> Iterable[str]:
+        """A view and those it was made from, the nearest first."""
+        at: str | None = view
+        while at is not None:
+            yield at
+            at = self.views[at].parent
 
-    def takes(self, path: str, view: View | None = None) -> tuple[tuple[str, PortKey], ...]:
-        """The arguments of a component's forward in one view; optional ones that nobody gives are left out."""
+    def bound_view(self, component: PlannedComponent, formal: str) -> str | None:
+        """The view that a name in a contract means in this recipe; None if there is none."""
+        name = component.views.get(formal, formal)
+        return name if name in self.views else None
+
+    def resolve(self, reference: str, view: str = CLEAN) -> PortKey | Missing:
+        """The key under which a port, by its short or full name, is computed for a view; or why it is not.
+
+        Raises:
+            Circle: calls wait for each other.
+        """
+        slot, _, port = reference.rpartition(".")
+        shapes = [key for key in self.shapes if key.name == port and slot in ("", key.slot)]
+        fixed = [key for key in shapes if self.shapes[key].path in (*FIXED_SLOTS, "tokenizer")]
+        if shapes:
+            return (fixed or shapes)[0] if len(fixed or shapes) == 1 else _several(reference, view, shapes)
+        for at in self.chain(view):
+            if (provider := self.batch.get(PortKey(port, at))) is not None and slot in ("", provider.path.rpartition(".")[2]):
+                call = self.call(provider.path, provider.call, at) if self.views[at].opener == provider.path else None
+                return Missing("", reference, view, causes=call) if isinstance(call, tuple) else PortKey(port, at)
+        givers = [one for one in self.givers.get(port, ()) if slot in ("", one[0].rpartition(".")[2])]
+        causes: list[Missing] = []
+        # a short name means the fixed slot's port where there is one
+        for group in ([one for one in givers if one[0] in FIXED_SLOTS], [one for one in givers if one[0] not in FIXED_SLOTS]):
+            calls = []
+            for path, name in group:
+                call = self.call(path, name, view)
+                if isinstance(call, Call) and (key := _given(call, port)) is not None:
+                    calls.append(key)
+                elif isinstance(call, tuple):
+                    causes += call
+            if len(calls) == 1:
+                return calls[0]
+            if calls:
+                return _several(reference, view, calls)
+        return Missing("", reference, view, causes=tuple(causes))
+
+    def key(self, reference: str, view: str = CLEAN) -> PortKey | None:
+        """:meth:`resolve`, or None where the port is not computed."""
+        found = self.resolve(reference, view)
+        return found if isinstance(found, PortKey) else None
+
+    def short(self, key: PortKey) -> str:
+        """The shortest name that means this port, with its view unless that is the clean one."""
+        port = key.name if self.key(key.name, key.view) == key else key.port
+        return str(PortKey(port, key.view))
+
+    # -------------------------------------------------------------------------------------------------------------- calls
+
+    def call(self, path: str, name: str, view: str = CLEAN) -> Call | tuple[Missing, ...]:
+        """A call of a component for a view, or the needs that keep it from existing.
+
+        A call that emits losses runs once, for the clean view; a masking once, for the view that it opens. An offer runs in a view
+        if something that it needs differs there; else the result of the parent view serves.
+
+        Raises:
+            Circle: it waits for itself.
+        """
+        at = (path, name, view)
+        if at not in self._calls:
+            if at in self._pending:
+                circle = [*self._pending[self._pending.index(at) :], at]
+                raise Circle(" -> ".join(f"{path}.{name}" if name != "forward" else path for path, name, _ in circle))
+            self._pending.append(at)
+            try:
+                self._calls[at] = self._make_call(self.components[path], name, view)
+            finally:
+                self._pending.pop()
+        return self._calls[at]
+
+    def _make_call(self, component: PlannedComponent, name: str, view: str) -> Call | tuple[Missing, ...]:
+        contract = component.calls[name]
+        if component.opens is not None:
+            view = component.opens
+            needs_view = self.views[view].parent or CLEAN
+        else:
+            view = needs_view = CLEAN if contract.losses else view
+        takes: list[tuple[str, PortKey]] = []
+        missing: list[Missing] = []
+        for argument, need in contract.needs.items():
+            found = self.source(component, argument, need, needs_view)
+            if isinstance(found, Missing):
+                missing += [] if need.is_optional and not found.candidates else [found]
+            elif need.dtype != "shape":
+                takes.append((argument, found))
+        if missing:
+            return tuple(missing)
+        parent = self.views[view].parent
+        if parent is not None and component.opens is None and all(key.view != view for _, key in takes):
+            return self.call(component.path, name, parent)
+        filled = {argument for argument, _ in takes}
+        given = [spec for spec in contract.gives.values() if spec.dtype != "shape" and (spec.when is None or spec.when in filled)]
+        prefix = "" if component.opens is not None else f"{component.slot}."
+        gives = dict.fromkeys(PortKey(f"{prefix}{spec.port}", view) for spec in given)
+        returns = _form(component, name, {spec.port for spec in contract.gives.values() if spec.dtype != "shape"})
+        return Call(component.path, name, view, tuple(takes), tuple(gives), returns)
+
+    def source(self, component: PlannedComponent, argument: str, need: TensorSpec, view: str) -> PortKey | Missing:
+        """What fills an argument of a component's call for a view, or why nothing does."""
+        port, _, formal = component.needs.get(argument, need.port or argument).partition("@")
+        formal = formal or need.view or ""
+        at = self.bound_view(component, formal) if formal else view
+        if at is None:
+            return Missing(component.path, port, formal)
+        found = self.resolve(port, at)
+        return found if isinstance(found, PortKey) else attrs.evolve(found, path=component.path)
+
+    def takes(self, path: str, name: str = "forward", *, view: str = CLEAN, only: bool = False) -> tuple[tuple[str, PortKey], ...]:
+        """The arguments of a call and the ports that they come from, as far as there are any.
+
+        ``only``: views that the contract names count as ``view`` too.
+        """
         component = self.components[path]
         found = []
-        for argument, need in component.contract.needs.items():
-            key = self.find(need.port or argument, self.wanted_view(component, need, view))
-            if key is not None and need.dtype != "shape":
+        for argument, need in component.calls[name].needs.items():
+            spec = attrs.evolve(need, view=None) if only else need
+            key = self.source(component, argument, spec, view)
+            if isinstance(key, PortKey) and need.dtype != "shape":
                 found.append((argument, key))
         return tuple(found)
 
-    def step_for(self, key: PortKey) -> Step | None:
-        """The call that computes a port, or None for ports that come with the batch."""
-        provider, view = self.providers[key], key[1]
-        path, stage = provider.path, provider.stage
-        if stage in ("batch", "static", "head"):
+    def call_of(self, key: PortKey) -> Call | None:
+        """The call that computes a port; None for what comes with the batch."""
+        if key in self.shapes:
             return None
-        if stage == "mask":
-            return Step(path, stage, None, self.takes(path))
-        if stage in ("encode_image", "fuse"):
-            return Step(path, stage, view, self.takes(path, view))
-        valid = ("text_is_valid", self.find("text_is_valid", view) or ("text_is_valid", None))
-        if stage == "embed_text":
-            ids = ("token_ids", self.find("token_ids", view) or ("token_ids", view))
-            return Step(path, stage, view, (ids,))
-        source = "fused_text_embeddings" if stage == "encode_fused" else "text_embeddings"
-        return Step(path, stage, view, (("text_embeddings", (source, view)), valid))
+        if (provider := self.batch.get(key)) is not None:
+            call = self.call(provider.path, provider.call, key.view) if self.views[key.view].opener == provider.path else None
+            assert not isinstance(call, tuple)
+            return call
+        for path, name in self.givers[key.name]:
+            if path.rpartition(".")[2] == key.slot:
+                call = self.call(path, name, key.view)
+                if isinstance(call, Call) and key in call.gives:
+                    return call
+        raise KeyError(key)
 
-    def route(self, wanted: Iterable[PortKey]) -> tuple[Step, ...]:
-        """The calls that are needed for ``wanted`` ports, in an order that works; every other call is left out.
+    def provider(self, key: PortKey) -> Provider:
+        """Who gives a port, and what was declared of it where it is given."""
+        if (known := self.batch.get(key) or self.shapes.get(key)) is not None:
+            return known
+        call = self.call_of(key)
+        assert call is not None
+        gives = self.components[call.path].calls[call.name].gives.values()
+        filled = {argument for argument, _ in call.takes}
+        specs = [spec for spec in gives if spec.port == key.name and (spec.when is None or spec.when in filled)]
+        return Provider(call.path, call.name, max(specs, key=lambda spec: spec.when is not None), call.view)
 
-        Raises:
-            RecursionError: components wait for each other (checked in :func:`connect`, so not for a checked plan).
-        """
-        steps: dict[Step, None] = {}
-        pending: list[Step] = []
+    def route(self, wanted: Iterable[PortKey]) -> tuple[Call, ...]:
+        """The calls that are needed for ``wanted`` ports, in an order that works; every other call is left out."""
+        calls: dict[Call, None] = {}
 
         def visit(key: PortKey) -> None:
-            step = self.step_for(key) if key in self.providers else None
-            if step is None or step in steps:
+            call = self.call_of(key)
+            if call is None or call in calls:
                 return
-            if step in pending:
-                raise RecursionError(" -> ".join(str(one) for one in [*pending, step]))
-            pending.append(step)
-            for _, source in step.takes:
+            for _, source in call.takes:
                 visit(source)
-            pending.pop()
-            steps[step] = None
+            calls[call] = None
 
         for key in wanted:
             visit(key)
-        return tuple(steps)
+        return tuple(calls)
+
+    # ------------------------------------------------------------------------------------------------------------- dimensions
+
+    def symbol(self, path: str, call: str, view: str, dim: Dim) -> Symbol | int:
+        """A dimension as the symbol table knows it: of the component if weights depend on it, else of the call in its view."""
+        if not isinstance(dim, str):
+            return dim
+        component = self.components.get(path)
+        is_size = component is None or dim in component.sizes or component.role is Role.TOKENIZER
+        return Symbol(path, dim) if is_size else Symbol(path, dim, f"{call}@{view}")
+
+    def sizes(self, key: PortKey) -> tuple[int | None, ...]:
+        """The numbers of a port's dimensions; None where one is free. A ragged axis has its largest length."""
+        provider = self.provider(key)
+        symbols = [self.symbol(provider.path, provider.call, provider.view, dim) for dim in provider.spec.dims]
+        return tuple(self.table.value(one) if isinstance(one, Symbol) else one for one in symbols)
+
+
+def _form(component: PlannedComponent, name: str, ports: set[str | None]) -> Literal["tuple", "tensor", "output"]:
+    if name == "forward" and component.role.info.output is not None:
+        return "output" if component.role.info.output == "Output" else "tuple"
+    return "tensor" if len(ports) == 1 and not component.calls[name].losses else "output"
+
+
+def _given(call: Call, port: str) -> PortKey | None:
+    return next((key for key in call.gives if key.name == port), None)
+
+
+def _several(reference: str, view: str, keys: Iterable[PortKey]) -> Missing:
+    return Missing("", reference, view, candidates=tuple(sorted(key.port for key in keys)))

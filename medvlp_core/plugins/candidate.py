@@ -18,7 +18,7 @@ from medvlp_core import __version__
 from medvlp_core.errors import MedvlpError, PluginError, Problem, describe_error, did_you_mean
 from medvlp_core.plugins import hooks
 from medvlp_core.plugins.registry import ComponentRegistry, PluginComponents, PluginKernels
-from medvlp_core.spec.component import INTERFACE_VERSION, OLDEST_INTERFACE, contract_of
+from medvlp_core.spec.component import INTERFACE_VERSION, OLDEST_INTERFACE, calls_of
 from medvlp_core.spec.kernel import KernelOp
 
 #: What a plugin's module says: the version of the interface that it is written for.
@@ -221,7 +221,7 @@ def _ask_specs(components: ComponentRegistry) -> None:
         try:
             examples = list(components[name].examples())
             for example in examples:
-                contract_of(example)
+                calls_of(example)
         except Exception as error:
             kind = components[name]
             details = (describe_error(error), f"{kind.__module__}.{kind.__qualname__}")

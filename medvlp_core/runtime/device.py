@@ -13,7 +13,7 @@ from torch import Tensor
 
 from medvlp_core.errors import Problem, SpecError
 
-T = TypeVar("T", bound=tuple[Any, ...])
+T = TypeVar("T", dict[str, Tensor], tuple[Any, ...])
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -59,10 +59,10 @@ def usable_devices() -> list[str]:
 
 
 def to_device(batch: T, device: torch.device) -> T:
-    """A NamedTuple of tensors (or None) on ``device``."""
-    moved = (item.to(device, non_blocking=True) if isinstance(item, Tensor) else item for item in batch)
-    there: T = type(batch)._make(moved)  # type: ignore[attr-defined]
-    return there
+    """A batch, or a NamedTuple of tensors, on ``device``."""
+    if isinstance(batch, dict):
+        return {name: item.to(device, non_blocking=True) for name, item in batch.items()}
+    return type(batch)(*(item.to(device, non_blocking=True) for item in batch))
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

@@ -4,8 +4,7 @@ Example:
     >>> import attrs
     >>> from medvlp_core.spec.component import ComponentSpec, component, param
     >>> from medvlp_core.spec.roles import Role
-    >>> from medvlp_core.spec.contract import Contract
-from medvlp_core.spec.roles import Role, Divides
+    >>> from medvlp_core.spec.contract import Contract, Divides
     >>> @component("acme.gate", role=Role.FUSION, build="acme.fusion:Gate")
     ... @attrs.frozen(kw_only=True)
     ... class GateSpec(ComponentSpec):
@@ -17,6 +16,7 @@ from medvlp_core.spec.roles import Role, Divides
     ...         return Contract(
     ...             needs={"text_tokens": "B L Dt", "image_tokens": "B N Di"},
     ...             gives={"fused_text_tokens": "B L Dt"},
+    ...             sizes=("Dt", "Di"),
     ...             require=(Divides("Dt", by=self.heads, field="heads"),),
     ...         )
     ...
@@ -36,13 +36,13 @@ import re
 import types
 import typing
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar, TypeVar
 
 import attrs
 
 from medvlp_core.errors import PluginError, Problem
-from medvlp_core.spec.contract import Contract
+from medvlp_core.spec.contract import Contract, TensorSpec
 from medvlp_core.spec.roles import Role
 
 #: Version of the interface between the core and plugins. Raised when a plugin must change to keep working (docs/versioning.md).
@@ -200,13 +200,20 @@ class SpecBlock:
 
 
 class ComponentSpec(SpecBlock, ABC):
-    """Base of every component spec: frozen, keyword-only attrs classes with documented parameters."""
+    """Base of every component spec: frozen, keyword-only attrs classes with documented parameters.
+
+    It defines :meth:`contract`, or :meth:`calls` where the module has several calls (a text encoder, an alignment).
+    """
 
     declaration: ClassVar[Declaration]
 
-    @abstractmethod
     def contract(self) -> Contract:
-        """What the component needs and gives with these parameters."""
+        """What the call ``forward`` needs and gives with these parameters."""
+        raise NotImplementedError
+
+    def calls(self) -> Mapping[str, Contract]:
+        """Every call by the name of its method."""
+        return {"forward": self.contract()}
 
     @classmethod
     @abstractmethod
@@ -214,16 +221,35 @@ class ComponentSpec(SpecBlock, ABC):
         """At least two small instances; the conformance kit and the wiring tests run on them."""
 
 
-def contract_of(spec: ComponentSpec) -> Contract:
-    """What a spec's ``contract()`` returns.
+#: A text encoder's layers once more, on embeddings that a fusion has changed (early fusion, as in MRM): what the call reads and
+#: gives instead.
+FUSED = {"text_embeddings": "fused_text_embeddings", "text_tokens": "fused_text_tokens"}
+
+
+def calls_of(spec: ComponentSpec) -> dict[str, Contract]:
+    """The calls of a spec, checked; with ``fused``, the text encoder's ``encode`` once more.
 
     Raises:
-        TypeError: it is no contract.
+        TypeError: ``calls()`` returned no mapping of names to contracts.
     """
-    contract = spec.contract()
-    if not isinstance(contract, Contract):
-        raise TypeError(f"contract() returned {type(contract).__name__}, expected Contract")
-    return contract
+    calls = spec.calls()
+    if not isinstance(calls, Mapping):
+        raise TypeError(f"calls() returned {type(calls).__name__}, expected a mapping of method names to Contract")
+    for name, contract in calls.items():
+        if not isinstance(contract, Contract):
+            method = "contract()" if type(spec).calls is ComponentSpec.calls else f"calls()[{name!r}]"
+            raise TypeError(f"{method} returned {type(contract).__name__}, expected Contract")
+    found = dict(calls)
+    if type(spec).declaration.role is Role.TEXT_ENCODER and "encode" in found:
+        encode = found["encode"]
+        needs = {key: _fused(one) for key, one in encode.needs.items()}
+        found["fused"] = attrs.evolve(encode, needs=needs, gives={key: _fused(one) for key, one in encode.gives.items()})
+    return found
+
+
+def _fused(spec: TensorSpec) -> TensorSpec:
+    assert spec.port is not None
+    return attrs.evolve(spec, port=FUSED.get(spec.port, spec.port))
 
 
 S = TypeVar("S", bound=type)
@@ -290,6 +316,8 @@ def component(name: str, *, role: Role, build: str, deprecated: str = "", instal
             faults.append("it must derive from ComponentSpec")
         elif missing := sorted(getattr(cls, "__abstractmethods__", ())):
             faults.append(f"it must define {', '.join(missing)}")
+        elif cls.contract is ComponentSpec.contract and cls.calls is ComponentSpec.calls:
+            faults.append("it must define contract, or calls if its module has several")
         if faults:
             raise PluginError(
                 Problem(

@@ -1,15 +1,17 @@
-"""What a component needs and gives: ports with symbolic dimensions, and the constraints on them. Light.
+"""What a call of a component needs and gives: ports with symbolic dimensions, and the constraints on them. Light.
 
 A *port* is a named tensor that flows between components (``image_tokens``, ``text_is_valid`` ...). A contract says, for each
 port, its dimensions (symbols such as ``B`` or integers), its dtype, its *view* and its *layout*:
 
-* view: ``clean`` (nothing masked) or ``masked`` (some patches or words masked). A port without a view, such as
-  ``text_is_valid``, is the same in both.
-* layout: how the masked view of a sequence lost its masked tokens: ``dropped`` (the sequence is shorter, visible tokens in
-  raster order) or ``replaced`` (full length).
+* view: ``clean`` (nothing masked), or the name of a view that a masking opens, by default ``masked``. In a contract the name is
+  formal: a recipe may bind it to another view (``views: {masked: mae}``). A need without a view means the view of the call.
+* layout: how a view of a sequence lost its masked tokens: ``dropped`` (the sequence is shorter, visible tokens in raster order)
+  or ``replaced`` (full length).
 
-Symbols are local to a component: ``Dt`` of a fusion and ``D`` of a text encoder become one dimension because a port connects
-them. A ``shape`` port carries no tensor, only dimensions (``image_grid`` = ``GH GW``).
+Symbols are local to a call in a view: ``Dt`` of a fusion and ``D`` of a text encoder become one dimension because a port connects
+them, and ``S`` of a fusion may be two numbers in two views. Symbols that a contract lists under ``sizes`` are what weights depend
+on: one number over all calls and views of the component, and what its builder gets. A ``shape`` port carries no tensor, only
+dimensions (``image_grid`` = ``GH GW``).
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ Dim = str | int
 #: What a builder gets: the symbols of its contract and the numbers that were solved for them.
 Dims = Mapping[str, int]
 Dtype = Literal["float", "int", "bool", "shape"]
-View = Literal["clean", "masked"]
+#: The view in which nothing is masked.
+CLEAN = "clean"
+Sees = Literal["past", "all"]
 Layout = Literal["dropped", "replaced"]
 
 #: The ports that the core and the bundles here use. Others are legal; these have a fixed meaning (docs/ports.md).
@@ -56,18 +60,31 @@ class TensorSpec:
     """Dimensions, dtype, view and layout of one port.
 
     ``port`` is the port's name where the key in the contract differs from it (one port in two views).
-    ``is_optional``: the component is called with None if nobody gives the port in that view.
+    ``is_optional``: the component is called without the argument if nobody gives the port in that view.
+    ``when`` (of a given port): the spec holds in views where this optional need is filled, e.g. the shape of the visible tokens.
+    ``sees`` (of a port along a text): ``past`` = position l depends on positions up to l only, ``all`` = on the whole text. Given,
+    it is a promise; needed, a demand.
     """
 
     dims: tuple[Dim, ...]
     dtype: Dtype = "float"
-    view: View | None = None
+    view: str | None = None
     layout: Layout | None = None
     port: str | None = None
     is_optional: bool = False
+    when: str | None = None
+    sees: Sees | None = None
 
     @classmethod
-    def parse(cls, text: str, *, layout: Layout | None = None, port: str | None = None) -> TensorSpec:
+    def parse(
+        cls,
+        text: str,
+        *,
+        layout: Layout | None = None,
+        port: str | None = None,
+        when: str | None = None,
+        sees: Sees | None = None,
+    ) -> TensorSpec:
         """Read the short form ``"B L Dt"``, ``"B L:bool"``, ``"B N Di @masked"``, ``"B N:bool?"`` (optional).
 
         Raises:
@@ -75,23 +92,25 @@ class TensorSpec:
 
         Example:
             >>> TensorSpec.parse("B N:bool? @masked")
-            TensorSpec(dims=('B', 'N'), dtype='bool', view='masked', layout=None, port=None, is_optional=True)
+            TensorSpec(dims=('B', 'N'), dtype='bool', view='masked', layout=None, port=None, is_optional=True, when=None, sees=None)
         """
         body, _, view = (part.strip() for part in text.partition("@"))
         is_optional = body.endswith("?")
         body, _, dtype = (part.strip() for part in body.removesuffix("?").partition(":"))
         dims = tuple(int(dim) if dim.isdigit() else dim for dim in body.split())
-        if view not in ("", "clean", "masked") or dtype not in ("", "float", "int", "bool", "shape"):
-            raise ValueError(f"not a tensor spec: {text!r}; expected 'DIM DIM ...[:dtype][?] [@clean|@masked]'")
+        if (view and not view.isidentifier()) or dtype not in ("", "float", "int", "bool", "shape"):
+            raise ValueError(f"not a tensor spec: {text!r}; expected 'DIM DIM ...[:dtype][?] [@VIEW]'")
         if bad := [dim for dim in dims if isinstance(dim, str) and not dim.isidentifier()]:
             raise ValueError(f"not a tensor spec: {text!r}; {bad[0]!r} is neither a symbol nor an integer")
         return cls(
             dims,
             dtype or "float",  # type: ignore[arg-type]
-            view or None,  # type: ignore[arg-type]
+            view or None,
             layout,
             port,
             is_optional,
+            when,
+            sees,
         )
 
     def __str__(self) -> str:
@@ -149,11 +168,14 @@ def _specs(ports: Mapping[str, TensorSpec | str]) -> dict[str, TensorSpec]:
 
 @attrs.frozen(kw_only=True)
 class Contract:
-    """What one component needs, gives, requires of dimensions, and which loss terms it emits.
+    """What one call of a component needs, gives, requires of dimensions, and which loss terms it emits.
 
-    ``needs`` maps an *argument name of the module's forward* to a spec, ``gives`` a label to a spec; the port is the key unless
-    the spec says otherwise. In roles that run once per view (image_encoder, text_encoder, fusion) a need without a view means
-    "the view of this pass"; in all other roles it means ``clean``.
+    ``needs`` maps an *argument name of the method* to a spec, ``gives`` a label to a spec; the port is the key unless the spec says
+    otherwise. A call that emits ``losses`` runs once in a training step and reads the clean view where a need names no other. Any
+    other call is an offer: it runs in each view in which somebody needs what it gives, and a need without a view means that view.
+
+    ``sizes`` are the symbols that weights depend on: one number over all calls and views, and what the builder gets.
+    ``mixes_rows``: the result of a row of the batch depends on other rows, as in a contrast.
 
     Example:
         >>> Contract(needs={"text_tokens": "B L Dt"}, require=(Divides("Dt", by=12, field="heads"),)).needs["text_tokens"].dims
@@ -162,8 +184,10 @@ class Contract:
 
     needs: dict[str, TensorSpec] = attrs.field(factory=dict, converter=_specs)
     gives: dict[str, TensorSpec] = attrs.field(factory=dict, converter=_specs)
+    sizes: tuple[str, ...] = ()
     require: tuple[Constraint, ...] = ()
     losses: tuple[str, ...] = ()
+    mixes_rows: bool = False
 
     def symbols(self) -> set[str]:
         """Every symbol that the contract names."""
@@ -172,81 +196,98 @@ class Contract:
 
 
 @attrs.frozen
+class Axis:
+    """The length of a ragged axis, as long as its longest row in a batch: equal to itself only, at most ``bound``."""
+
+    name: str
+    bound: int | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@attrs.frozen
 class Symbol:
-    """A dimension symbol, local to the component at ``owner`` (a path such as ``model.fusion``)."""
+    """A dimension symbol of the component at ``owner`` (a path such as ``model.fusion``), local to ``scope``: a call in a view."""
 
     owner: str
     name: str
+    scope: str = ""
 
     def __str__(self) -> str:
         return f"{self.owner}.{self.name}"
+
+
+Size = int | Axis
 
 
 @attrs.frozen
 class Conflict:
     """Two facts about one dimension that cannot both hold."""
 
-    first: int
-    first_source: Symbol | str
-    second: int
-    second_source: Symbol | str
+    first: Size
+    first_source: str
+    second: Size
+    second_source: str
 
 
 @attrs.define
 class SymbolTable:
-    """Union-find over dimension symbols: which are equal, and which number they have, with where it came from."""
+    """Union-find over dimension symbols: which are equal, and which size they have, with where it came from."""
 
     _parent: dict[Symbol, Symbol] = attrs.field(factory=dict, init=False)
-    _value: dict[Symbol, tuple[int, str]] = attrs.field(factory=dict, init=False)
+    _size: dict[Symbol, tuple[Size, str]] = attrs.field(factory=dict, init=False)
 
     def _root(self, symbol: Symbol) -> Symbol:
         while (parent := self._parent.get(symbol, symbol)) != symbol:
             symbol = parent
         return symbol
 
-    def value(self, symbol: Symbol) -> int | None:
-        """The number of a symbol, or None while it is free."""
-        found = self._value.get(self._root(symbol))
+    def size(self, symbol: Symbol) -> Size | None:
+        """The number or ragged axis of a symbol, or None while it is free."""
+        found = self._size.get(self._root(symbol))
         return found[0] if found else None
 
+    def value(self, symbol: Symbol) -> int | None:
+        """The number of a symbol, the largest length of a ragged axis; None while it is free or without a bound."""
+        size = self.size(symbol)
+        return size.bound if isinstance(size, Axis) else size
+
     def source(self, symbol: Symbol) -> str | None:
-        """The component path that fixed the number, or None while the symbol is free."""
-        found = self._value.get(self._root(symbol))
+        """The component path that fixed the size, or None while the symbol is free."""
+        found = self._size.get(self._root(symbol))
         return found[1] if found else None
 
-    def bind(self, symbol: Symbol, number: int, source: str) -> Conflict | None:
-        """Fix a symbol to a number; returns the conflict if it already has another one."""
+    def bind(self, symbol: Symbol, size: Size, source: str) -> Conflict | None:
+        """Fix a symbol to a size; returns the conflict if it already has another one."""
         root = self._root(symbol)
-        if root in self._value and self._value[root][0] != number:
-            return Conflict(self._value[root][0], self._value[root][1], number, source)
-        self._value.setdefault(root, (number, source))
+        if root in self._size and self._size[root][0] != size:
+            return Conflict(*self._size[root], size, source)
+        self._size.setdefault(root, (size, source))
         return None
 
     def unify(self, left: Symbol, right: Symbol) -> Conflict | None:
-        """Make two symbols one; returns the conflict if they have different numbers (then they stay apart)."""
+        """Make two symbols one; returns the conflict if they have different sizes (then they stay apart)."""
         a, b = self._root(left), self._root(right)
         if a == b:
             return None
-        if a in self._value and b in self._value and self._value[a][0] != self._value[b][0]:
-            return Conflict(self._value[a][0], self._value[a][1], self._value[b][0], self._value[b][1])
-        if b in self._value:
+        if a in self._size and b in self._size and self._size[a][0] != self._size[b][0]:
+            return Conflict(*self._size[a], *self._size[b])
+        if b in self._size:
             a, b = b, a
         self._parent[b] = a
         return None
 
-    def unify_dims(self, left: Iterable[tuple[str, Dim]], right: Iterable[tuple[str, Dim]]) -> list[Conflict]:
-        """Unify two rows of ``(owner, dim)``, position by position."""
+    def unify_dims(self, left: Iterable[tuple[str, Symbol | int]], right: Iterable[tuple[str, Symbol | int]]) -> list[Conflict]:
+        """Unify two rows of ``(source, dim)``, position by position."""
         conflicts = []
-        for (left_owner, a), (right_owner, b) in zip(left, right, strict=True):
-            if isinstance(a, str) and isinstance(b, str):
-                found = self.unify(Symbol(left_owner, a), Symbol(right_owner, b))
-            elif isinstance(a, str):
-                assert isinstance(b, int)
-                found = self.bind(Symbol(left_owner, a), b, right_owner)
-            elif isinstance(b, str):
-                found = self.bind(Symbol(right_owner, b), a, left_owner)
+        for (left_source, a), (right_source, b) in zip(left, right, strict=True):
+            if isinstance(a, Symbol):
+                found = self.unify(a, b) if isinstance(b, Symbol) else self.bind(a, b, right_source)
+            elif isinstance(b, Symbol):
+                found = self.bind(b, a, left_source)
             else:
-                found = Conflict(a, left_owner, b, right_owner) if a != b else None
+                found = Conflict(a, left_source, b, right_source) if a != b else None
             if found:
                 conflicts.append(found)
         return conflicts

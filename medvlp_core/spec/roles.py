@@ -6,13 +6,8 @@ Adding a role touches this table, one interface and one template folder (CONTRIB
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
-from typing import Literal
 
 import attrs
-
-#: The calls of a forward pass: what the batch brings, what specs already say, and what the modules compute one after the other.
-Stage = Literal["batch", "static", "mask", "encode_image", "embed_text", "encode_text", "fuse", "encode_fused", "head"]
 
 
 class Role(str, enum.Enum):
@@ -44,26 +39,24 @@ class RoleInfo:
     Args:
         slot: where its component stands in a recipe; ``*`` is a free slot name (0..n components).
         interface: import string of the abstract class that its components implement.
-        stage: the call of the forward pass that computes what it gives; evaluators stand behind all of them, with the heads.
-        earlier: ports that an earlier call of the same component computes, with that call.
-        output: the NamedTuple of medvlp_core.nn.batch that ``forward`` returns; None where it returns something else.
+        calls: the methods that a component of the role may be called by; the first one every component has.
+        output: what ``forward`` returns, a class of medvlp_core.nn.batch; None where it returns a tensor.
         gives: ports that a component of the role must give.
         gives_one_of: ports of which it must give at least one.
         leads_to: further ports that are unknown while the component of this role is broken.
-        runs_in_views: it runs once for each view (clean, masked) that somebody needs.
+        is_encoder: it turns what the batch brings into features, and is what a trained model is used for.
         emits_losses: its loss terms are what training minimises.
         template: the component that ``medvlp new --role`` writes.
     """
 
     slot: str
     interface: str
-    stage: Stage
-    earlier: Mapping[str, Stage] = attrs.field(factory=dict, hash=False)
+    calls: tuple[str, ...] = ("forward",)
     output: str | None = None
     gives: frozenset[str] = frozenset()
     gives_one_of: frozenset[str] = frozenset()
     leads_to: frozenset[str] = frozenset()
-    runs_in_views: bool = False
+    is_encoder: bool = False
     emits_losses: bool = False
     template: str
 
@@ -83,15 +76,6 @@ class RoleInfo:
         return self.slot.startswith("model.")
 
     @property
-    def is_encoder(self) -> bool:
-        """Whether it turns what the batch brings into features."""
-        return self.stage.startswith("encode")
-
-    def stage_of(self, port: str) -> Stage:
-        """The call that computes a port."""
-        return self.earlier.get(port, self.stage)
-
-    @property
     def ports(self) -> frozenset[str]:
         """The ports that the role gives by convention."""
         return self.gives | self.gives_one_of | self.leads_to
@@ -99,18 +83,16 @@ class RoleInfo:
 
 #: Every role, in the order in which components are read.
 ROLES: dict[Role, RoleInfo] = {
-    Role.DATA: RoleInfo(slot="data", interface="medvlp_core.data.records:DataSource", stage="batch", template="folder_pairs"),
+    Role.DATA: RoleInfo(slot="data", interface="medvlp_core.data.records:DataSource", template="folder_pairs"),
     Role.TOKENIZER: RoleInfo(
         slot="tokenizer",
         interface="medvlp_core.data.tokenizer:Tokenizer",
-        stage="batch",
         gives=frozenset({"token_ids", "text_is_valid", "word_ids", "vocabulary"}),
         template="word_table",
     ),
     Role.MASKING: RoleInfo(
         slot="model.masking",
         interface="medvlp_core.nn.interfaces:Masking",
-        stage="mask",
         output="MaskPlan",
         gives=frozenset({"image_is_masked", "text_is_masked", "token_ids"}),
         template="block_and_words",
@@ -118,36 +100,33 @@ ROLES: dict[Role, RoleInfo] = {
     Role.IMAGE_ENCODER: RoleInfo(
         slot="model.image_encoder",
         interface="medvlp_core.nn.interfaces:ImageEncoder",
-        stage="encode_image",
         output="ImageFeatures",
         gives=frozenset({"image_grid", "image_tokens", "image_prefix"}),
-        runs_in_views=True,
+        is_encoder=True,
         template="conv_patches",
     ),
     Role.TEXT_ENCODER: RoleInfo(
         slot="model.text_encoder",
         interface="medvlp_core.nn.interfaces:TextEncoder",
-        stage="encode_text",
-        earlier={"text_embeddings": "embed_text"},
+        calls=("embed", "encode"),
         gives=frozenset({"text_embeddings", "text_tokens"}),
         # An early fusion leads back through the text encoder.
         leads_to=frozenset({"fused_text_tokens"}),
-        runs_in_views=True,
+        is_encoder=True,
         template="plain_transformer",
     ),
     Role.FUSION: RoleInfo(
         slot="model.fusion",
         interface="medvlp_core.nn.interfaces:Fusion",
-        stage="fuse",
         output="FusedFeatures",
         gives_one_of=frozenset({"fused_text_tokens", "fused_text_embeddings", "fused_image_tokens"}),
-        runs_in_views=True,
         template="gated_sum",
     ),
     Role.ALIGNMENT: RoleInfo(
         slot="model.alignments.*",
         interface="medvlp_core.nn.interfaces:Alignment",
-        stage="head",
+        calls=("forward", "embed_image", "embed_text"),
+        output="Output",
         gives=frozenset({"image_embedding", "text_embedding"}),
         emits_losses=True,
         template="triplet_margin",
@@ -155,7 +134,7 @@ ROLES: dict[Role, RoleInfo] = {
     Role.DECODER: RoleInfo(
         slot="model.decoders.*",
         interface="medvlp_core.nn.interfaces:Decoder",
-        stage="head",
+        output="Output",
         leads_to=frozenset({"patch_prediction", "word_logits"}),
         emits_losses=True,
         template="bag_of_words",
@@ -163,7 +142,6 @@ ROLES: dict[Role, RoleInfo] = {
     Role.EVALUATOR: RoleInfo(
         slot="evaluators.*",
         interface="medvlp_core.evaluation.protocol:Evaluator",
-        stage="head",
         template="pair_choice",
     ),
 }

@@ -100,7 +100,7 @@ def _outputs(trained: Trained, model: ComposedModel, tokenizer: Tokenizer) -> di
         output = model.eval()(batch)
     losses = {f"the loss {name}": value for name, value in output.losses.items()}
     predictions = {f"the prediction of {slot}": value for slot, value in output.predictions.items()}
-    return {"token_ids": batch.token_ids, **losses, **predictions}
+    return {"token_ids": batch["token_ids"], **losses, **predictions}
 
 
 @check("contract")

@@ -146,7 +146,7 @@ class Example:
             return Outputs(ports={}, losses=_terms(self, raw), raw=raw)
         if self.role is Role.DECODER:
             if not isinstance(raw, tuple) or not hasattr(raw, "losses") or not hasattr(raw, "prediction"):
-                raise CheckFailed(f"{self}: forward returned {type(raw).__name__}, expected a DecoderOutput")
+                raise CheckFailed(f"{self}: forward returned {type(raw).__name__}, expected a Output")
             ports = dict.fromkeys([spec.port or "" for spec in self.contract.gives.values()], raw.prediction)
             return Outputs(ports=ports, losses=_terms(self, raw.losses), raw=raw)
         if not isinstance(raw, tuple) or not hasattr(raw, "_asdict"):

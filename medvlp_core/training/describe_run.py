@@ -21,7 +21,6 @@ from medvlp_core.nn.interfaces import ChoosesKernels
 from medvlp_core.runtime.device import AUTOCAST_DTYPES
 from medvlp_core.runtime.distributed import world_size
 from medvlp_core.spec.blocks import TrainSpec
-from medvlp_core.spec.contract import Symbol
 from medvlp_core.training.resume import Resume
 from medvlp_core.training.run_folder import METRICS
 
@@ -131,9 +130,7 @@ def cut_texts(built: BuiltRun) -> str | None:
 
     A tokenizer gives no more than its maximum, so a text that just fits is counted too.
     """
-    provider = built.plan.wiring.providers[("token_ids", "clean")]
-    dim = provider.spec.dims[1]
-    length = built.plan.wiring.table.value(Symbol(provider.path, dim)) if isinstance(dim, str) else dim
+    length = built.plan.port_size("token_ids", 1)
     if length is None:
         return None
     records = built.pipeline.records("train")

@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor
 from medvlp_core.data.order import DataOrder, Share, seed_of
 from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.errors import DataError, MedvlpError, Problem, SpecError
-from medvlp_core.nn.batch import ImageTextBatch, StepOutput
+from medvlp_core.nn.batch import Batch, StepOutput
 from medvlp_core.nn.interfaces import ReportsStatistics
 from medvlp_core.runtime.device import autocast, to_device
 from medvlp_core.runtime.distributed import all_gather_object, rank, sum_over_ranks, world_size
@@ -123,7 +123,7 @@ def train(
 
 
 def forward_backward(
-    state: TrainState, forward: nn.Module, batches: Iterator[ImageTextBatch], spec: TrainSpec, *, pairs: int, device: torch.device
+    state: TrainState, forward: nn.Module, batches: Iterator[Batch], spec: TrainSpec, *, pairs: int, device: torch.device
 ) -> LocalStep:
     """Forward and backward passes over the micro-batches of one step; leaves the summed gradients in the parameters.
 
@@ -139,9 +139,9 @@ def forward_backward(
         before = time.perf_counter()
         batch = next(batches)
         data_seconds += time.perf_counter() - before
-        rows += batch.record_index.tolist()
+        rows += batch["record_index"].tolist()
         # Processes are averaged, micro-batches are summed: so every pair counts the same, however unequal these are.
-        weight = len(batch.image) / pairs
+        weight = len(batch["record_index"]) / pairs
         with sync_gradients(forward, is_last=micro_batch + 1 == spec.gradient_accumulation_steps):
             with autocast(device, spec.precision):
                 output: StepOutput = forward(to_device(batch, device))

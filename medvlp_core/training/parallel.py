@@ -14,7 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
-from medvlp_core.nn.batch import ImageTextBatch
+from medvlp_core.nn.batch import Batch
 from medvlp_core.runtime.device import autocast, to_device
 from medvlp_core.runtime.distributed import world_size
 from medvlp_core.spec.blocks import TrainSpec
@@ -107,7 +107,7 @@ def sync_gradients(forward: nn.Module, *, is_last: bool) -> AbstractContextManag
     return nullcontext() if is_last or no_sync is None else no_sync()
 
 
-def warm_up_ddp_buckets(forward: nn.Module, batches: Iterable[ImageTextBatch], device: torch.device, precision: str) -> None:
+def warm_up_ddp_buckets(forward: nn.Module, batches: Iterable[Batch], device: torch.device, precision: str) -> None:
     """Let DistributedDataParallel order its buckets before the first step, from a pass over the first of ``batches``.
 
     Nobody uses the gradients of that pass. The buckets are ordered once, after the first backward pass, and the order decides how

@@ -38,8 +38,8 @@ def validation_loss(state: TrainState, pipeline: InputPipeline, spec: TrainSpec,
             torch.manual_seed(seed_of("validation", spec.seed, first + number * world))
             with autocast(device, spec.precision):
                 loss = model(to_device(batch, device)).loss
-            total += loss.item() * len(batch.image)
-            count += len(batch.image)
+            total += loss.item() * len(batch["record_index"])
+            count += len(batch["record_index"])
     model.train()
     if world > 1:
         sums = all_gather_object((total, count))

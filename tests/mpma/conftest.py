@@ -12,7 +12,7 @@ import medvlp_standard.plugin
 import pytest
 import torch
 
-from medvlp_core.nn.batch import ImageTextBatch
+from medvlp_core.nn.batch import Batch
 from medvlp_core.planning.compose import plan_recipe
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.plugins.hooks import hookimpl
@@ -89,7 +89,7 @@ def plan_of(tmp_path: Path, host: PluginHost) -> Callable[[str], ModelPlan]:
 
 
 @pytest.fixture
-def batch() -> ImageTextBatch:
+def batch() -> Batch:
     """Three pairs in float64: a full report, a short one with a word of three pieces, and an empty one ([CLS] alone)."""
     torch.manual_seed(0)
     word_ids = torch.tensor([[-1, 0, 1, 2, 3, 3, 4, 5, 6], [-1, 0, 1, 1, 1, 2, -1, -1, -1], [-1, -1, -1, -1, -1, -1, -1, -1, -1]])
@@ -99,4 +99,4 @@ def batch() -> ImageTextBatch:
     token_ids[:, 0] = 2
     image_target = torch.randn(3, 3, 64, 64).double()
     image = torch.nn.functional.interpolate(image_target, size=32, mode="bicubic")
-    return ImageTextBatch(image, image_target, token_ids, text_is_valid, word_ids, torch.arange(3))
+    return Batch(image, image_target, token_ids, text_is_valid, word_ids, torch.arange(3))

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from medvlp_core.model.build import build_model
-from medvlp_core.nn.batch import ImageTextBatch
+from medvlp_core.nn.batch import Batch
 from medvlp_core.planning.plan import ModelPlan
 
 PlanOf = Callable[[str], ModelPlan]
@@ -28,7 +28,7 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_every_variant_trains_every_parameter(plan_of: PlanOf, batch: ImageTextBatch, name: str) -> None:
+def test_every_variant_trains_every_parameter(plan_of: PlanOf, batch: Batch, name: str) -> None:
     torch.set_default_dtype(torch.float64)  # parts that make tensors of their own must follow
     try:
         model = build_model(plan_of(VARIANTS[name]), seed=0)
@@ -41,7 +41,7 @@ def test_every_variant_trains_every_parameter(plan_of: PlanOf, batch: ImageTextB
     assert lost == []
 
 
-def test_the_alignment_does_not_train_the_memory_nor_the_fusion(plan_of: PlanOf, batch: ImageTextBatch) -> None:
+def test_the_alignment_does_not_train_the_memory_nor_the_fusion(plan_of: PlanOf, batch: Batch) -> None:
     model = build_model(plan_of(""), seed=0).double()
     losses = model(batch).losses
     (losses["gla.global"] + losses["gla.local"]).backward(retain_graph=True)
@@ -56,7 +56,7 @@ def test_the_alignment_does_not_train_the_memory_nor_the_fusion(plan_of: PlanOf,
 
 
 @pytest.mark.parametrize("position", ["late", "early"])
-def test_the_text_that_gla_sees_does_not_depend_on_the_image(plan_of: PlanOf, batch: ImageTextBatch, position: str) -> None:
+def test_the_text_that_gla_sees_does_not_depend_on_the_image(plan_of: PlanOf, batch: Batch, position: str) -> None:
     model = build_model(plan_of(f"model: {{fusion: {{position: {position}}}}}"), seed=0).double().eval()
     seen: list[torch.Tensor] = []
     model.alignments["gla"].register_forward_pre_hook(lambda _m, _a, kwargs: seen.append(kwargs["text_tokens"]), with_kwargs=True)
@@ -81,7 +81,7 @@ def test_one_text_pass_by_default_and_one_more_where_it_is_asked_for(plan_of: Pl
     ]
 
 
-def test_padding_content_changes_no_loss(plan_of: PlanOf, batch: ImageTextBatch) -> None:
+def test_padding_content_changes_no_loss(plan_of: PlanOf, batch: Batch) -> None:
     model = build_model(plan_of(""), seed=0).double().eval()
     torch.manual_seed(0)
     before = model(batch).losses
@@ -92,9 +92,9 @@ def test_padding_content_changes_no_loss(plan_of: PlanOf, batch: ImageTextBatch)
 
 
 @pytest.mark.parametrize("row", [0, 2])
-def test_a_single_pair_is_finite_even_without_words(plan_of: PlanOf, batch: ImageTextBatch, row: int) -> None:
+def test_a_single_pair_is_finite_even_without_words(plan_of: PlanOf, batch: Batch, row: int) -> None:
     model = build_model(plan_of(""), seed=0).double()
-    single = ImageTextBatch(*(value[row : row + 1] if value is not None else None for value in batch))
+    single = Batch(*(value[row : row + 1] if value is not None else None for value in batch))
     out = model(single)
     out.loss.backward()
     assert out.losses["gla.global"].item() == 0.0
@@ -104,7 +104,7 @@ def test_a_single_pair_is_finite_even_without_words(plan_of: PlanOf, batch: Imag
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_mixed_precision_stays_close(plan_of: PlanOf, batch: ImageTextBatch, name: str) -> None:
+def test_mixed_precision_stays_close(plan_of: PlanOf, batch: Batch, name: str) -> None:
     model = build_model(plan_of(VARIANTS[name]), seed=0).eval()
     assert batch.image_target is not None
     batch = batch._replace(image=batch.image.float(), image_target=batch.image_target.float())
@@ -122,7 +122,7 @@ def test_mixed_precision_stays_close(plan_of: PlanOf, batch: ImageTextBatch, nam
 
 @pytest.mark.parametrize("granularity", ["both", "global"])
 def test_a_fusion_without_attention_leaves_the_maps_to_the_alignment(
-    plan_of: PlanOf, batch: ImageTextBatch, granularity: str
+    plan_of: PlanOf, batch: Batch, granularity: str
 ) -> None:
     pooled = f"model: {{fusion: {{fuse: pooled_add}}, alignments: {{gla: {{granularity: {granularity}}}}}}}"
     model = build_model(plan_of(pooled), seed=0).double().eval()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from medvlp_core.model.build import build_model
 from medvlp_core.model.composed import ComposedModel
-from medvlp_core.nn.batch import ImageTextBatch
+from medvlp_core.nn.batch import Batch
 from medvlp_core.planning.plan import ModelPlan
 
 AS_MRM = """
@@ -115,7 +115,7 @@ class Mrm:
         # The released code gives the full ids as labels and ignores -100 only: all positions count.
         return F.cross_entropy(logits.flatten(0, 1), token_ids.flatten())
 
-    def losses(self, batch: ImageTextBatch, image_is_masked: Tensor, text_is_masked: Tensor) -> tuple[Tensor, Tensor]:
+    def losses(self, batch: Batch, image_is_masked: Tensor, text_is_masked: Tensor) -> tuple[Tensor, Tensor]:
         assert batch.image_target is not None
         visible = int((~image_is_masked[0]).sum())
         shuffle = image_is_masked.int().argsort(dim=1, stable=True)
@@ -190,7 +190,7 @@ def random_model(plan: ModelPlan, seed: int) -> ComposedModel:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
-def test_mpma_without_its_own_parts_is_mrm(plan_of: Callable[[str], ModelPlan], batch: ImageTextBatch, seed: int) -> None:
+def test_mpma_without_its_own_parts_is_mrm(plan_of: Callable[[str], ModelPlan], batch: Batch, seed: int) -> None:
     model = random_model(plan_of(AS_MRM), seed)
     out = model(batch)
     assert set(out.losses) == {"image.reconstruction", "report.mlm"}
@@ -209,7 +209,7 @@ def test_mpma_without_its_own_parts_is_mrm(plan_of: Callable[[str], ModelPlan], 
 
 @pytest.mark.parametrize(("old", "new"), [("position: early", "position: late"), ("positions: all", "positions: masked")])
 def test_each_choice_is_needed_for_the_equality(
-    plan_of: Callable[[str], ModelPlan], batch: ImageTextBatch, old: str, new: str
+    plan_of: Callable[[str], ModelPlan], batch: Batch, old: str, new: str
 ) -> None:
     model = random_model(plan_of(AS_MRM.replace(old, new)), 0)
     out = model(batch)

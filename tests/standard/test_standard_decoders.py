@@ -11,7 +11,7 @@ from medvlp_standard.decoders import MlmHead, PatchDecoder
 from medvlp_standard.specs.decoders import MlmHeadSpec, PatchDecoderSpec
 from torch import Tensor
 
-from medvlp_core.nn.batch import DecoderOutput
+from medvlp_core.nn.batch import Output
 from medvlp_core.nn.functional import normalise_patches, patchify, random_patch_mask
 
 IMAGE_DIMS = {"GH": 2, "GW": 3, "H": 8, "W": 12, "C": 1, "Di": 6, "P": 1}
@@ -33,7 +33,7 @@ def image_inputs(batch: int = 2, visible: int = 2, prefix: int = 1) -> dict[str,
     }
 
 
-def reconstruction(output: DecoderOutput) -> float:
+def reconstruction(output: Output) -> float:
     return float(output.losses["reconstruction"].detach())
 
 

@@ -32,7 +32,7 @@ from medvlp_core.data.pipeline import ImageTextItem
 from medvlp_core.data.records import Record, no_such_split
 from medvlp_core.errors import DataError
 from medvlp_core.evaluation.protocol import Card, EvaluationRun, held_out_split
-from medvlp_core.nn.batch import DecoderOutput, ImageFeatures, ImageTextBatch, TokenBatch
+from medvlp_core.nn.batch import Output, ImageFeatures, Batch, TokenBatch
 from medvlp_core.nn.functional import normalise_patches, patchify
 from medvlp_core.spec.contract import TensorSpec
 
@@ -121,10 +121,10 @@ class Model:
         return mean if self.looks else torch.zeros_like(mean)
 
     @property
-    def decoders(self) -> dict[str, Callable[..., DecoderOutput]]:
+    def decoders(self) -> dict[str, Callable[..., Output]]:
         return {"report": self.words, "image": self.patches}
 
-    def ports(self, batch: ImageTextBatch, *wanted: Any) -> dict[Any, Tensor]:
+    def ports(self, batch: Batch, *wanted: Any) -> dict[Any, Tensor]:
         image_is_masked = torch.rand(len(batch.image), GRID * GRID).argsort(dim=1) >= 4
         text_is_masked = (torch.rand(batch.token_ids.shape) < 0.6) & (batch.word_ids >= 0)
         found = {
@@ -135,18 +135,18 @@ class Model:
         }
         return {key: found[key] for key in wanted}
 
-    def words(self, image: Tensor, token_ids: Tensor, text_is_masked: Tensor) -> DecoderOutput:
+    def words(self, image: Tensor, token_ids: Tensor, text_is_masked: Tensor) -> Output:
         """Position 1 is always "lungs", position 2 depends on the image."""
         logits = torch.zeros(*token_ids.shape, len(WORDS))
         logits[:, 1, WORDS.index("lungs")] = 5.0
         logits[:, 2, WORDS.index("pneumonia")] = self.sign(image).sign() * 2
         logits[:, 2, WORDS.index("clear")] = -self.sign(image).sign() * 2 + 0.1
-        return DecoderOutput({}, logits[text_is_masked])
+        return Output({}, logits[text_is_masked])
 
-    def patches(self, image: Tensor) -> DecoderOutput:
+    def patches(self, image: Tensor) -> Output:
         """Half of the truth, or nothing."""
         target = normalise_patches(patchify(image, GRID, GRID))
-        return DecoderOutput({}, 0.5 * target if self.looks else torch.zeros_like(target))
+        return Output({}, 0.5 * target if self.looks else torch.zeros_like(target))
 
     def encode_image(self, image: Tensor) -> ImageFeatures:
         tokens = torch.randn(len(image), GRID * GRID, 3, generator=torch.Generator().manual_seed(0))
@@ -162,7 +162,7 @@ class Model:
         sign = (tokens.token_ids == 4).any(dim=1).float() - (tokens.token_ids == 3).any(dim=1).float()
         return torch.stack([sign, torch.ones_like(sign)], dim=1) / 2**0.5
 
-    def attention_maps_and_provider(self, batch: ImageTextBatch) -> tuple[Tensor, str] | None:
+    def attention_maps_and_provider(self, batch: Batch) -> tuple[Tensor, str] | None:
         maps = self.fusion.layer(torch.rand(*batch.token_ids.shape, GRID * GRID))
         return (maps / maps.sum(dim=-1, keepdim=True), "model.fusion") if self.has_maps else None
 

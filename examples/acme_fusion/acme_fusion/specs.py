@@ -24,6 +24,7 @@ class GatedAttentionSpec(ComponentSpec):
         return Contract(
             needs={"text_tokens": "B L Dt", "text_is_valid": "B L:bool", "image_tokens": "B S Di"},
             gives={"fused_text_tokens": "B L Dt"},
+            sizes=("Dt", "Di"),  # what weights depend on, and the builder gets
             require=(Divides("Dt", by=self.heads, field="heads"),),
         )
 

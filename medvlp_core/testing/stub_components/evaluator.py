@@ -31,8 +31,8 @@ class NearestText(Evaluator):
         items = [dataset[index] for index in range(min(len(dataset), self.spec.pairs))]
         batch = to_device(Collate(run.pipeline.tokenizer)(items), run.device)
         with torch.no_grad():
-            images = run.model.embed_image(batch.image)
-            texts = run.model.embed_text(TokenBatch(batch.token_ids, batch.text_is_valid, batch.word_ids))
+            images = run.model.embed_image(batch["image"])
+            texts = run.model.embed_text(TokenBatch(batch["token_ids"], batch["text_is_valid"], batch["word_ids"]))
         scores = (images @ texts.t()).cpu()
         gray = ((scores + 1) * 127.5).clamp(0, 255).to(torch.uint8).numpy()
         Image.fromarray(gray).resize((128, 128), Image.Resampling.NEAREST).save(run.folder / PICTURE)

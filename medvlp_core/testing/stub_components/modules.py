@@ -11,7 +11,6 @@ from medvlp_core.nn import (
     Alignment,
     CrossAttentionBlock,
     Decoder,
-    DecoderOutput,
     FusedFeatures,
     Fusion,
     ImageEncoder,
@@ -19,6 +18,7 @@ from medvlp_core.nn import (
     LearnedScale,
     Masking,
     MaskPlan,
+    Output,
     SelfAttentionBlock,
     TextEncoder,
     insert_mask_tokens,
@@ -182,12 +182,12 @@ class PatchDecoder(Decoder):
         self.block = SelfAttentionBlock(spec.width, 2, 2 * spec.width)
         self.to_pixels = nn.Linear(spec.width, pixels)
 
-    def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:
+    def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> Output:
         """Reconstruct every patch; the loss ``reconstruction`` is that of the masked ones."""
         tokens = insert_mask_tokens(self.embed(image_tokens), image_is_masked, self.mask_token) + self.positions
         prediction = self.to_pixels(self.block(tokens))
         loss = masked_patch_loss(prediction, patchify(image, *self.grid), image_is_masked)
-        return DecoderOutput({"reconstruction": loss}, prediction)
+        return Output({"reconstruction": loss}, prediction)
 
 
 class WordDecoder(Decoder):
@@ -197,7 +197,7 @@ class WordDecoder(Decoder):
         super().__init__(spec, dims)
         self.to_vocabulary = nn.Linear(dims["Df"], dims["V"])
 
-    def forward(self, text_tokens: Tensor, token_ids: Tensor, text_is_masked: Tensor) -> DecoderOutput:
+    def forward(self, text_tokens: Tensor, token_ids: Tensor, text_is_masked: Tensor) -> Output:
         """Predict the masked words; the loss ``words`` is their mean cross-entropy."""
         logits = self.to_vocabulary(text_tokens[text_is_masked])
-        return DecoderOutput({"words": word_loss(logits, token_ids[text_is_masked])}, logits)
+        return Output({"words": word_loss(logits, token_ids[text_is_masked])}, logits)

@@ -9,6 +9,7 @@ from medvlp_core import Dims
 from medvlp_core.nn import (
     Alignment,
     LearnedScale,
+    Output,
     at_least_float32,
     equal_texts,
     gloria_attention,
@@ -57,7 +58,7 @@ class GlobalLocal(Alignment):
         word_ids: Tensor,
         text_is_masked: Tensor | None = None,
         token_ids: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> Output:
         """The chosen losses of a batch; for a single pair the global one is 0."""
         is_same_text = is_same_word = None
         if token_ids is not None and self.spec.same_text == "ignore":
@@ -65,7 +66,7 @@ class GlobalLocal(Alignment):
         if token_ids is not None and self.spec.same_word == "ignore":
             is_same_word = token_ids.unsqueeze(1) == token_ids.unsqueeze(2)
         is_word = scored_words(text_is_valid, word_ids, text_is_masked)
-        losses = {}
+        losses: dict[str, Tensor] = {}
         if self.global_heads is not None and self.scale is not None:
             image, text = self._global_vectors(image_tokens, text_tokens)
             losses["global"] = symmetric_info_nce(image, text, self.scale(), is_same_text)
@@ -83,20 +84,22 @@ class GlobalLocal(Alignment):
                 )
             else:
                 losses["local"] = tokenwise_loss(patches, words, is_word, self.spec.tau_local, is_same_word)
-        return losses
+        return Output(losses=losses)
 
-    def embed_image(self, image_tokens: Tensor, image_prefix: Tensor) -> Tensor:
+    def embed_image(self, image_tokens: Tensor) -> Tensor:
         """L2-normalised image vectors, (B, E); without global heads the mean of the patch vectors."""
         if self.global_heads is not None:
             return F.normalize(self.global_heads.image(image_tokens.mean(dim=1)), dim=-1)
         assert self.local_heads is not None
         return F.normalize(F.normalize(self.local_heads.image(image_tokens), dim=-1).mean(dim=1), dim=-1)
 
-    def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> Tensor:
+    def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor | None = None, word_ids: Tensor | None = None) -> Tensor:
         """L2-normalised text vectors, (B, E); without global heads the mean of the word vectors."""
         if self.global_heads is not None:
             return F.normalize(self.global_heads.text(text_tokens[:, 0]), dim=-1)
         assert self.local_heads is not None
+        assert text_is_valid is not None
+        assert word_ids is not None
         words = F.normalize(self.local_heads.text(text_tokens), dim=-1)
         return F.normalize(masked_mean(words, scored_words(text_is_valid, word_ids, None)), dim=-1)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from medvlp_core import Dims
-from medvlp_core.nn import Decoder, DecoderOutput, PatchReconstructor, scored_tokens, word_loss
+from medvlp_core.nn import Decoder, Output, PatchReconstructor, scored_tokens, word_loss
 from medvlp_mpma.specs import ImageDecoderSpec, ReportDecoderSpec
 
 
@@ -38,7 +38,7 @@ class ImageDecoder(PatchReconstructor):
             normalises=spec.normalise_patches,
         )
 
-    def forward(self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, image_target: Tensor) -> DecoderOutput:
+    def forward(self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, image_target: Tensor) -> Output:
         """Reconstruct every patch of the larger image; score the masked ones, 0 if none is."""
         return self.reconstruct(image_tokens, image_prefix, image_is_masked, image_target)
 
@@ -66,8 +66,9 @@ class ReportDecoder(Decoder):
         self.transform = nn.Sequential(*dense)
         self.to_words = nn.Linear(width, dims["V"])
 
-    def forward(self, fused_text_tokens: Tensor, token_ids: Tensor, text_is_masked: Tensor, text_is_valid: Tensor) -> DecoderOutput:
+    def forward(self, fused_text_tokens: Tensor, token_ids: Tensor, text_is_masked: Tensor, text_is_valid: Tensor) -> Output:
         """Predict the words at the scored positions; the loss is 0 if none is scored."""
         is_scored = scored_tokens(self.positions, text_is_masked, text_is_valid)
         logits = self.to_words(self.transform(fused_text_tokens[is_scored]))
-        return DecoderOutput({"mlm": word_loss(logits, token_ids[is_scored])}, logits[text_is_masked[is_scored]])
+        loss = word_loss(logits, token_ids[is_scored])
+        return Output(ports={"word_logits": logits[text_is_masked[is_scored]]}, losses={"mlm": loss})

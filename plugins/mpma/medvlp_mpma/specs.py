@@ -28,10 +28,11 @@ class PairedMaskingSpec(ComponentSpec):
         return Contract(
             needs={"image_grid": "GH GW:shape", "vocabulary": "V Mask:shape", "token_ids": "B L:int", **TEXT},
             gives={
-                "image_is_masked": "B N:bool @masked",
-                "text_is_masked": "B L:bool @masked",
-                "masked_token_ids": TensorSpec.parse("B L:int @masked", port="token_ids"),
+                "image_is_masked": "B N:bool",
+                "text_is_masked": "B L:bool",
+                "token_ids": "B L:int",
             },
+            sizes=("GH", "GW", "V", "Mask"),
         )
 
     @classmethod
@@ -98,6 +99,7 @@ class MemoryFusionSpec(ComponentSpec):
         return Contract(
             needs={f"text_{stage}": "B L Dt", "text_is_valid": "B L:bool", "image_tokens": "B S Di"},
             gives={f"fused_text_{stage}": "B L Dt"},
+            sizes=("Dt", "Di"),
             require=(Divides("Dt", by=self.heads, field="heads"),) if needs_heads else (),
         )
 
@@ -164,8 +166,8 @@ class GlobalLocalSpec(ComponentSpec):
         """Whether equal words or texts must be found."""
         return "ignore" in (self.same_word, self.same_text)
 
-    def contract(self) -> Contract:
-        """Tokens from before the fusion, in the chosen views."""
+    def calls(self) -> dict[str, Contract]:
+        """Tokens from before the fusion: in the chosen views for the losses, in any view for the vectors."""
         needs: dict[str, TensorSpec | str] = {
             "image_tokens": f"B S Di @{self.align_image}",
             "text_tokens": f"B L Dt @{self.align_text}",
@@ -176,8 +178,12 @@ class GlobalLocalSpec(ComponentSpec):
         if self.needs_ids:
             needs["token_ids"] = "B L:int @clean"
         losses = ("global",) * self.has_global + ("local",) * self.has_local
-        gives = {"image_embedding": f"B {self.dim}", "text_embedding": f"B {self.dim}"}
-        return Contract(needs=needs, gives=gives, losses=losses)
+        words = {"text_tokens": "B L Dt"} if self.has_global else {"text_tokens": "B L Dt", **TEXT}
+        return {
+            "forward": Contract(needs=needs, losses=losses, sizes=("Di", "Dt"), mixes_rows=True),
+            "embed_image": Contract(needs={"image_tokens": "B N Di"}, gives={"image_embedding": f"B {self.dim}"}, sizes=("Di",)),
+            "embed_text": Contract(needs=words, gives={"text_embedding": f"B {self.dim}"}, sizes=("Dt",)),
+        }
 
     @classmethod
     def examples(cls) -> tuple[GlobalLocalSpec, ...]:
@@ -219,6 +225,7 @@ class ImageDecoderSpec(ComponentSpec):
                 "image_target": f"B C {size} {size}",
             },
             gives={"patch_prediction": "B N Q"},
+            sizes=("Di", "C", "GH", "GW"),
             require=(Divides(size, by="GH"), Divides(size, by="GW")),
             losses=("reconstruction",),
         )
@@ -255,6 +262,7 @@ class ReportDecoderSpec(ComponentSpec):
                 "vocabulary": "V Mask:shape",
             },
             gives={"word_logits": "R V"},
+            sizes=("Df", "V"),
             losses=("mlm",),
         )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from medvlp_core import Dims
-from medvlp_core.nn import Decoder, DecoderOutput, PatchReconstructor, scored_tokens, word_loss
+from medvlp_core.nn import Decoder, Output, PatchReconstructor, scored_tokens, word_loss
 from medvlp_standard.specs.decoders import MlmHeadSpec, PatchDecoderSpec
 
 
@@ -33,7 +33,7 @@ class PatchDecoder(PatchReconstructor):
             normalises=spec.normalise_patches,
         )
 
-    def forward(self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:
+    def forward(self, image_tokens: Tensor, image_prefix: Tensor, image_is_masked: Tensor, image: Tensor) -> Output:
         """Reconstruct every patch; score the masked ones, 0 if none is."""
         return self.reconstruct(image_tokens, image_prefix, image_is_masked, image)
 
@@ -59,8 +59,9 @@ class MlmHead(Decoder):
         self.transform = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
         self.to_vocabulary = nn.Linear(width, dims["V"])
 
-    def forward(self, fused_text_tokens: Tensor, token_ids: Tensor, text_is_masked: Tensor, text_is_valid: Tensor) -> DecoderOutput:
+    def forward(self, fused_text_tokens: Tensor, token_ids: Tensor, text_is_masked: Tensor, text_is_valid: Tensor) -> Output:
         """Predict the words at the scored positions; 0 if none is scored."""
         is_scored = scored_tokens(self.positions, text_is_masked, text_is_valid)
         logits = self.to_vocabulary(self.transform(fused_text_tokens[is_scored]))
-        return DecoderOutput({"mlm": word_loss(logits, token_ids[is_scored])}, logits[text_is_masked[is_scored]])
+        loss = word_loss(logits, token_ids[is_scored])
+        return Output(ports={"word_logits": logits[text_is_masked[is_scored]]}, losses={"mlm": loss})

@@ -19,7 +19,7 @@ from medvlp_core.data.records import DataSource, Record
 from medvlp_core.data.tokenizer import Tokenizer
 from medvlp_core.data.transforms import ImageTransform
 from medvlp_core.errors import DataError, Problem
-from medvlp_core.nn.batch import ImageTextBatch, TokenBatch
+from medvlp_core.nn.batch import Batch, TokenBatch
 from medvlp_core.spec.blocks import InputSpec, TrainSpec
 from medvlp_core.training.loop import count_steps
 
@@ -78,7 +78,7 @@ def make(inputs: InputSpec | None = None, source: DataSource | None = None, **so
     return InputPipeline(source, WordLengthTokenizer(), inputs or InputSpec(), GEOMETRY)
 
 
-def order(batches: Iterable[ImageTextBatch]) -> list[int]:
+def order(batches: Iterable[Batch]) -> list[int]:
     return [index for batch in batches for index in batch.record_index.tolist()]
 
 

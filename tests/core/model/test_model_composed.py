@@ -11,7 +11,7 @@ import torch
 from medvlp_core.errors import DataError, MedvlpError, PluginError, SpecError
 from medvlp_core.model.build import BuiltRun, build_component, build_run, build_source
 from medvlp_core.model.composed import PartFailed
-from medvlp_core.nn.batch import FusedFeatures, ImageTextBatch, TokenBatch
+from medvlp_core.nn.batch import FusedFeatures, Batch, TokenBatch
 from medvlp_core.spec.component import ComponentSpec, component, param
 from medvlp_core.spec.contract import Contract, Dims
 
@@ -23,7 +23,7 @@ def built(plan_text) -> BuiltRun:
 
 
 @pytest.fixture
-def batch(built: BuiltRun) -> ImageTextBatch:
+def batch(built: BuiltRun) -> Batch:
     return next(iter(built.pipeline.loader("val", batch_size=5)))
 
 
@@ -52,7 +52,7 @@ def test_weights_depend_on_the_seed_only(plan_text) -> None:
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_clean_encoders_and_embeddings(built: BuiltRun, batch: ImageTextBatch) -> None:
+def test_clean_encoders_and_embeddings(built: BuiltRun, batch: Batch) -> None:
     model = built.model.eval()
     tokens = TokenBatch(batch.token_ids, batch.text_is_valid, batch.word_ids)
     assert model.encode_image(batch.image).image_tokens.shape == (5, 16, 32)
@@ -62,7 +62,7 @@ def test_clean_encoders_and_embeddings(built: BuiltRun, batch: ImageTextBatch) -
     torch.testing.assert_close(text.norm(dim=-1), torch.ones(5))
 
 
-def test_single_ports_run_only_what_they_need(built: BuiltRun, batch: ImageTextBatch) -> None:
+def test_single_ports_run_only_what_they_need(built: BuiltRun, batch: Batch) -> None:
     model = built.model.eval()
     model.masking = None  # the clean view must not touch it
     found = model.ports(batch, ("fused_text_tokens", "clean"), ("image_tokens", "clean"))
@@ -70,7 +70,7 @@ def test_single_ports_run_only_what_they_need(built: BuiltRun, batch: ImageTextB
     torch.testing.assert_close(found["image_tokens", "clean"], model.encode_image(batch.image).image_tokens)
 
 
-def test_attention_maps_are_distributions_over_patches(built: BuiltRun, batch: ImageTextBatch) -> None:
+def test_attention_maps_are_distributions_over_patches(built: BuiltRun, batch: Batch) -> None:
     found = built.model.eval().attention_maps_and_provider(batch)
     assert found is not None
     maps, provider = found
@@ -80,7 +80,7 @@ def test_attention_maps_are_distributions_over_patches(built: BuiltRun, batch: I
     torch.testing.assert_close(maps[batch.text_is_valid].sum(-1), torch.ones(int(batch.text_is_valid.sum())))
 
 
-def test_unknown_ports_and_alignments_are_named(built: BuiltRun, batch: ImageTextBatch, plan_text, micro) -> None:
+def test_unknown_ports_and_alignments_are_named(built: BuiltRun, batch: Batch, plan_text, micro) -> None:
     with pytest.raises(SpecError, match=r"\[MV201\] this model does not give the port lung_mask"):
         built.model.ports(batch, ("lung_mask", None))
     with pytest.raises(SpecError, match=r"(?s)no alignment 'clip'.*alignments of this model: gla"):
@@ -90,7 +90,7 @@ def test_unknown_ports_and_alignments_are_named(built: BuiltRun, batch: ImageTex
         build_run(plan, seed=0).model.embed_image(batch.image)
 
 
-def test_wrong_dtypes_and_shapes_are_refused(built: BuiltRun, batch: ImageTextBatch) -> None:
+def test_wrong_dtypes_and_shapes_are_refused(built: BuiltRun, batch: Batch) -> None:
     raw = (batch.image * 255).to(torch.uint8)
     with pytest.raises(DataError) as caught:
         built.model.encode_image(raw)
@@ -175,7 +175,7 @@ def test_a_dimension_that_nothing_fixes_is_named(plan_text) -> None:
         plan.dims("model.fusion")["Dx"]
 
 
-def test_an_undeclared_loss_is_refused(built: BuiltRun, batch: ImageTextBatch) -> None:
+def test_an_undeclared_loss_is_refused(built: BuiltRun, batch: Batch) -> None:
     gla = built.model.alignments["gla"]
     gla.forward = lambda **needs: {"global": torch.zeros(()), "surprise": torch.zeros(())}  # type: ignore[method-assign]
     with pytest.raises(SpecError, match=r"returned the losses global, surprise, expected global, local, as its contract declares"):
@@ -198,7 +198,7 @@ WRONG = {
     "decoder": (
         "decoders.report",
         lambda found: dict(found.losses),
-        "returned dict of 1, expected DecoderOutput of medvlp_core.nn.batch",
+        "returned dict of 1, expected Output of medvlp_core.nn.batch",
     ),
     "losses": (
         "alignments.gla",
@@ -214,7 +214,7 @@ WRONG = {
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_a_module_that_returns_something_else_is_named(case: str, built: BuiltRun, batch: ImageTextBatch) -> None:
+def test_a_module_that_returns_something_else_is_named(case: str, built: BuiltRun, batch: Batch) -> None:
     path, change, text = WRONG[case]
     part = built.model.get_submodule(path)
     right = part.forward
@@ -228,7 +228,7 @@ def test_a_module_that_returns_something_else_is_named(case: str, built: BuiltRu
     assert problem.details[0].endswith(f" from medvlp-{namespace} {plugin_version(built, namespace)}")
 
 
-def test_a_module_that_raises_is_named_with_its_authors_line(built: BuiltRun, batch: ImageTextBatch) -> None:
+def test_a_module_that_raises_is_named_with_its_authors_line(built: BuiltRun, batch: Batch) -> None:
     def forward(**needs: torch.Tensor) -> None:
         raise KeyError("no such word")
 
@@ -244,7 +244,7 @@ def test_a_module_that_raises_is_named_with_its_authors_line(built: BuiltRun, ba
     assert isinstance(caught.value.__cause__, KeyError)
 
 
-def test_too_little_memory_is_left_to_those_who_know_what_to_do(built: BuiltRun, batch: ImageTextBatch) -> None:
+def test_too_little_memory_is_left_to_those_who_know_what_to_do(built: BuiltRun, batch: Batch) -> None:
     def forward(**needs: torch.Tensor) -> None:
         raise torch.OutOfMemoryError
 
@@ -257,7 +257,7 @@ def plugin_version(built: BuiltRun, namespace: str) -> str:
     return next(plugin.version for plugin in built.plan.host.plugins if plugin.namespace == namespace)
 
 
-def test_an_encoder_that_returns_no_tensor_is_named(built: BuiltRun, batch: ImageTextBatch) -> None:
+def test_an_encoder_that_returns_no_tensor_is_named(built: BuiltRun, batch: Batch) -> None:
     built.model.text_encoder.encode = lambda *arguments, **needs: ("masked",)  # type: ignore[union-attr,method-assign,assignment]
     with pytest.raises(SpecError, match=r"model.text_encoder \(standard.bert\) returned tuple of 1, expected a tensor"):
         built.model(batch)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from medvlp_core.nn.batch import DecoderOutput
+from medvlp_core.nn.batch import Output
 from medvlp_core.nn.contrastive import symmetric_info_nce
 from medvlp_core.nn.functional import masked_mean, patchify
 from medvlp_core.nn.interfaces import Alignment, Decoder
@@ -156,7 +156,7 @@ class KeepsAView(GoodAlignmentWithAQueue):
 class ClipsTheImage(PatchDecoder):
     """Clips the pixels in place."""
 
-    def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:
+    def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> Output:
         """For all who come after."""
         return super().forward(image_tokens, image_is_masked, image.clamp_(-1, 1))
 
@@ -164,16 +164,16 @@ class ClipsTheImage(PatchDecoder):
 class PeeksAtPixels(PatchDecoder):
     """Adds some of the pixels that it should reconstruct."""
 
-    def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:
+    def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> Output:
         """Cheat."""
         losses, prediction = super().forward(image_tokens, image_is_masked, image)
-        return DecoderOutput(losses, prediction + 0.1 * patchify(image, *self.grid))
+        return Output(losses, prediction + 0.1 * patchify(image, *self.grid))
 
 
 class IgnoresTheImage(PatchDecoder):
     """Measures against nothing."""
 
-    def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> DecoderOutput:
+    def forward(self, image_tokens: Tensor, image_is_masked: Tensor, image: Tensor) -> Output:
         """Zeros are as good."""
         return super().forward(image_tokens, image_is_masked, torch.zeros_like(image))
 
@@ -196,14 +196,14 @@ class GoodWriter(Decoder):
         self.context = nn.Linear(dims["Df"], 8)
         self.to_vocabulary = nn.Linear(8, dims["V"])
 
-    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, token_ids: Tensor) -> DecoderOutput:
+    def forward(self, text_tokens: Tensor, text_is_valid: Tensor, token_ids: Tensor) -> Output:
         """Predict the next word everywhere but after the last."""
         counts = torch.arange(1, token_ids.shape[1] + 1, device=token_ids.device)[:, None]
         before = self.read(self.words(token_ids)).cumsum(dim=1) / counts
         states = torch.tanh(before + self.context(masked_mean(text_tokens, text_is_valid))[:, None])
         is_scored = text_is_valid[:, 1:]
         logits = self.to_vocabulary(states[:, :-1][is_scored])
-        return DecoderOutput({"words": F.cross_entropy(logits.float(), token_ids[:, 1:][is_scored])}, logits)
+        return Output({"words": F.cross_entropy(logits.float(), token_ids[:, 1:][is_scored])}, logits)
 
     def read(self, words: Tensor) -> Tensor:
         """The words that it has written so far."""

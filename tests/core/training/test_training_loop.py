@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from medvlp_core.data.order import DataOrder, Share, seed_of
 from medvlp_core.errors import DataError, MedvlpError, SpecError
-from medvlp_core.nn.batch import ImageTextBatch, StepOutput
+from medvlp_core.nn.batch import Batch, StepOutput
 from medvlp_core.runtime.device import autocast, choose_device, to_device, usable_devices
 from medvlp_core.spec.blocks import TrainSpec
 from medvlp_core.training.events import StepDone
@@ -43,7 +43,7 @@ class Line(nn.Module):
         self.calls = 0
         self.bad_calls = bad_calls
 
-    def forward(self, batch: ImageTextBatch) -> StepOutput:
+    def forward(self, batch: Batch) -> StepOutput:
         self.calls += 1
         x = batch.image.flatten(1).to(self.linear.weight.dtype)
         noise = torch.randn(()) * 0  # draws from the global state, as maskings do
@@ -63,13 +63,13 @@ class Pipeline:
     def records(self, split: str) -> list[Any]:
         return [SimpleNamespace(id=f"study-{index}") for index in range(self.count)]
 
-    def training_batches(self, order: DataOrder, steps: range, *, share: Share, **_: Any) -> Iterator[ImageTextBatch]:
+    def training_batches(self, order: DataOrder, steps: range, *, share: Share, **_: Any) -> Iterator[Batch]:
         for step in steps:
             for part in share.of(order.pairs(step)):
                 index = torch.tensor([draw.row for draw in part])
                 ids = torch.zeros(len(part), 2, dtype=torch.long)
                 image = (index.float() / self.count).reshape(-1, 1, 1, 1)
-                yield ImageTextBatch(image, None, ids, ids == 0, ids, index)
+                yield Batch(image, None, ids, ids == 0, ids, index)
 
 
 def run(
@@ -221,7 +221,7 @@ class Normed(nn.Module):
         super().__init__()
         self.norm, self.calls, self.bad = nn.BatchNorm1d(1), 0, bad
 
-    def forward(self, batch: ImageTextBatch) -> StepOutput:
+    def forward(self, batch: Batch) -> StepOutput:
         self.calls += 1
         loss = self.norm(batch.image.flatten(1) * (math.nan if self.calls == self.bad else 1.0)).square().mean()
         return StepOutput(loss=loss, losses={"a.fit": loss}, predictions={})
@@ -322,7 +322,7 @@ def test_autocast_ends_with_the_forward_pass() -> None:
     """In backward it would compute in half precision what the forward pass did not."""
     model, seen = Line(), []
 
-    def forward(batch: ImageTextBatch) -> StepOutput:
+    def forward(batch: Batch) -> StepOutput:
         output = Line.forward(model, batch)
         seen.append(torch.is_autocast_enabled("cpu"))
         output.loss.register_hook(lambda gradient: seen.append(torch.is_autocast_enabled("cpu")))
@@ -336,7 +336,7 @@ def test_autocast_ends_with_the_forward_pass() -> None:
 class Steep(Line):
     """Its gradient is infinite in its passes ``bad_calls``, and its loss is not."""
 
-    def forward(self, batch: ImageTextBatch) -> StepOutput:
+    def forward(self, batch: Batch) -> StepOutput:
         output = super().forward(batch)
         if self.calls in self.steep_calls:
             return output._replace(loss=output.loss + (self.linear.bias * 0).abs().sqrt().sum())
@@ -389,7 +389,7 @@ def test_to_device_keeps_the_kind_of_the_batch() -> None:
     order = data(TrainSpec(steps=1, batch_size=2), 4)
     batch = next(Pipeline(4).training_batches(order, range(1), share=Share()))
     moved = to_device(batch, torch.device("meta"))
-    assert isinstance(moved, ImageTextBatch)
+    assert isinstance(moved, Batch)
     assert moved.image.is_meta
     assert moved.image_target is None
 

@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from medvlp_core.data.order import DataOrder, Share
-from medvlp_core.nn.batch import ImageTextBatch, StepOutput
+from medvlp_core.nn.batch import Batch, StepOutput
 from medvlp_core.runtime.distributed import all_gather_object, process_group, world_size
 from medvlp_core.spec.blocks import TrainSpec
 from medvlp_core.training.loop import train
@@ -63,7 +63,7 @@ class Blocks(nn.Module):
         self.slots = nn.Parameter(torch.randn(5))
         self.is_bad = is_bad
 
-    def forward(self, batch: ImageTextBatch) -> StepOutput:
+    def forward(self, batch: Batch) -> StepOutput:
         x = batch.image.flatten(1) * self.slots
         for block in self.blocks:
             x = block(x)
@@ -81,12 +81,12 @@ class Pairs:
     def records(self, split: str) -> list[Any]:
         return [SimpleNamespace(id=f"study-{index}") for index in range(len(self.images))]
 
-    def training_batches(self, order: DataOrder, steps: range, *, share: Share, **_: Any) -> Iterator[ImageTextBatch]:
+    def training_batches(self, order: DataOrder, steps: range, *, share: Share, **_: Any) -> Iterator[Batch]:
         for step in steps:
             for part in share.of(order.pairs(step)):
                 index = torch.tensor([draw.row for draw in part])
                 ids = torch.zeros(len(part), 1, dtype=torch.long)
-                yield ImageTextBatch(self.images[index], None, ids, ids == 0, ids, index)
+                yield Batch(self.images[index], None, ids, ids == 0, ids, index)
 
 
 def run(change: dict[str, Any], *, is_bad: bool = False) -> dict[str, Any]:

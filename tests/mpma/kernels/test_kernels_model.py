@@ -15,7 +15,7 @@ from torch import Tensor
 
 from medvlp_core.errors import KernelError
 from medvlp_core.model.build import build_model
-from medvlp_core.nn.batch import ImageTextBatch
+from medvlp_core.nn.batch import Batch
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.training.describe_run import kernels_in_use
 
@@ -49,7 +49,7 @@ def test_all_paths_agree_in_output_and_gradients(memory: str, fuse: str, positio
             torch.testing.assert_close(value, wanted[name], rtol=1e-4, atol=2e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
-def losses(plan: ModelPlan, batch: ImageTextBatch, steps: int) -> list[float]:
+def losses(plan: ModelPlan, batch: Batch, steps: int) -> list[float]:
     """The loss of a few steps on one batch, with dropout and new masks in each step."""
     model = build_model(plan, seed=0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -66,7 +66,7 @@ def losses(plan: ModelPlan, batch: ImageTextBatch, steps: int) -> list[float]:
 
 @pytest.mark.parametrize("memory", ["cmn_topk", "cmn_softmax", "kv_slots"])
 def test_training_gives_the_same_losses_on_every_path(
-    plan_of: Callable[[str], ModelPlan], batch: ImageTextBatch, memory: str
+    plan_of: Callable[[str], ModelPlan], batch: Batch, memory: str
 ) -> None:
     assert batch.image_target is not None
     batch = batch._replace(image=batch.image.float(), image_target=batch.image_target.float())

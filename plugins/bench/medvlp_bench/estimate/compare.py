@@ -17,7 +17,7 @@ from medvlp_bench.estimate.step import build_for_estimate, count_parts, follow, 
 from medvlp_bench.estimate.trace import CPU_ATTENTION, unprepare
 from medvlp_core.cli import columns, number
 from medvlp_core.model import ComposedModel
-from medvlp_core.nn import ImageTextBatch
+from medvlp_core.nn import Batch
 from medvlp_core.planning import ModelPlan, TrainSpec
 from medvlp_core.training import TrainState, prepare
 
@@ -75,8 +75,8 @@ def measure(model: ComposedModel, spec: TrainSpec) -> Measured:
     model.train()
     weights = {name: value.clone() for name, value in model.state_dict().items()}
     batch = full_batch(model.plan, spec.batch_size)
-    for images in (batch.image, batch.image_target):
-        if images is not None:
+    for images in batch.values():
+        if images.is_floating_point():
             images.normal_()
     prepare(model, attrs.evolve(spec, compile=False))
     state = TrainState.fresh(model, attrs.evolve(spec, ema_decay=None), torch.device("cpu"))
@@ -107,7 +107,7 @@ def measure(model: ComposedModel, spec: TrainSpec) -> Measured:
     )
 
 
-def _timed_step(model: ComposedModel, batch: ImageTextBatch, state: TrainState) -> float:
+def _timed_step(model: ComposedModel, batch: Batch, state: TrainState) -> float:
     start = time.perf_counter()
     model(batch).loss.backward()
     state.optimizer.step()
@@ -116,7 +116,7 @@ def _timed_step(model: ComposedModel, batch: ImageTextBatch, state: TrainState) 
     return seconds
 
 
-def allocated(model: ComposedModel, batch: ImageTextBatch, spec: TrainSpec) -> tuple[int, int]:
+def allocated(model: ComposedModel, batch: Batch, spec: TrainSpec) -> tuple[int, int]:
     """Bytes that torch's allocator has given out beside what was there: at the end of the forward pass, and at most."""
     torch.manual_seed(spec.seed)
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:

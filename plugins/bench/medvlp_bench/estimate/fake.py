@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from medvlp_bench.estimate.inside_torch import FakeTensor, FakeTensorMode, efficient_attention, flash_attention, tree_map_only
 from medvlp_core.model import ComposedModel
-from medvlp_core.nn import ImageTextBatch
+from medvlp_core.nn import Batch
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -32,11 +32,10 @@ def fake_mode_of(model: nn.Module) -> FakeTensorMode:
     return next(value.fake_mode for value in model.parameters() if isinstance(value, FakeTensor))
 
 
-def fake_batch(batch: ImageTextBatch, model: nn.Module) -> ImageTextBatch:
+def fake_batch(batch: Batch, model: nn.Module) -> Batch:
     """The batch with images that hold no numbers; ids and masks stay real."""
     fake = fake_mode_of(model)
-    target = None if batch.image_target is None else fake.from_tensor(batch.image_target)
-    return batch._replace(image=fake.from_tensor(batch.image), image_target=target)
+    return {name: fake.from_tensor(value) if value.is_floating_point() else value for name, value in batch.items()}
 
 
 def processes(world: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from medvlp_bench.estimate.fake import fake_batch
 from medvlp_bench.estimate.trace import StepTrace, trace_step
 from medvlp_core import MedvlpError, Problem, Role
 from medvlp_core.model import ComposedModel, build_model, build_run, build_tokenizer, image_geometry
-from medvlp_core.nn import ImageTextBatch
+from medvlp_core.nn import Batch
 from medvlp_core.planning import ModelPlan, TrainSpec
 from medvlp_core.training import layers_of
 
@@ -111,7 +111,7 @@ def text_length(plan: ModelPlan) -> int:
     return found
 
 
-def full_batch(plan: ModelPlan, pairs: int) -> ImageTextBatch:
+def full_batch(plan: ModelPlan, pairs: int) -> Batch:
     """Pairs whose texts fill the longest length with words of one token each; what the images hold is left to the caller.
 
     Shape:
@@ -120,17 +120,16 @@ def full_batch(plan: ModelPlan, pairs: int) -> ImageTextBatch:
     sizes, length = image_geometry(plan), text_length(plan)
     vocabulary = plan.port_size("vocabulary", 0)
     assert vocabulary is not None  # the text encoder is built
-    target = None
+    batch = {
+        "image": torch.empty(pairs, sizes.channels, sizes.height, sizes.width),
+        "token_ids": torch.randint(vocabulary // 2, vocabulary, (pairs, length)),  # special tokens come first
+        "text_is_valid": torch.ones(pairs, length, dtype=torch.bool),
+        "word_ids": torch.arange(-1, length - 1).repeat(pairs, 1),
+        "record_index": torch.arange(pairs),
+    }
     if sizes.target_height is not None and sizes.target_width is not None:
-        target = torch.empty(pairs, sizes.channels, sizes.target_height, sizes.target_width)
-    return ImageTextBatch(
-        image=torch.empty(pairs, sizes.channels, sizes.height, sizes.width),
-        image_target=target,
-        token_ids=torch.randint(vocabulary // 2, vocabulary, (pairs, length)),  # special tokens come first
-        text_is_valid=torch.ones(pairs, length, dtype=torch.bool),
-        word_ids=torch.arange(-1, length - 1).repeat(pairs, 1),
-        record_index=torch.arange(pairs),
-    )
+        batch["image_target"] = torch.empty(pairs, sizes.channels, sizes.target_height, sizes.target_width)
+    return batch
 
 
 def follow(model: ComposedModel, spec: TrainSpec, pairs: int, *, is_gpu: bool, gpus: int = 1) -> StepTrace:

@@ -37,7 +37,7 @@ from medvlp_bench.estimate.inside_torch import (
 )
 from medvlp_core import MedvlpError, Problem, Role
 from medvlp_core.model import ComposedModel, PartFailed
-from medvlp_core.nn import ImageTextBatch
+from medvlp_core.nn import Batch
 from medvlp_core.planning import TrainSpec
 from medvlp_core.runtime import AUTOCAST_DTYPES
 from medvlp_core.training import layers_of, prepare
@@ -103,7 +103,7 @@ class StepTrace:
         return sum(op.flops for op in self.ops if component in (None, op.component) and is_backward in (None, op.is_backward))
 
 
-def trace_step(model: ComposedModel, batch: ImageTextBatch, spec: TrainSpec, *, is_gpu: bool, gpus: int = 1) -> StepTrace:
+def trace_step(model: ComposedModel, batch: Batch, spec: TrainSpec, *, is_gpu: bool, gpus: int = 1) -> StepTrace:
     """Follow one forward and backward pass of a model with fake weights (:func:`fake_model`), which stays as it was.
 
     Raises:
@@ -134,8 +134,8 @@ def trace_step(model: ComposedModel, batch: ImageTextBatch, spec: TrainSpec, *, 
         recorder.leave()
         unprepare(model)
     return StepTrace(
-        pairs=len(batch.image),
-        batch_bytes=sum(x.untyped_storage().nbytes() for x in batch if x is not None),
+        pairs=len(batch["image"]),
+        batch_bytes=sum(x.untyped_storage().nbytes() for x in batch.values()),
         ops=recorder.ops,
         kept=kept,
         peak=recorder.peak,
@@ -169,7 +169,7 @@ class Recorder(TorchDispatchMode):
     In the backward pass an operation belongs to the component whose forward pass made the autograd node that runs.
     """
 
-    def __init__(self, model: ComposedModel, batch: ImageTextBatch) -> None:
+    def __init__(self, model: ComposedModel, batch: Batch) -> None:
         super().__init__()
         self.ops: list[Op] = []
         self.fake = fake_mode_of(model)
@@ -179,8 +179,7 @@ class Recorder(TorchDispatchMode):
         self.component = REST
         self._starts: list[int] = []
         self._owners: list[str] = []
-        given = (one for one in batch if one is not None)
-        self._static = {storage_key(value) for value in (*model.parameters(), *model.buffers(), *given)}
+        self._static = {storage_key(value) for value in (*model.parameters(), *model.buffers(), *batch.values())}
         self._gradient_keys: dict[int, bool] = {}  # whether it is one of a layer
         self._in_layers = {id(one) for layer in layers_of(model) for one in layer.parameters()}
         self._parts: list[tuple[nn.Module, str]] = []

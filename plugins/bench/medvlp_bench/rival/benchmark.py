@@ -22,11 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from medvlp_bench.estimate.cards import card_of
 from medvlp_bench.estimate.trace import CPU_ATTENTION
 from medvlp_bench.rival.laps import Lap, Laps, MaskedPass, Result, Timing, take_turns
-from medvlp_bench.rival.loop import PlainLoop, forward_source, plain_forward
-from medvlp_core import MedvlpError, Problem
+from medvlp_bench.rival.loop import PlainLoop, plain_forward
+from medvlp_core import MedvlpError, Problem, Role
+from medvlp_core.describe import forward_source
 from medvlp_core.kernels.machine import clock_for, device_label, measure_rates
 from medvlp_core.model import BuiltRun, ComposedModel
-from medvlp_core.nn import ImageTextBatch
+from medvlp_core.nn import Batch
 from medvlp_core.planning import TrainSpec
 from medvlp_core.runtime import AUTOCAST_DTYPES, autocast, to_device
 from medvlp_core.training import (
@@ -142,12 +143,12 @@ class TrainBenchmark:
         return laps.lap()
 
 
-def first_batch(rival: PlainLoop) -> ImageTextBatch:
+def first_batch(rival: PlainLoop) -> Batch:
     """Of the first step."""
     return to_device(next(iter(rival.loader(1, is_seeded=True))), rival.device)
 
 
-def flops_per_pair(model: ComposedModel, batch: ImageTextBatch, precision: str) -> float:
+def flops_per_pair(model: ComposedModel, batch: Batch, precision: str) -> float:
     """Operations of a forward and backward pass a pair, by torch's formulas. Leaves weights, gradients and buffers alone.
 
     To be counted before :func:`~medvlp_core.training.prepare`: a forward pass that is computed again is of no use to
@@ -155,43 +156,44 @@ def flops_per_pair(model: ComposedModel, batch: ImageTextBatch, precision: str) 
     """
     model.train()
     with buffers_kept(model), FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
-        with autocast(batch.image.device, precision):
+        with autocast(batch["image"].device, precision):
             loss = model(batch).loss
         loss.backward()
     model.zero_grad(set_to_none=True)
-    return counter.get_total_flops() / len(batch.image)
+    return counter.get_total_flops() / len(batch["image"])
 
 
-def masked_pass(model: ComposedModel, batch: ImageTextBatch, spec: TrainSpec) -> MaskedPass | None:
+def masked_pass(model: ComposedModel, batch: Batch, spec: TrainSpec) -> MaskedPass | None:
     """Time the image encoder with and without a mask of the recipe, in turn; None if the recipe encodes no masked image.
 
     Leaves weights, gradients and buffers alone.
     """
     encoder: Any = model.image_encoder
-    clock = clock_for(batch.image.device)
-    if not any((step.stage, step.view) == ("encode_image", "masked") for step in model.plan.steps):
+    clock = clock_for(batch["image"].device)
+    encodings = [call for call in model.plan.calls if call.path == Role.IMAGE_ENCODER.info.slot]
+    masks = [key for call in encodings for argument, key in call.takes if argument == "image_is_masked"]
+    if not masks:
         return None
 
     def encode(mask: Tensor | None) -> Tensor:
-        with autocast(batch.image.device, spec.precision):
-            return encoder(image=batch.image, image_is_masked=mask).image_tokens
+        with autocast(batch["image"].device, spec.precision):
+            return encoder(image=batch["image"], image_is_masked=mask).image_tokens
 
     def time_pass(mask: Tensor | None, gradient: Tensor) -> Callable[[], float]:
         encoder.zero_grad(set_to_none=True)
         return clock.time(lambda: encode(mask).backward(gradient))[1]
 
     with buffers_kept(model):
-        with torch.no_grad(), autocast(batch.image.device, spec.precision):
-            plan = model.train()(batch).mask_plan
-        assert plan is not None, "a step of the plan made it"
-        views = [(mask, torch.randn_like(encode(mask))) for mask in (plan.image_is_masked, None)]
+        with torch.no_grad(), autocast(batch["image"].device, spec.precision):
+            is_masked = model.train()(batch).ports[str(masks[0])]
+        views = [(mask, torch.randn_like(encode(mask))) for mask in (is_masked, None)]
         readers = [[time_pass(*view) for view in views] for _ in range(MASKED_PASSES)]
     clock.finish()
     encoder.zero_grad(set_to_none=True)
     masked, whole = (
         spec.gradient_accumulation_steps * statistics.median(read() for read in column) for column in zip(*readers, strict=True)
     )
-    masked_share, drops = plan.image_is_masked.float().mean().item(), views[0][1].shape != views[1][1].shape
+    masked_share, drops = is_masked.float().mean().item(), views[0][1].shape != views[1][1].shape
     return MaskedPass(masked_share=masked_share, drops_masked=drops, seconds=masked, seconds_unmasked=whole)
 
 

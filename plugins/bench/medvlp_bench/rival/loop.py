@@ -6,7 +6,7 @@ The forward pass is written out as Python text, straight down, one call a line; 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import attrs
@@ -14,56 +14,29 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from medvlp_core import Role
 from medvlp_core.data import Collate, DataOrder, InputPipeline, Share, seed_of
-from medvlp_core.nn import ImageTextBatch
-from medvlp_core.planning import ModelPlan, PortKey, Step, TrainSpec
+from medvlp_core.describe import forward_source
+from medvlp_core.nn import Batch
+from medvlp_core.planning import ModelPlan, TrainSpec
 from medvlp_core.runtime import autocast, to_device
 from medvlp_core.training import learning_rate_at, parameter_groups
 
-Forward = Callable[[ImageTextBatch], tuple[Tensor, list[Tensor]]]
-
-
-def forward_source(plan: ModelPlan) -> str:
-    """The training pass of a plan as a function ``make(model)``, whose result maps a batch to the loss and its terms."""
-    parts: dict[str, str] = {}
-    lines: list[str] = []
-    names: dict[Step, str] = {}
-
-    def call(path: str, takes: Sequence[tuple[str, PortKey]], method: str = "") -> str:
-        arguments = ", ".join(f"{argument}={value(key)}" for argument, key in takes)
-        return f"{parts.setdefault(path, f'part_{len(parts)}')}{method}({arguments})"
-
-    def value(key: PortKey) -> str:
-        step = plan.wiring.step_for(key)
-        if step is None:
-            return f"batch.{key[0]}"
-        return names[step] if "text" in step.stage or step.stage == "encode_fused" else f"{names[step]}.{key[0]}"
-
-    for step in plan.steps:
-        method = {"embed_text": ".embed", "encode_text": ".encode", "encode_fused": ".encode"}.get(step.stage, "")
-        line = call(step.path, step.takes, method)
-        names[step] = f"{step.stage}_{step.view}" if step.view else step.stage
-        lines.append(f"{names[step]} = {line}")
-    terms: dict[str, str] = {}
-    for role, field in ((Role.ALIGNMENT, ""), (Role.DECODER, ".losses")):
-        for slot, one in plan.of_role(role).items():
-            output = f"output_{len(lines)}"
-            lines.append(f"{output} = {call(one.path, plan.takes(one.path))}{field}")
-            terms |= {f"{slot}.{term}": f"{output}[{term!r}]" for term in one.contract.losses}
-    lines.append(f"terms = [{', '.join(terms.values())}]")
-    weighted = (f"{plan.losses[name]!r} * terms[{number}]" for number, name in enumerate(terms))
-    lines.append(f"return {' + '.join(weighted)}, terms")
-    head = [f"{name} = model.get_submodule({path.removeprefix('model.')!r})" for path, name in parts.items()]
-    body = ["def make(model):", *(f"    {line}" for line in head), "", "    def forward(batch):"]
-    return "\n".join([*body, *(f"        {line}" for line in lines), "", "    return forward", ""])
+Forward = Callable[[Batch], tuple[Tensor, list[Tensor]]]
 
 
 def plain_forward(plan: ModelPlan, model: nn.Module) -> Forward:
-    """:func:`forward_source` as a function. The text comes from a checked plan: calls of its own parts, nothing of the recipe."""
+    """The forward pass written out (``medvlp explain --code``), as a function.
+
+    The text comes from a checked plan: calls of its own parts, nothing of the recipe.
+    """
     space: dict[str, Any] = {}
     exec(compile(forward_source(plan), "rival.py", "exec"), space)
-    return space["make"](model)
+
+    def forward(batch: Batch) -> tuple[Tensor, list[Tensor]]:
+        loss, losses = space["forward"](model, batch)
+        return loss, list(losses.values())
+
+    return forward
 
 
 @attrs.define(kw_only=True)
@@ -110,7 +83,7 @@ class PlainLoop:
                 data_seconds += time.perf_counter() - before
                 with autocast(self.device, spec.precision):
                     loss, terms = self.forward(to_device(batch, self.device))
-                share = len(batch.image) / spec.batch_size
+                share = len(batch["image"]) / spec.batch_size
                 scaler.scale(loss * share).backward()
                 numbers = numbers + torch.stack([loss, *terms] if is_seeded else [loss]).detach().float() * share
             scaler.unscale_(optimizer)

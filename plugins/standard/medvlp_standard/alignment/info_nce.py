@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from medvlp_core import Dims
-from medvlp_core.nn import LearnedScale, equal_texts, symmetric_info_nce
+from medvlp_core.nn import LearnedScale, Output, equal_texts, symmetric_info_nce
 from medvlp_standard.alignment.shared import PooledAlignment
 from medvlp_standard.specs.alignment import InfoNceSpec
 
@@ -33,9 +33,9 @@ class InfoNce(PooledAlignment):
         text_is_valid: Tensor,
         token_ids: Tensor | None = None,
         image_prefix: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> Output:
         """The contrastive loss of a batch; 0 for a single pair."""
         image = self.heads.image(image_tokens, image_prefix)
         text = self.heads.text(text_tokens, text_is_valid)
         is_ignored = None if token_ids is None else equal_texts(token_ids, text_is_valid)
-        return {"global": symmetric_info_nce(image, text, self.scale(), is_ignored)}
+        return Output(losses={"global": symmetric_info_nce(image, text, self.scale(), is_ignored)})

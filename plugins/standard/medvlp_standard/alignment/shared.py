@@ -8,7 +8,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp_core import Dims
-from medvlp_core.nn import Alignment, masked_mean, projection_head, scored_words, sum_word_pieces, symmetric_info_nce, unit_index
+from medvlp_core.nn import (
+    Alignment,
+    Output,
+    masked_mean,
+    projection_head,
+    scored_words,
+    sum_word_pieces,
+    symmetric_info_nce,
+    unit_index,
+)
 from medvlp_standard.specs.alignment import AlignmentSpec, GloriaSpec, MgcaSpec
 
 
@@ -54,11 +63,11 @@ class PooledAlignment(Alignment):
         super().__init__(spec, dims)
         self.heads = GlobalHeads(spec, dims)
 
-    def embed_image(self, image_tokens: Tensor, image_prefix: Tensor) -> Tensor:
+    def embed_image(self, image_tokens: Tensor, image_prefix: Tensor | None = None) -> Tensor:
         """L2-normalised image vectors, (B, E)."""
         return self.heads.image(image_tokens, image_prefix)
 
-    def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> Tensor:
+    def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor) -> Tensor:
         """L2-normalised text vectors, (B, E)."""
         return self.heads.text(text_tokens, text_is_valid)
 
@@ -96,14 +105,12 @@ class WordPatchAlignment(PooledAlignment):
         word_ids: Tensor,
         text_is_masked: Tensor | None = None,
         image_prefix: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> Output:
         """Both losses of a batch."""
         image, text = self.heads.image(image_tokens, image_prefix), self.heads.text(text_tokens, text_is_valid)
         words, is_word = self._words(text_tokens, word_ids, scored_words(text_is_valid, word_ids, text_is_masked))
-        return {
-            "global": 2.0 * symmetric_info_nce(image, text, self.scale),
-            "local": self.local_loss(self.patch_projection(image_tokens), words, is_word),
-        }
+        whole = 2.0 * symmetric_info_nce(image, text, self.scale)
+        return Output(losses={"global": whole, "local": self.local_loss(self.patch_projection(image_tokens), words, is_word)})
 
     def attention_maps(
         self,

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp_core import Dims
-from medvlp_core.nn import equal_texts, in_full_precision, in_passing
+from medvlp_core.nn import Output, equal_texts, in_full_precision, in_passing
 from medvlp_core.runtime import gather_rows, local_batch_sizes, rank
 from medvlp_standard.alignment.shared import PooledAlignment
 from medvlp_standard.specs.alignment import SigLipSpec
@@ -77,9 +77,10 @@ class SigLip(PooledAlignment):
         text_is_valid: Tensor,
         token_ids: Tensor | None = None,
         image_prefix: Tensor | None = None,
-    ) -> dict[str, Tensor]:
+    ) -> Output:
         """The matching loss of a batch."""
         image = self.heads.image(image_tokens, image_prefix)
         text = self.heads.text(text_tokens, text_is_valid)
         is_ignored = None if token_ids is None else equal_texts(token_ids, text_is_valid)
-        return {"global": sigmoid_pair_loss(image, text, self.log_scale.exp().squeeze(0), self.bias.squeeze(0), is_ignored)}
+        loss = sigmoid_pair_loss(image, text, self.log_scale.exp().squeeze(0), self.bias.squeeze(0), is_ignored)
+        return Output(losses={"global": loss})

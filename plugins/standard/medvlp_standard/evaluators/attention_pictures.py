@@ -53,7 +53,7 @@ class AttentionPictures(Evaluator):
             return Card(
                 evaluator="", note=f"no pictures: the maps cover {maps.shape[-1]} tokens, not the {rows} x {columns} patches."
             )
-        count, height, width = len(batch.image), batch.image.shape[-2], batch.image.shape[-1]
+        count, height, width = len(batch["image"]), batch["image"].shape[-2], batch["image"].shape[-1]
         figure, axes = new_figure(1.8 * (self.spec.words + 1), 2.0 * count + 0.5, count, self.spec.words + 1)
         caption = (
             f"Attention from a word to the patches, of {provider}.\n"
@@ -61,11 +61,11 @@ class AttentionPictures(Evaluator):
         )
         figure.suptitle(caption, fontsize=9, x=0.01, ha="left", parse_math=False)
         for row in range(count):
-            gray = to_gray(run, batch.image[row])
+            gray = to_gray(run, batch["image"][row])
             show_gray(axes[row, 0], gray, "input" if row == 0 else "")
-            name_row(axes[row, 0], run.pipeline.records(run.split)[int(batch.record_index[row])].id)
-            words = run.pipeline.tokenizer.token_strings(batch.token_ids[row].tolist())
-            is_word = (batch.word_ids[row] >= 0) & batch.text_is_valid[row]
+            name_row(axes[row, 0], run.pipeline.records(run.split)[int(batch["record_index"][row])].id)
+            words = run.pipeline.tokenizer.token_strings(batch["token_ids"][row].tolist())
+            is_word = (batch["word_ids"][row] >= 0) & batch["text_is_valid"][row]
             is_word &= torch.tensor(are_content_words(words), device=is_word.device)
             chosen = telling_words(maps[row], is_word, self.spec.words).tolist()
             for axis in axes[row, 1 + len(chosen) :]:

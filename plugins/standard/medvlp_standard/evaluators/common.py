@@ -20,14 +20,13 @@ from medvlp_core.evaluation import (
     reason_of,
     split_obstacle,
 )
-from medvlp_core.nn import ImageTextBatch, normalise_patches, patchify
-from medvlp_core.planning import PortKey
+from medvlp_core.nn import Batch, normalise_patches, patchify
 from medvlp_core.runtime import to_device
 
 BATCH_SIZE = 64
 
 
-def batches(run: EvaluationRun, split: str, *, max_pairs: int | None = None) -> Iterator[ImageTextBatch]:
+def batches(run: EvaluationRun, split: str, *, max_pairs: int | None = None) -> Iterator[Batch]:
     """The split in its own order and without random changes, on the run's device; at most ``max_pairs``, evenly spread over it.
 
     Splits are often sorted by source or class: the first pairs alone would all be alike.
@@ -50,20 +49,21 @@ def evenly_spread(count: int, wanted: int) -> list[int]:
     return [index * count // wanted for index in range(wanted)]
 
 
-def reconstruct(run: EvaluationRun, port: str, batch: ImageTextBatch, *, seed: int) -> tuple[Tensor, Tensor]:
+def reconstruct(run: EvaluationRun, port: str, batch: Batch, *, seed: int) -> tuple[Tensor, Tensor]:
     """The prediction of the decoder that gives ``port``, and what was masked from it: (B, N) or (B, L), True = masked.
 
     Only what that decoder needs is computed. Masks depend on ``seed`` and the texts alone, so two batches that differ in their
     images have the same things masked. torch's random state stays as it was.
     """
-    decoder = run.provider(port)
-    masked: PortKey = ("text_is_masked" if port == "word_logits" else "image_is_masked", "masked")
-    takes = run.plan.takes(decoder.path)
+    key = run.key(port)
+    decoder = run.plan.wiring.call_of(key)
+    assert decoder is not None
+    name = "text_is_masked" if port == "word_logits" else "image_is_masked"
+    masked = next(source for _, source in decoder.takes if source.name == name)
     with torch.random.fork_rng([run.device] if run.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        ports = run.model.ports(batch, masked, *(key for _, key in takes))
-        output = run.model.decoders[decoder.slot](**{argument: ports[key] for argument, key in takes})
-    return output.prediction.float(), ports[masked]
+        prediction, is_masked = run.model.ports(batch, str(key), str(masked)).values()
+    return prediction.float(), is_masked
 
 
 def labels_of(records: Sequence[Record], label: str) -> tuple[IndexArray, BoolArray]:
@@ -103,16 +103,15 @@ def mean_interval(values: FloatArray) -> Interval | None:
     return bootstrap_interval(lambda index: float(values[index].mean()), len(values))
 
 
-def target_image(run: EvaluationRun, batch: ImageTextBatch) -> Tensor:
+def target_image(run: EvaluationRun, batch: Batch) -> Tensor:
     """The image that the patch decoder reconstructs: ``image_target`` if it needs that port, else ``image``."""
-    ports = {spec.port for spec in run.provider("patch_prediction").contract.needs.values()}
+    ports = {spec.port for spec in run.provider("patch_prediction").calls["forward"].needs.values()}
     if "image_target" not in ports:
-        return batch.image
-    assert batch.image_target is not None  # the pipeline makes it for a model that needs it
-    return batch.image_target
+        return batch["image"]
+    return batch["image_target"]
 
 
-def patch_targets(run: EvaluationRun, batch: ImageTextBatch) -> Tensor:
+def patch_targets(run: EvaluationRun, batch: Batch) -> Tensor:
     """The patch decoder's own target: pixels of every patch, normalised if the decoder says so, (B, N, Q)."""
     rows, columns = run.port_dims("image_grid")
     pixels = patchify(target_image(run, batch).float(), rows, columns)

@@ -92,10 +92,10 @@ class LinearProbe(Evaluator):
         parts: dict[str, list[Tensor]] = {TRAINED: [], PIXELS: [], FRESH: []}
         side = self.spec.pixel_side
         for batch in batches(run, split):
-            parts[TRAINED].append(encode(run.model, batch.image))
-            parts[FRESH].append(encode(fresh, batch.image))
+            parts[TRAINED].append(encode(run.model, batch["image"]))
+            parts[FRESH].append(encode(fresh, batch["image"]))
             # Radiographs are gray: the channels are equal.
-            parts[PIXELS].append(F.interpolate(batch.image[:, :1], (side, side), mode="area").flatten(1))
+            parts[PIXELS].append(F.interpolate(batch["image"][:, :1], (side, side), mode="area").flatten(1))
         kinds = {kind: to_numpy(torch.cat(tensors))[known] for kind, tensors in parts.items()}
         return Features(kinds, is_positive)
 

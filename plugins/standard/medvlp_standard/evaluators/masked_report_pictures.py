@@ -67,20 +67,20 @@ class MaskedReportPictures(Evaluator):
         """A picture, and the same as ``masked_reports.txt``."""
         batch = next(batches(run, run.split, max_pairs=self.spec.reports))
         logits, is_masked = reconstruct(run, "word_logits", batch, seed=run.seed)
-        predicted = torch.zeros_like(batch.token_ids)
+        predicted = torch.zeros_like(batch["token_ids"])
         predicted[is_masked] = logits.argmax(dim=-1)
         reports = []
-        for row in range(len(batch.image)):
-            shown = (batch.word_ids[row] >= 0) & batch.text_is_valid[row]
-            truth = run.pipeline.tokenizer.token_strings(batch.token_ids[row][shown].tolist())
+        for row in range(len(batch["image"])):
+            shown = (batch["word_ids"][row] >= 0) & batch["text_is_valid"][row]
+            truth = run.pipeline.tokenizer.token_strings(batch["token_ids"][row][shown].tolist())
             guess = run.pipeline.tokenizer.token_strings(predicted[row][shown].tolist())
             masked = is_masked[row][shown].tolist()
             reports.append([Piece(one, two if gone else None) for one, two, gone in zip(truth, guess, masked, strict=True)])
         records = run.pipeline.records(run.split)
-        ids = [records[index].id for index in batch.record_index.tolist()]
+        ids = [records[index].id for index in batch["record_index"].tolist()]
         self._write_text(run, ids, reports)
         blocks = [lay_out(pieces) for pieces in reports]
-        grays = [to_gray(run, image) for image in batch.image]
+        grays = [to_gray(run, image) for image in batch["image"]]
         return Card(evaluator="", pictures=(save(draw(ids, grays, blocks), run, "masked_reports.png"), "masked_reports.txt"))
 
     def _write_text(self, run: EvaluationRun, ids: list[str], reports: list[list[Piece]]) -> None:

@@ -89,21 +89,21 @@ class MaskedWords(Evaluator):
         """
         parts = list(batches(run, run.split, max_pairs=self.spec.max_pairs))
         records = run.pipeline.records(run.split)
-        texts = [records[index].text for part in parts for index in part.record_index.tolist()]
+        texts = [records[index].text for part in parts for index in part["record_index"].tolist()]
         wrong = torch.tensor(other_texts(texts), device=run.device)
-        images = torch.cat([part.image for part in parts])
+        images = torch.cat([part["image"] for part in parts])
         tallies = {name: Tally.empty(len(texts)) for name in (RIGHT, WRONG, BLANK, FREQUENCY)}
         frequencies = word_frequencies(run)
         for draw in range(self.spec.draws):
             start = 0
             for part in parts:
-                rows = torch.arange(start, start + len(part.image), device=run.device)
+                rows = torch.arange(start, start + len(part["image"]), device=run.device)
                 seed = run.seed + 100_000 * draw + start
-                start += len(part.image)
-                shown = {RIGHT: part.image, WRONG: images[wrong[rows]], BLANK: torch.zeros_like(part.image)}
+                start += len(part["image"])
+                shown = {RIGHT: part["image"], WRONG: images[wrong[rows]], BLANK: torch.zeros_like(part["image"])}
                 for name, image in shown.items():
-                    logits, is_masked = reconstruct(run, "word_logits", part._replace(image=image), seed=seed)
-                    truth, owners = part.token_ids[is_masked], rows[:, None].expand_as(is_masked)[is_masked]
+                    logits, is_masked = reconstruct(run, "word_logits", {**part, "image": image}, seed=seed)
+                    truth, owners = part["token_ids"][is_masked], rows[:, None].expand_as(is_masked)[is_masked]
                     nats = F.cross_entropy(logits, truth, reduction="none")
                     tallies[name].add(owners, logits.argmax(dim=-1) == truth, nats)
                 # The words masked last are those masked with the right image: the masks are the same.

@@ -42,17 +42,17 @@ class ReconstructionPictures(Evaluator):
             prediction = prediction * deviation + pixels.mean(dim=-1, keepdim=True)
         masked = self._side_by_side(run, pixels.masked_fill(is_masked[..., None], GRAY), target)
         reconstructed = self._side_by_side(run, torch.where(is_masked[..., None], prediction, pixels), target)
-        size, full = tuple(batch.image.shape[-2:]), tuple(target.shape[-2:])
+        size, full = tuple(batch["image"].shape[-2:]), tuple(target.shape[-2:])
         share = 1 - float(is_masked.float().mean())
         visible = f"visible: {share:.0%}" if size == full else f"visible: {share:.0%}\n(shown at {full[0]} x {full[1]})"
         titles = (f"input {size[0]} x {size[1]}", visible, "reconstructed", f"original {full[0]} x {full[1]}")
-        count = len(batch.image)
+        count = len(batch["image"])
         records = run.pipeline.records(run.split)
         figure, axes = new_figure(8.2, 2.0 * count + 0.35, count, 4)
         for row in range(count):
-            for column, images in enumerate((batch.image, masked, reconstructed, target)):
+            for column, images in enumerate((batch["image"], masked, reconstructed, target)):
                 show_gray(axes[row, column], to_gray(run, images[row]), titles[column] if row == 0 else "")
-            name_row(axes[row, 0], records[int(batch.record_index[row])].id)
+            name_row(axes[row, 0], records[int(batch["record_index"][row])].id)
         note = "brightness and contrast of each masked patch are the original's." if is_normalised(run) else None
         return Card(evaluator="", pictures=(save(figure, run, "reconstruction.png"),), note=note)
 

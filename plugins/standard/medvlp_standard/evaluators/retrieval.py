@@ -20,7 +20,6 @@ from medvlp_core.evaluation import (
     reason_of,
     split_obstacle,
 )
-from medvlp_core.nn import ImageTextBatch, TokenBatch
 from medvlp_standard.evaluators.common import batches, mean_interval, to_numpy
 from medvlp_standard.specs.evaluators import RetrievalSpec
 
@@ -57,9 +56,9 @@ class Retrieval(Evaluator):
         is_hit = same_findings([records[index] for index in kept], labels)
         images, texts = [], []
         for batch in batches(run, run.split):
-            images.append(run.model.embed_image(batch.image, alignment=self.spec.alignment))
-            tokens = run.model.embed_text(_tokens(batch), alignment=self.spec.alignment)
-            texts.append(tokens)
+            image, text = run.model.ports(batch, str(run.key("image_embedding")), str(run.key("text_embedding"))).values()
+            images.append(image)
+            texts.append(text)
         scores = to_numpy(torch.cat(images).float() @ torch.cat(texts).float().t())[np.ix_(kept, kept)]
         rows = [
             self._row(name, k, direction, is_hit)
@@ -95,10 +94,6 @@ class Retrieval(Evaluator):
             baselines={"random ranking": float(chance.mean())},
             gain_intervals={"random ranking": mean_interval(precision - chance)},
         )
-
-
-def _tokens(batch: ImageTextBatch) -> TokenBatch:
-    return TokenBatch(token_ids=batch.token_ids, text_is_valid=batch.text_is_valid, word_ids=batch.word_ids)
 
 
 def varying_labels(records: Sequence[Record]) -> tuple[str, ...]:

@@ -56,9 +56,10 @@ class ZeroShot(Evaluator):
 
     def _scores(self, run: EvaluationRun, model: ComposedModel) -> FloatArray:
         prompts = [*self.spec.positive, *self.spec.negative]
-        tokens = to_device(run.pipeline.tokenizer.encode(prompts), run.device)
-        vectors = model.embed_text(tokens, alignment=self.spec.alignment).float()
+        tokens = to_device(run.pipeline.tokenizer.encode(prompts)._asdict(), run.device)
+        image, text = str(run.key("image_embedding")), str(run.key("text_embedding"))
+        vectors = model.ports(tokens, text)[text].float()
         positive, negative = class_vectors(vectors, [len(self.spec.positive), len(self.spec.negative)])
         direction = positive - negative
-        parts = [model.embed_image(batch.image, alignment=self.spec.alignment).float() for batch in batches(run, run.split)]
+        parts = [model.ports({"image": batch["image"]}, image)[image].float() for batch in batches(run, run.split)]
         return to_numpy(torch.cat(parts) @ direction)

@@ -25,21 +25,23 @@ class AlignmentSpec(ComponentSpec):
     image_pool: str = param("mean", help=_IMAGE_POOL, one_of=("mean", "cls"))
     text_pool: str = param("cls", help=_TEXT_POOL, one_of=("cls", "mean"))
 
-    def base_contract(self, *, losses: tuple[str, ...], needs: dict[str, str] | None = None) -> Contract:
-        """Tokens of the chosen view in, vectors of width ``dim`` out; ``needs`` adds ports."""
-        prefix = {"image_prefix": f"B P Di @{self.view}"} if self.image_pool == "cls" else {}
-        return Contract(
-            needs={
-                "image_tokens": f"B S Di @{self.view}",
-                **prefix,
-                "text_tokens": f"B L Dt @{self.view}",
-                "text_is_valid": "B L:bool",
-                **(needs or {}),
-            },
-            gives={"image_embedding": f"B {self.dim}", "text_embedding": f"B {self.dim}"},
-            require=(AtLeast("P", 1, field="image_pool"),) if prefix else (),
-            losses=losses,
-        )
+    def pooled_calls(self, *, losses: tuple[str, ...], needs: dict[str, str] | None = None) -> dict[str, Contract]:
+        """Losses on tokens of the chosen view, and vectors of width ``dim`` in any view; ``needs`` adds ports to the losses."""
+        image = {"image_tokens": "B S Di"} | ({"image_prefix": "B P Di"} if self.image_pool == "cls" else {})
+        text = {"text_tokens": "B L Dt", "text_is_valid": "B L:bool"}
+        require = (AtLeast("P", 1, field="image_pool"),) if self.image_pool == "cls" else ()
+        viewed = {port: f"{dims} @{self.view}" for port, dims in (*image.items(), ("text_tokens", "B L Dt"))}
+        return {
+            "forward": Contract(
+                needs={**viewed, "text_is_valid": "B L:bool", **(needs or {})},
+                sizes=("Di", "Dt"),
+                require=require,
+                losses=losses,
+                mixes_rows=True,
+            ),
+            "embed_image": Contract(needs=image, gives={"image_embedding": f"B {self.dim}"}, sizes=("Di",), require=require),
+            "embed_text": Contract(needs=text, gives={"text_embedding": f"B {self.dim}"}, sizes=("Dt",)),
+        }
 
     def local_needs(self) -> dict[str, str]:
         """Ports by which words are found; masked words are skipped by a local loss on the masked view."""
@@ -55,9 +57,9 @@ class InfoNceSpec(AlignmentSpec):
     temperature: float = param(0.07, help="initial temperature; its inverse is learned and stays at or below 100", above=0.01)
     same_text: str = param("negative", help=_SAME_TEXT, one_of=("negative", "ignore"))
 
-    def contract(self) -> Contract:
+    def calls(self) -> dict[str, Contract]:
         """One loss, ``global``."""
-        return self.base_contract(losses=("global",), needs={"token_ids": "B L:int @clean"} if self.same_text == "ignore" else None)
+        return self.pooled_calls(losses=("global",), needs={"token_ids": "B L:int @clean"} if self.same_text == "ignore" else None)
 
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:
@@ -74,9 +76,9 @@ class SigLipSpec(AlignmentSpec):
     initial_bias: float = param(-10.0, help="initial bias on the logits; learned")
     same_text: str = param("negative", help=_SAME_TEXT, one_of=("negative", "ignore"))
 
-    def contract(self) -> Contract:
+    def calls(self) -> dict[str, Contract]:
         """One loss, ``global``."""
-        return self.base_contract(losses=("global",), needs={"token_ids": "B L:int @clean"} if self.same_text == "ignore" else None)
+        return self.pooled_calls(losses=("global",), needs={"token_ids": "B L:int @clean"} if self.same_text == "ignore" else None)
 
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:
@@ -95,9 +97,9 @@ class GloriaSpec(AlignmentSpec):
     logit_scale: float = param(10.0, help="factor on the similarities of both losses (tau3)", above=0)
     aggregate_words: bool = param(True, help=_AGGREGATE)
 
-    def contract(self) -> Contract:
+    def calls(self) -> dict[str, Contract]:
         """Two losses, ``global`` and ``local``."""
-        return self.base_contract(losses=("global", "local"), needs=self.local_needs())
+        return self.pooled_calls(losses=("global", "local"), needs=self.local_needs())
 
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:
@@ -115,9 +117,9 @@ class MgcaSpec(AlignmentSpec):
     local_temperature: float = param(0.1, help="temperature of the local attention and loss", above=0)
     aggregate_words: bool = param(True, help=_AGGREGATE)
 
-    def contract(self) -> Contract:
+    def calls(self) -> dict[str, Contract]:
         """Two losses, ``global`` and ``local``."""
-        return self.base_contract(losses=("global", "local"), needs=self.local_needs())
+        return self.pooled_calls(losses=("global", "local"), needs=self.local_needs())
 
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:

@@ -31,6 +31,7 @@ class PatchDecoderSpec(ComponentSpec):
                 "image": "B C H W",
             },
             gives={"patch_prediction": "B N Q"},
+            sizes=("Di", "C", "H", "W", "GH", "GW"),
             require=(Divides("H", by="GH"), Divides("W", by="GW")),
             losses=("reconstruction",),
         )
@@ -74,6 +75,7 @@ class MlmHeadSpec(ComponentSpec):
                 "vocabulary": "V Mask:shape",
             },
             gives={"word_logits": "R V"},
+            sizes=("Df", "V"),
             losses=("mlm",),
         )
 

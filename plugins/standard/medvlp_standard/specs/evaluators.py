@@ -61,7 +61,6 @@ class RetrievalSpec(ComponentSpec):
     labels: tuple[str, ...] | None = param(
         None, help="a hit has the same positive ones of these labels, or an equal text; null = all labels that vary in the split"
     )
-    alignment: str | None = param(None, help="slot of the alignment whose shared space is used; null = the first")
 
     def contract(self) -> Contract:
         """Vectors of both modalities in a shared space."""
@@ -98,7 +97,6 @@ class ZeroShotSpec(ComponentSpec):
         ),
         help="prompts that say it is absent",
     )
-    alignment: str | None = param(None, help="slot of the alignment whose shared space is used; null = the first")
 
     def contract(self) -> Contract:
         """Vectors of both modalities in a shared space."""

@@ -41,9 +41,13 @@ class PooledAddSpec(ComponentSpec):
         """Works on embeddings or on contextual tokens."""
         if self.position == "early":
             return Contract(
-                needs={"text_embeddings": "B L Dt", "image_tokens": "B S Di"}, gives={"fused_text_embeddings": "B L Dt"}
+                needs={"text_embeddings": "B L Dt", "image_tokens": "B S Di"},
+                gives={"fused_text_embeddings": "B L Dt"},
+                sizes=("Dt", "Di"),
             )
-        return Contract(needs={"text_tokens": "B L Dt", "image_tokens": "B S Di"}, gives={"fused_text_tokens": "B L Dt"})
+        return Contract(
+            needs={"text_tokens": "B L Dt", "image_tokens": "B S Di"}, gives={"fused_text_tokens": "B L Dt"}, sizes=("Dt", "Di")
+        )
 
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:
@@ -66,6 +70,7 @@ class CrossAttentionSpec(ComponentSpec):
         return Contract(
             needs={"text_tokens": "B L Dt", "text_is_valid": "B L:bool", "image_tokens": "B S Di"},
             gives={"fused_text_tokens": "B L Dt"},
+            sizes=("Dt", "Di"),
             require=_fitting_heads(self.heads),
         )
 
@@ -90,6 +95,7 @@ class ConcatAttentionSpec(ComponentSpec):
         return Contract(
             needs={"text_tokens": "B L Dt", "text_is_valid": "B L:bool", "image_tokens": "B S Di"},
             gives={"fused_text_tokens": "B L Dt", "fused_image_tokens": "B S Dt"},
+            sizes=("Dt", "Di"),
             require=_fitting_heads(self.heads),
         )
 

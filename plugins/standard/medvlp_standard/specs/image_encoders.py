@@ -40,7 +40,7 @@ def _indivisible(image_size: int, cell: int, what: str) -> Iterable[Fault]:
 def _tokens(n: Dim, width: Dim, prefix: Dim, grid: tuple[Dim, Dim], masked: TensorSpec) -> dict[str, TensorSpec | str]:
     return {
         "image_grid": TensorSpec(dims=grid, dtype="shape"),
-        "clean_image_tokens": TensorSpec(dims=("B", n, width), view="clean", port="image_tokens"),
+        "image_tokens": TensorSpec(dims=("B", n, width)),
         "masked_image_tokens": masked,
         "image_prefix": TensorSpec(dims=("B", prefix, width)),
     }
@@ -89,13 +89,14 @@ class TimmViTSpec(ComponentSpec):
         grid: tuple[Dim, Dim] = (side, side) if side else ("GH", "GW")
         n: Dim = side * side if side else "N"
         width: Dim = self.width or (facts.width if facts else "Di")
-        masked = TensorSpec(dims=("B", "Nv", width), view="masked", layout="dropped", port="image_tokens")
+        masked = TensorSpec(dims=("B", "Nv", width), layout="dropped", port="image_tokens", when="image_is_masked")
         return Contract(
             needs={
                 "image": TensorSpec(dims=("B", self.channels, self.image_size, self.image_size)),
                 "image_is_masked": TensorSpec(dims=("B", n), dtype="bool", is_optional=True),
             },
             gives=_tokens(n, width, facts.prefix if facts else "P", grid, masked),
+            sizes=("N", "Di", "P", "GH", "GW"),
         )
 
     @classmethod
@@ -144,13 +145,14 @@ class TimmCNNSpec(ComponentSpec):
         grid: tuple[Dim, Dim] = (side, side) if side else ("GH", "GW")
         n: Dim = side * side if side else "N"
         width: Dim = facts.channels[self.stage] if facts and is_known else "Di"
-        masked = TensorSpec(dims=("B", n, width), view="masked", layout="replaced", port="image_tokens")
+        masked = TensorSpec(dims=("B", n, width), layout="replaced", port="image_tokens", when="image_is_masked")
         return Contract(
             needs={
                 "image": TensorSpec(dims=("B", self.channels, self.image_size, self.image_size)),
                 "image_is_masked": TensorSpec(dims=("B", n), dtype="bool", is_optional=True),
             },
             gives=_tokens(n, width, 0, grid, masked),
+            sizes=("N", "Di", "GH", "GW"),
         )
 
     @classmethod

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import attrs
 
-from medvlp_core import ComponentSpec, Contract, Role, TensorSpec, component, param
+from medvlp_core import ComponentSpec, Contract, Role, component, param
 
 _TEXT_UNIT = "what is masked at once: token, or whole_word (all pieces of a word together)"
 _REPLACE = "what stands at masked tokens: mask = always [MASK]; bert = 80 % [MASK], 10 % a random id, 10 % unchanged"
@@ -21,10 +21,11 @@ def masking_contract() -> Contract:
             "word_ids": "B L:int",
         },
         gives={
-            "image_is_masked": "B N:bool @masked",
-            "text_is_masked": "B L:bool @masked",
-            "masked_token_ids": TensorSpec.parse("B L:int @masked", port="token_ids"),
+            "image_is_masked": "B N:bool",
+            "text_is_masked": "B L:bool",
+            "token_ids": "B L:int",
         },
+        sizes=("GH", "GW", "V", "Mask"),
     )
 
 

@@ -11,15 +11,20 @@ from medvlp_core import AtLeast, ComponentSpec, Constraint, Contract, Dim, Role,
 from medvlp_standard.hf_facts import is_path, local_folder, text_facts
 
 
-def _text_contract(width: Dim, require: tuple[Constraint, ...]) -> Contract:
-    return Contract(
-        needs={"token_ids": "B L:int", "text_is_valid": "B L:bool", "vocabulary": "V Mask:shape"},
-        gives={
-            "text_embeddings": TensorSpec(dims=("B", "L", width)),
-            "text_tokens": TensorSpec(dims=("B", "L", width)),
-        },
-        require=require,
-    )
+def _text_calls(width: Dim, require: tuple[Constraint, ...]) -> dict[str, Contract]:
+    tokens = TensorSpec(dims=("B", "L", width))
+    sizes = ("V", "L", "Dt")
+    return {
+        "embed": Contract(
+            needs={"token_ids": "B L:int", "vocabulary": "V Mask:shape"},
+            gives={"text_embeddings": tokens},
+            sizes=sizes,
+            require=require,
+        ),
+        "encode": Contract(
+            needs={"text_embeddings": tokens, "text_is_valid": "B L:bool"}, gives={"text_tokens": tokens}, sizes=sizes
+        ),
+    }
 
 
 @component("standard.bert", role=Role.TEXT_ENCODER, build="medvlp_standard.text_encoders:Bert")
@@ -40,10 +45,10 @@ class BertSpec(ComponentSpec):
             choices = ", ".join(str(heads) for heads in range(1, min(self.width, 32) + 1) if self.width % heads == 0)
             yield "heads", f"{self.heads} heads must divide the width, {self.width}", f"heads that do: {choices}"
 
-    def contract(self) -> Contract:
-        """Token ids to embeddings and contextual tokens of the given width."""
+    def calls(self) -> dict[str, Contract]:
+        """Token ids to embeddings, and these to contextual tokens of the given width."""
         require = (AtLeast(self.max_positions, "L", field="max_positions"),) if self.max_positions else ()
-        return _text_contract(self.width, require)
+        return _text_calls(self.width, require)
 
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:
@@ -71,15 +76,15 @@ class HfTextSpec(ComponentSpec):
                 hint = "save a model there with save_pretrained, or give a hub name such as emilyalsentzer/Bio_ClinicalBERT"
                 yield "model", f"model={self.model!r}: {what}", hint
 
-    def contract(self) -> Contract:
-        """Token ids to embeddings and contextual tokens; the width is read from config.json, else a free symbol."""
+    def calls(self) -> dict[str, Contract]:
+        """Token ids to embeddings, and these to contextual tokens; the width is read from config.json, else a free symbol."""
         facts = text_facts(self.model)
         require: list[Constraint] = []
         if facts.positions is not None:
             require.append(AtLeast(facts.positions, "L", field="model", what="the longest text of the model"))
         if facts.vocabulary is not None and self.pretrained:
             require.append(AtLeast(facts.vocabulary, "V", field="model", what="the vocabulary of the model"))
-        return _text_contract(facts.width if facts.width is not None else "Dt", tuple(require))
+        return _text_calls(facts.width if facts.width is not None else "Dt", tuple(require))
 
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:

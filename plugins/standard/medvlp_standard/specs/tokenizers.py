@@ -17,7 +17,7 @@ SPECIALS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[MASK]": 3}
 def _token_contract(length: int, vocabulary: Dim, mask_id: Dim) -> Contract:
     return Contract(
         gives={
-            "token_ids": TensorSpec(dims=("B", length), dtype="int", view="clean"),
+            "token_ids": TensorSpec(dims=("B", length), dtype="int"),
             "text_is_valid": TensorSpec(dims=("B", length), dtype="bool"),
             "word_ids": TensorSpec(dims=("B", length), dtype="int"),
             "vocabulary": TensorSpec(dims=(vocabulary, mask_id), dtype="shape"),

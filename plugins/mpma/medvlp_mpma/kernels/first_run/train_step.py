@@ -17,7 +17,7 @@ import torch
 from medvlp_core import MedvlpError, Role
 from medvlp_core import plan as plan_recipe
 from medvlp_core.model import ComposedModel, build_model, build_tokenizer, image_geometry
-from medvlp_core.nn import ImageTextBatch
+from medvlp_core.nn import Batch
 from medvlp_mpma.kernels.first_run.run import Run, Skipped
 from medvlp_mpma.kernels.first_run.setting import BATCHES, DEVICE, REHEARSE
 from medvlp_mpma.kernels.memory_topk import benchmark as topk
@@ -52,7 +52,7 @@ def step_model(run: Run, pool: Pool) -> None:
             run.say(json.dumps(row))
 
 
-def build() -> tuple[ComposedModel, Callable[[int], ImageTextBatch]]:
+def build() -> tuple[ComposedModel, Callable[[int], Batch]]:
     """The model of ``mpma:base`` (a rehearsal: a tiny one), and a function that makes batches."""
     changes = [f"{block}.{setting}" for block, text in TINY_MODEL.items() for setting in text.split() if REHEARSE]
     plan = plan_recipe("mpma:base", changes)
@@ -65,10 +65,10 @@ def build() -> tuple[ComposedModel, Callable[[int], ImageTextBatch]]:
     target = (image.channels, image.target_height, image.target_width)
     length, vocabulary = tokenizer.spec.max_length, tokenizer.spec.vocab_size  # type: ignore[attr-defined]
 
-    def make_batch(size: int) -> ImageTextBatch:
+    def make_batch(size: int) -> Batch:
         token_ids = torch.randint(5, vocabulary, (size, length), device=DEVICE)
         word_ids = (torch.arange(length, device=DEVICE) - 1).expand(size, -1).contiguous()
-        return ImageTextBatch(
+        return Batch(
             image=torch.randn(size, image.channels, image.height, image.width, device=DEVICE),
             image_target=torch.randn(size, *target, device=DEVICE),
             token_ids=token_ids,
@@ -90,7 +90,7 @@ TINY_MODEL = {
 }
 
 
-def train_steps(model: ComposedModel, optimizer: torch.optim.Optimizer, batch: ImageTextBatch, backend: str) -> dict[str, float]:
+def train_steps(model: ComposedModel, optimizer: torch.optim.Optimizer, batch: Batch, backend: str) -> dict[str, float]:
     """Time training steps with a backend for every op."""
     before, steps = (1, 1) if REHEARSE else (3, 10)
     times = []
@@ -114,4 +114,4 @@ def train_steps(model: ComposedModel, optimizer: torch.optim.Optimizer, batch: I
                 raise ValueError("the loss is not finite")
     seconds = statistics.median(times[before:])
     peak = torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else 0
-    return {"step_ms": round(1e3 * seconds, 2), "images_per_s": round(len(batch.image) / seconds, 1), "peak_bytes": peak}
+    return {"step_ms": round(1e3 * seconds, 2), "images_per_s": round(len(batch["image"]) / seconds, 1), "peak_bytes": peak}

@@ -1,0 +1,50 @@
+"""The forward pass of a plan as the plain Python that one would have written by hand. Light."""
+
+from __future__ import annotations
+
+from medvlp_core.planning.plan import ModelPlan
+from medvlp_core.planning.wiring import Call, PortKey
+from medvlp_core.spec.contract import CLEAN
+
+
+def forward_source(plan: ModelPlan) -> str:
+    """A function ``forward(model, batch)`` that returns the weighted loss and all terms, to the bit what the model computes.
+
+    One call a line, in the order of ``plan.calls``. ``batch`` is what the input pipeline makes, ``model`` the composed model.
+    """
+    names = {call: _name(call) for call in plan.calls}
+    lines = [f"{names[call]} = {_module(call)}({_arguments(plan, call, names)})" for call in plan.calls]
+    terms = {
+        f"{plan.components[call.path].slot}.{term}": f"{names[call]}.losses[{term!r}]"
+        for call in plan.calls
+        for term in plan.components[call.path].calls[call.name].losses
+    }
+    lines += ["losses = {", *(f"    {name!r}: {value}," for name, value in terms.items()), "}"]
+    lines.append(f"loss = {' + '.join(f'{plan.losses[name]!r} * losses[{name!r}]' for name in terms)}")
+    lines.append("return loss, losses")
+    return "\n".join(["def forward(model, batch):", *(f"    {line}" for line in lines), ""])
+
+
+def _name(call: Call) -> str:
+    """``image_encoder_masked``, ``text_encoder_embed``, ``gla``."""
+    parts = [call.path.rpartition(".")[2], "" if call.name == "forward" else call.name, "" if call.view == CLEAN else call.view]
+    if call.gives and not call.gives[0].slot:  # a masking, whose view says the same
+        parts.pop()
+    return "_".join(filter(None, parts))
+
+
+def _module(call: Call) -> str:
+    block, _, slot = call.path.removeprefix("model.").partition(".")
+    method = "" if call.method == "forward" else f".{call.method}"
+    return f"model.{block}[{slot!r}]{method}" if slot else f"model.{block}{method}"
+
+
+def _arguments(plan: ModelPlan, call: Call, names: dict[Call, str]) -> str:
+    def value(key: PortKey) -> str:
+        source = plan.wiring.call_of(key)
+        if source is None:
+            return f'batch["{key}"]'
+        access = {"tensor": "", "tuple": f".{key.name}", "output": f".ports[{key.name!r}]"}[source.returns]
+        return names[source] + access
+
+    return ", ".join(f"{argument}={value(key)}" for argument, key in call.takes)
