@@ -33,6 +33,10 @@ def _name(call: Call) -> str:
     return "_".join(filter(None, parts))
 
 
+def _returned(call: Call, key: PortKey) -> str:
+    return key.name.removeprefix("fused_") if call.name == "fused" else key.name
+
+
 def _module(plan: ModelPlan, call: Call) -> str:
     block, _, slot = plan.components[call.path].owner.removeprefix("model.").partition(".")
     method = "" if call.method == "forward" else f".{call.method}"
@@ -44,7 +48,7 @@ def _arguments(plan: ModelPlan, call: Call, names: dict[Call, str]) -> str:
         source = plan.wiring.call_of(key)
         if source is None:
             return f'batch["{key}"]'
-        access = {"tensor": "", "tuple": f".{key.name}", "output": f".ports[{key.name!r}]"}[source.returns]
+        access = {"tensor": "", "tuple": f".{key.name}", "output": f".ports[{_returned(source, key)!r}]"}[source.returns]
         return names[source] + access
 
     return ", ".join(f"{argument}={value(key)}" for argument, key in call.takes)

@@ -81,6 +81,8 @@ class ComposedModel(nn.Module):
                 Problem(code="MV306", text=text, position=component.position(), details=(self._origin(component),))
             ) from error
         output = self._output(component, call, returned)
+        if call.name == "fused" and call.returns == "output":  # encode, and what it gives has other names here
+            output = Output(ports={f"fused_{port}": value for port, value in output.ports.items()})
         losses = {} if component.follows is not None else self._checked_losses(component, call, output.losses)
         return Output(ports=self._checked_ports(component, call, output.ports), losses=losses)
 

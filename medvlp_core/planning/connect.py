@@ -54,7 +54,8 @@ def connect(
         others = (*_offers(wiring, diagnostics), *wiring.route(key for _, _, key in _evaluator_needs(wiring)))
     except Circle as circle:
         at = next((one for one in components.values() if one.losses), next(iter(components.values())))
-        diagnostics.add("MV201", f"components wait for each other: {circle}", at=at.position())
+        hint = "re-point one of their needs: `needs: {ARGUMENT: SLOT.PORT}`"
+        diagnostics.add("MV201", f"components wait for each other: {circle}", at=at.position(), hint=hint)
         return wiring, ()
     for call in dict.fromkeys((*calls, *others)):
         _tie(wiring, call, diagnostics)
@@ -163,8 +164,11 @@ def _offers(wiring: Wiring, diagnostics: Diagnostics) -> list[Call]:
         calls = [wiring.call(component.path, name) for name in component.calls]
         found = [call for call in calls if isinstance(call, Call)]
         offers += [one for call in found for one in (*wiring.route(key for _, key in call.takes), call)]
+        lacking = [one for call in calls if not isinstance(call, Call) for one in call]
         if not found and not component.losses:  # what losses lack is reported already
-            missing += [one for call in calls if not isinstance(call, Call) for one in call]
+            missing += lacking
+        # an offer that cannot be fed does not exist; but a name with two meanings is a slip, wherever it stands
+        missing += [root for one in lacking for root in one.roots() if root.candidates]
     report_missing(wiring, missing, diagnostics)
     return offers
 
