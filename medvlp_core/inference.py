@@ -173,7 +173,7 @@ class TrainedModel(Displayed):
 
     @torch.no_grad()
     def _of_texts(self, texts: str | Sequence[str], call: Callable[[TokenBatch], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        tokens = self.run.tokenizer.encode(_texts(texts, "the list"))
+        tokens = self.run.tokenizer.encode(_texts(texts, "the list")).tokens
         parts = []
         for start in range(0, len(tokens.token_ids), self.batch_size):
             batch = TokenBatch._make(one[start : start + self.batch_size] for one in tokens)

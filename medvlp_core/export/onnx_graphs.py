@@ -79,7 +79,7 @@ def export_onnx(loaded: LoadedRun, folder: Path) -> str:
         _export(graph, {"image": image}, outputs, {"image": {0: "batch"}}, folder / "image_encoder.onnx")
         calls.append(image_snippet(loaded, outputs))
     if model.text_encoder is not None:
-        tokens = loaded.tokenizer.encode(_SAMPLE)._asdict()
+        tokens = loaded.tokenizer.encode(_SAMPLE).tokens._asdict()
         outputs = ["text_tokens", *(["text_vector"] if alignment is not None else [])]
         axes = {name: {0: "batch", 1: "length"} for name in tokens}
         inputs = _export(_TextGraph(model, alignment).eval(), tokens, outputs, axes, folder / "text_encoder.onnx")

@@ -56,7 +56,7 @@ class ZeroShot(Evaluator):
 
     def _scores(self, run: EvaluationRun, model: ComposedModel) -> FloatArray:
         prompts = [*self.spec.positive, *self.spec.negative]
-        tokens = to_device(run.pipeline.tokenizer.encode(prompts), run.device)
+        tokens = to_device(run.pipeline.tokenizer.encode(prompts).tokens, run.device)
         vectors = model.embed_text(tokens, alignment=self.spec.alignment).float()
         positive, negative = class_vectors(vectors, [len(self.spec.positive), len(self.spec.negative)])
         direction = positive - negative
