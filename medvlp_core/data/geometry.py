@@ -129,13 +129,12 @@ def apply(
         raise DataError(Problem(code="MV505", text=text, hint=f"give it at least {len(size)} axes"))
     if kind == "image":
         return apply_to_images(values, geometry, [size], inputs or InputSpec(mean=0.0, std=1.0), channels)[0]
-    planes = values.reshape(-1, *values.shape[-2:])
+    planes = values.reshape(math.prod(values.shape[:-2]), *values.shape[-2:])
     if kind == "mask":
-        cut = torch.from_numpy(np.stack([_nearest(plane, geometry, size) for plane in planes]))
+        cut = [torch.from_numpy(_nearest(plane, geometry, size)) for plane in planes]
     else:
-        cut = torch.stack([_mirrored(resize(plane, geometry, size[-2], size[-1]), geometry) for plane in planes])
-    cut = cut.reshape(*values.shape[:-2], *cut.shape[-2:])
-    return cut if len(size) == 2 else _to_depth(cut, size[0], is_nearest=kind == "mask")
+        cut = [_mirrored(resize(plane, geometry, size[-2], size[-1]), geometry) for plane in planes]
+    return _to_depth(_stacked(cut, values, size), size, is_nearest=kind == "mask")
 
 
 def apply_to_images(
@@ -232,7 +231,7 @@ def _cut_pixels(values: NDArray[Any], geometry: Geometry, size: Size) -> Tensor:
     """(h, w) to (H, W), (h, w, 3) to (3, H, W), (d, h, w) to (D, H, W)."""
     if len(size) == 3:
         slices = torch.stack([resize(plane, geometry, size[1], size[2]) for plane in values])
-        return _to_depth(slices, size[0], is_nearest=False)
+        return _to_depth(slices, size, is_nearest=False)
     image = resize(values, geometry, size[0], size[1])
     return image if image.ndim == 2 else image.permute(2, 0, 1).contiguous()
 
@@ -255,9 +254,16 @@ def _centres(start: float, stop: float, count: int, limit: int) -> NDArray[np.in
     return places.clip(0, limit - 1)
 
 
-def _to_depth(cut: Tensor, depth: int, *, is_nearest: bool) -> Tensor:
-    """(..., d, H, W) to (..., D, H, W): the nearest slice, or antialiased along the depth alone."""
-    if cut.shape[-3] == depth:
+def _stacked(planes: list[Tensor], values: NDArray[Any], size: Size) -> Tensor:
+    """Planes with the leading axes that they had; there may be none (a report of no sentence)."""
+    none = torch.zeros(0, *size[-2:], dtype=torch.from_numpy(np.zeros(0, values.dtype)).dtype)
+    return (torch.stack(planes) if planes else none).reshape(*values.shape[:-2], *size[-2:])
+
+
+def _to_depth(cut: Tensor, size: Size, *, is_nearest: bool) -> Tensor:
+    """(..., d, H, W) to (..., D, H, W): the nearest slice, or antialiased along the depth alone. As it is without a depth."""
+    depth = size[0]
+    if len(size) == 2 or cut.shape[-3] == depth:
         return cut
     if is_nearest:
         return cut[..., torch.from_numpy(_centres(0, cut.shape[-3], depth, cut.shape[-3])), :, :]

@@ -176,6 +176,8 @@ def test_a_stack_is_cut_plane_by_plane(gray: np.ndarray) -> None:
     assert found.shape == (3, 14, 10)
     for plane, wanted in zip(stack, found, strict=True):
         assert torch.equal(apply("map", plane, geometry, (14, 10)), wanted)
+    assert apply("map", stack[:0], geometry, (14, 10)).shape == (0, 14, 10), "a report without a sentence"
+    assert apply("mask", stack[:0] > 0, geometry, (14, 10)).dtype == torch.bool
     deep = apply("map", stack[None].repeat(2, axis=0), geometry, (3, 14, 10))
     assert deep.shape == (2, 3, 14, 10)
     torch.testing.assert_close(deep[1], found)
