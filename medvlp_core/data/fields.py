@@ -202,6 +202,9 @@ def _collate_tensors(
     dtype = torch.float64 if field.kind == "vector" else _TORCH[field.dtype]
     stacked = torch.full((len(values), *shape), float("nan") if field.kind == "vector" else 0, dtype=dtype)
     is_valid = torch.zeros(len(values), *(shape[field.axes.index(axis)] for axis in ragged), dtype=torch.bool)
+    if instead is not None and instead.shape[1:] != shape[field.has_several_images :]:
+        text = f"images of shape {tuple(instead.shape[1:])} cannot stand in for absent ones of field {name!r}, which are {shape}"
+        raise DataError(Problem(code="MV505", text=text, hint="let `instead` name an image field of the same size"))
     for row, value in enumerate(values):
         if value is not None:
             here: Any = (row, *map(slice, value.shape))
@@ -213,8 +216,10 @@ def _collate_tensors(
         is_valid = has_area(stacked)
     elif field.kind == "spans":
         is_valid = stacked[..., 1] > stacked[..., 0]
-    is_known = ~stacked.isnan()
-    return {name: stacked.nan_to_num(nan=0.0).to(_TORCH[field.dtype]), f"{name}_is_valid": is_valid, f"{name}_is_known": is_known}
+    found = {name: stacked, f"{name}_is_valid": is_valid}
+    if field.kind == "vector":
+        found |= {name: stacked.nan_to_num(nan=0.0).to(_TORCH[field.dtype]), f"{name}_is_known": ~stacked.isnan()}
+    return found
 
 
 def _collate_texts(

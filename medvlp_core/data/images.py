@@ -173,12 +173,12 @@ def as_gray_range(values: NDArray[Any], source: str) -> NDArray[Any]:
     raise _unreadable(source, found, "scale them; of Hounsfield units take a window")
 
 
-def reduce_to(values: GrayArray, least_side: int) -> GrayArray:
-    """Scale an image down (antialiased) so that its shorter side has ``least_side`` pixels; a smaller one stays as it is."""
-    factor = least_side / min(values.shape)
+def reduce_to(values: NDArray[Any], least_side: int) -> NDArray[Any]:
+    """Scale an image, gray or colour, down (antialiased) so that its shorter side has ``least_side`` pixels; never up."""
+    factor = least_side / min(values.shape[:2])
     if factor >= 1:
         return values
-    height, width = (max(least_side, round(side * factor)) for side in values.shape)
+    height, width = (max(least_side, round(side * factor)) for side in values.shape[:2])
     return np.asarray(Image.fromarray(values).resize((width, height), Image.Resampling.BILINEAR))
 
 

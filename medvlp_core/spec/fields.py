@@ -239,9 +239,20 @@ def field_faults(fields: Mapping[str, Field]) -> list[str]:
             fault = f"that is a field of kind {there[field.on].kind!r}" if field.on in there else "there is no such field"
             names = ", ".join(other for other, one in there.items() if one.kind == wanted)
             found.append(f"field {name!r} lies on {field.on!r}, and {fault}; {wanted}s: {names}")
-        elif wanted == "image" and field.kind != "boxes" and there[field.on].has_depth and len(field.axes) < 3:
-            found.append(f"field {name!r} lies on volumes, expected the axes B ... D H W, found {_printed(field.dims)!r}")
+        elif wanted == "image" and (place := _place_fault(field, there[field.on])):
+            found.append(f"field {name!r} lies on {place}, found {_printed(field.dims)!r}")
     return found
+
+
+def _place_fault(field: Field, on: Field) -> str | None:
+    """Why a map, mask or boxes cannot lie on an image field: axes are missing."""
+    if field.kind == "boxes":
+        return "several images of a record, and boxes have no axis for them" if on.has_several_images else None
+    axes = [str(on.axes[0])] * on.has_several_images + ["...", *(["D"] * on.has_depth), "H", "W"]
+    if len(field.axes) >= len(axes) - 1:
+        return None
+    what = "several images of a record" if on.has_several_images else "volumes"
+    return f"{what}, expected the axes B {' '.join(axes)}"
 
 
 def _named_channels(axes: tuple[str | int, ...]) -> list[int]:

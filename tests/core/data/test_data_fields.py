@@ -247,6 +247,9 @@ def test_an_absent_image_is_a_copy_of_another() -> None:
     assert torch.equal(found["x"], torch.stack([instead[0], image]))
     assert found["x_is_known"].tolist() == [False, True]
     assert list(found) == ["x", "x_is_known"]
+    says = r"MV505.*images of shape \(1, 4, 4\) cannot stand in for absent ones of field 'x', which are \(1, 8, 8\)"
+    with pytest.raises(DataError, match=says):
+        collate_field("x", IMAGE, [None], {"C": 1, "H": 8, "W": 8}, may_lack=True, instead=instead)
 
 
 def test_colour_is_what_a_field_with_3_channels_says(tmp_path: Path) -> None:

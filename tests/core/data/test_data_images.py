@@ -117,6 +117,7 @@ def test_reduce_to_keeps_the_shorter_side_and_never_enlarges(gray: np.ndarray) -
     assert reduce_to(wide, 50).shape == (50, 150)
     assert reduce_to(wide, 100) is wide
     assert reduce_to(as_float(wide), 30).dtype == np.float32
+    assert reduce_to(np.dstack([wide] * 3), 50).shape == (50, 150, 3)
 
 
 def test_as_float_is_the_same_scale_for_both_kinds() -> None:

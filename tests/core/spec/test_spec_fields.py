@@ -131,3 +131,10 @@ def test_fields_lie_on_fields_of_the_right_kind() -> None:
     assert field_faults({"heat": Field("B H W", kind="map", on="scan"), "scan": scan}) == [
         "field 'heat' lies on volumes, expected the axes B ... D H W, found 'B H W'"
     ]
+    study = Field("B V C H W", kind="image")
+    wrong = {"study": study, "boxes": Field("B K 4", kind="boxes", on="study"), "lungs": Field("B H W", kind="mask", on="study")}
+    assert field_faults(wrong) == [
+        "field 'boxes' lies on several images of a record, and boxes have no axis for them, found 'B K 4'",
+        "field 'lungs' lies on several images of a record, expected the axes B V ... H W, found 'B H W'",
+    ]
+    assert field_faults({"study": study, "lungs": Field("B V H W", kind="mask", on="study")}) == []
