@@ -47,12 +47,14 @@ class ComposedModel(nn.Module):
         Raises:
             SpecError: a component returned something else than its contract says (MV206).
             PartFailed: a component's own code raised something (MV306).
-            DataError: a tensor of the batch has another dtype or shape than the model takes (MV505).
+            DataError: a tensor of the batch is not there, or has another dtype or shape than the model takes (MV505).
         """
         ports = self._given(batch)
         losses: dict[str, Tensor] = {}
         shown: dict[str, Tensor] = {}
         for call in self.plan.calls:
+            if lacking := [str(key) for _, key in call.takes if key not in ports]:
+                raise self._lacking(call, lacking, batch)
             output = self.run(call, {argument: ports[key] for argument, key in call.takes})
             ports |= (given := {key: output.ports[key.name] for key in call.gives})
             losses |= output.losses
@@ -85,6 +87,12 @@ class ComposedModel(nn.Module):
             output = Output(ports={f"fused_{port}": value for port, value in output.ports.items()})
         losses = {} if component.follows is not None else self._checked_losses(component, call, output.losses)
         return Output(ports=self._checked_ports(component, call, output.ports), losses=losses)
+
+    def _lacking(self, call: Call, names: list[str], batch: Batch) -> DataError:
+        component = self.plan.components[call.path]
+        text = f"{component.label} takes {', '.join(names)}, which the batch does not hold"
+        hint = f"the batch holds {', '.join(batch) or 'nothing'}"
+        return DataError(Problem(code="MV505", text=text, position=component.position(), hint=hint))
 
     def _method(self, call: Call) -> Callable[..., Any]:
         part = self.part(call.path)
@@ -151,9 +159,12 @@ class ComposedModel(nn.Module):
         raise self._wrong_output(component, call, _kind(returned), expected)
 
     def _checked_ports(self, component: PlannedComponent, call: Call, ports: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        if not isinstance(ports, Mapping):
+            names = ", ".join(key.name for key in call.gives) or "no ports"
+            raise self._wrong_output(component, call, f"{_kind(ports)} of ports", f"a dict with {names}")
         if missing := [key.name for key in call.gives if key.name not in ports]:
             text = f"{', '.join(missing)}, as its contract declares"
-            raise self._wrong_output(component, call, f"only {', '.join(ports) or 'nothing'}", text)
+            raise self._wrong_output(component, call, f"only {', '.join(ports)}" if ports else "no ports", text)
         for key in call.gives:
             if not isinstance(ports[key.name], Tensor):
                 raise self._wrong_output(component, call, f"{_kind(ports[key.name])} as {key.name}", "a tensor")
@@ -170,7 +181,7 @@ class ComposedModel(nn.Module):
         for term, value in losses.items():
             if not isinstance(value, Tensor) or value.ndim:
                 raise self._wrong_output(component, call, f"{_kind(value)} as the loss {term!r}", "a scalar tensor")
-        return {f"{component.slot}.{term}": value for term, value in losses.items()}
+        return {f"{component.slot}.{term}": losses[term] for term in declared}
 
     def _wrong_output(self, component: PlannedComponent, call: Call, found: str, expected: str) -> SpecError:
         method = "" if call.name == "forward" else f" from {call.method}"

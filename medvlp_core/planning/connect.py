@@ -59,6 +59,7 @@ def connect(
         return wiring, ()
     for call in dict.fromkeys((*calls, *others)):
         _tie(wiring, call, diagnostics)
+        _check_masked(wiring, call, diagnostics)
     for component, need, key in _evaluator_needs(wiring):
         _tie_need(wiring, component, "forward", CLEAN, need, key, diagnostics)
     for call in dict.fromkeys((*calls, *others)):
@@ -101,8 +102,12 @@ def _register(wiring: Wiring, diagnostics: Diagnostics) -> None:
     for port, spec in INPUT_PORTS.items():
         wiring.batch[PortKey(port)] = Provider(INPUTS, "", spec)
         wiring.table.bind(Symbol(INPUTS, "B"), BATCH, INPUTS)
+    contracts = [contract for component in wiring.components.values() for contract in component.calls.values()]
+    has_early_fusion = any(spec.port == "fused_text_embeddings" for one in contracts for spec in one.gives.values())
     for component in wiring.components.values():
         for name, contract in component.calls.items():
+            if name == "fused" and not has_early_fusion:  # the core's own offer: nobody should read that it lacks something
+                continue
             for spec in contract.gives.values():
                 _register_port(wiring, component, name, spec, diagnostics)
 
@@ -201,6 +206,23 @@ def _tie(wiring: Wiring, call: Call, diagnostics: Diagnostics) -> None:
             symbol := wiring.symbol(call.path, call.name, call.view, provider.spec.dims[1]), Symbol
         ):
             wiring.table.bind(symbol, Axis(f"visible {key}"), call.path)
+
+
+def _check_masked(wiring: Wiring, call: Call, diagnostics: Diagnostics) -> None:
+    """Whoever asks for an image encoder's tokens of a view with masked patches must not get those of the whole image (MV205)."""
+    component = wiring.components[call.path]
+    ports: dict[tuple[str, str, str], list[str]] = {}
+    for argument, key in call.takes:
+        at = wiring.asked_view(component, argument, component.calls[call.name].needs[argument])
+        between = list(wiring.chain(at))[: list(wiring.chain(at)).index(key.view)] if at else ()
+        if any(PortKey("image_is_masked", view) in wiring.batch for view in between):
+            giver = wiring.components.get(wiring.provider(key).path)
+            if giver is not None and giver.role is Role.IMAGE_ENCODER:
+                ports.setdefault((str(at), key.view, giver.label), []).append(key.name)
+    for (view, other, label), names in ports.items():
+        text = f"{component.label} needs {', '.join(names)} in the {view} view, and {label} gives {'them' if names[1:] else 'it'}"
+        text += f" only in the {other} view: it masks no patches"
+        diagnostics.add("MV205", text, at=component.position(), hint="another image_encoder may give both views")
 
 
 def _tie_need(
@@ -331,7 +353,8 @@ def report_missing(wiring: Wiring, missing: Iterable[Missing], diagnostics: Diag
             hint = f"say which one it means: `needs: {{{argument}: {one.candidates[0]}}}`"
             diagnostics.add("MV209", text, at=component.position(), hint=hint)
         elif one.view not in wiring.views:
-            absent.setdefault(Role.MASKING, {}).setdefault(one.path, []).append(f"{port} in the {one.view} view")
+            where = "" if role is Role.MASKING and port not in Role.TOKENIZER.info.ports else f" in the {one.view} view"
+            absent.setdefault(Role.MASKING, {}).setdefault(one.path, []).append(port + where)
         elif role is not None and role not in present:
             absent.setdefault(role, {}).setdefault(one.path, []).append(port)
         elif others := [key.view for key in wiring.batch if key.name == port]:

@@ -327,6 +327,11 @@ class Wiring:
         found = self.resolve(port, at)
         return found if isinstance(found, PortKey) else attrs.evolve(found, path=component.path)
 
+    def asked_view(self, component: PlannedComponent, argument: str, need: TensorSpec) -> str | None:
+        """The view that a contract, or the recipe in its place, names for an argument; None if it names none."""
+        formal = component.needs.get(argument, "").partition("@")[2] or need.view
+        return self.bound_view(component, formal) if formal else None
+
     def takes(self, path: str, name: str = "forward", *, view: str = CLEAN, only: bool = False) -> tuple[tuple[str, PortKey], ...]:
         """The arguments of a call and the ports that they come from, as far as there are any.
 

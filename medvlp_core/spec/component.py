@@ -310,10 +310,12 @@ def component(name: str, *, role: Role, build: str, deprecated: str = "", instal
             faults.append(f"build={build!r} must be 'package.module:Class'")
         if not issubclass(cls, ComponentSpec):
             faults.append("it must derive from ComponentSpec")
-        elif missing := sorted(getattr(cls, "__abstractmethods__", ())):
-            faults.append(f"it must define {', '.join(missing)}")
-        elif cls.contract is ComponentSpec.contract and cls.calls is ComponentSpec.calls:
-            faults.append("it must define contract, or calls if its module has several")
+        else:
+            has_calls = cls.contract is not ComponentSpec.contract or cls.calls is not ComponentSpec.calls
+            missing = ([] if has_calls else ["contract (or calls, if its module has several)"]) + sorted(
+                getattr(cls, "__abstractmethods__", ())
+            )
+            faults += [f"it must define {', '.join(missing)}"] if missing else []
         if faults:
             raise PluginError(
                 Problem(

@@ -48,7 +48,7 @@ class WordsSpec(Toy):
     keep_case: bool = param(False, help="keep capital letters", deprecated="use cased")
 
     def contract(self) -> Contract:
-        rows = {"token_ids": f"B {self.length}:int @clean", "text_is_valid": f"B {self.length}:bool"}
+        rows = {"token_ids": f"B {self.length}:int", "text_is_valid": f"B {self.length}:bool"}
         return Contract(gives={**rows, "word_ids": f"B {self.length}:int", "vocabulary": f"{self.size} Mask:shape"})
 
 
@@ -61,10 +61,9 @@ class RandomSpec(Toy):
     unit: str = param("word", help="what is masked of a text", one_of=("word", "token"))
 
     def contract(self) -> Contract:
-        masked = TensorSpec.parse("B L:int @masked", port="token_ids")
         return Contract(
             needs={"image_grid": "GH GW:shape", "token_ids": "B L:int", "text_is_valid": "B L:bool", "word_ids": "B L:int"},
-            gives={"image_is_masked": "B N:bool @masked", "text_is_masked": "B L:bool @masked", "masked_token_ids": masked},
+            gives={"image_is_masked": "B N:bool", "text_is_masked": "B L:bool", "token_ids": "B L:int"},
         )
 
 
@@ -82,12 +81,13 @@ class VitSpec(Toy):
 
     def contract(self) -> Contract:
         side = self.image_size // self.patch
-        tokens = TensorSpec.parse(f"B Nv {self.width} @masked", port="image_tokens", layout="dropped")
+        image = f"B 1 {self.image_size} {self.image_size}"
+        tokens = TensorSpec.parse(f"B Nv {self.width}", port="image_tokens", layout="dropped", when="image_is_masked")
         return Contract(
-            needs={"image": f"B 1 {self.image_size} {self.image_size}", "image_is_masked": f"B {side * side}:bool?"},
+            needs={"image": image, **({"image_is_masked": f"B {side * side}:bool?"} if self.can_mask else {})},
             gives={
                 "image_grid": f"{side} {side}:shape",
-                "clean_tokens": TensorSpec.parse(f"B {side * side} {self.width} @clean", port="image_tokens"),
+                "image_tokens": f"B {side * side} {self.width}",
                 **({"visible_tokens": tokens} if self.can_mask else {}),
                 "image_prefix": f"B {self.prefix} {self.width}",
             },
@@ -106,11 +106,12 @@ class BertSpec(Toy):
     width: int = param(192, help="width", at_least=1)
     path: str | None = param(None, help="folder with weights")
 
-    def contract(self) -> Contract:
-        return Contract(
-            needs={"token_ids": "B L:int", "text_is_valid": "B L:bool", "vocabulary": "V Mask:shape"},
-            gives={"text_embeddings": f"B L {self.width}", "text_tokens": f"B L {self.width}"},
-        )
+    def calls(self) -> dict[str, Contract]:
+        embedded = {"text_embeddings": f"B L {self.width}"}
+        return {
+            "embed": Contract(needs={"token_ids": "B L:int", "vocabulary": "V Mask:shape"}, gives=embedded, sizes=("V",)),
+            "encode": Contract(needs={**embedded, "text_is_valid": "B L:bool"}, gives={"text_tokens": f"B L {self.width}"}),
+        }
 
 
 @component("toy.cross_attention", role=Role.FUSION, build=BUILD)
@@ -124,6 +125,7 @@ class CrossAttentionSpec(Toy):
         return Contract(
             needs={"text_tokens": "B L D", "text_is_valid": "B L:bool", "image_tokens": "B S Di"},
             gives={"fused_text_tokens": "B L D"},
+            sizes=("D", "Di"),
             require=(Divides("D", by=self.heads, field="heads"),),
         )
 
@@ -142,13 +144,19 @@ class ContrastSpec(Toy):
     dim: int = param(128, help="shared width", at_least=1)
     pool: str = param("mean", help="image vector: mean of the patches, or cls", one_of=("mean", "cls"))
 
-    def contract(self) -> Contract:
-        return Contract(
-            needs={"image_tokens": "B S Di", "image_prefix": "B P Di", "text_tokens": "B L Dt", "text_is_valid": "B L:bool"},
-            gives={"image_embedding": f"B {self.dim}", "text_embedding": f"B {self.dim}"},
-            require=(AtLeast("P", 1, field="pool"),) if self.pool == "cls" else (),
-            losses=("global",),
-        )
+    def calls(self) -> dict[str, Contract]:
+        image, text = {"image_tokens": "B S Di", "image_prefix": "B P Di"}, {"text_tokens": "B L Dt", "text_is_valid": "B L:bool"}
+        return {
+            "forward": Contract(
+                needs={**image, **text},
+                sizes=("Di", "Dt"),
+                require=(AtLeast("P", 1, field="pool"),) if self.pool == "cls" else (),
+                losses=("global",),
+                mixes_rows=True,
+            ),
+            "embed_image": Contract(needs=image, gives={"image_embedding": f"B {self.dim}"}),
+            "embed_text": Contract(needs=text, gives={"text_embedding": f"B {self.dim}"}),
+        }
 
 
 @component("toy.pixels", role=Role.DECODER, build=BUILD)
@@ -167,6 +175,7 @@ class PixelsSpec(Toy):
                 "image_target": f"B C {self.target_size} {self.target_size}",
             },
             gives={"patch_prediction": "B N Q"},
+            sizes=("Di", "C"),
             losses=("reconstruction",),
         )
 
@@ -186,6 +195,7 @@ class MlmSpec(Toy):
         return Contract(
             needs={"fused_text_tokens": "B L D @masked", "text_is_masked": "B L:bool @masked", "vocabulary": "V Mask:shape"},
             gives={"word_logits": "R V"},
+            sizes=("D", "V"),
             losses=("mlm",),
         )
 

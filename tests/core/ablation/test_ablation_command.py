@@ -85,10 +85,10 @@ def test_overrides_come_first_and_all_kinds_of_slots_take_names(recipe: str, cap
     assert code == 0
     assert [" ".join(line.split()) for line in out.splitlines()] == [
         "micro: 2 x 2 combinations x 1 seed (0) = 4 runs",
-        "1 clip=standard.info_nce masking=mpma.paired_masking 4 steps, 9 components, 3 loss terms, 8 calls a step",
-        "2 clip=standard.info_nce masking=standard.random 4 steps, 9 components, 3 loss terms, 8 calls a step",
-        "3 clip=... masking=mpma.paired_masking 4 steps, 8 components, 2 loss terms, 5 calls a step",
-        "4 clip=... masking=standard.random 4 steps, 8 components, 2 loss terms, 5 calls a step",
+        "1 clip=standard.info_nce masking=mpma.paired_masking 4 steps, 9 components, 3 loss terms, 11 calls a step",
+        "2 clip=standard.info_nce masking=standard.random 4 steps, 9 components, 3 loss terms, 11 calls a step",
+        "3 clip=... masking=mpma.paired_masking 4 steps, 8 components, 2 loss terms, 7 calls a step",
+        "4 clip=... masking=standard.random 4 steps, 8 components, 2 loss terms, 7 calls a step",
         "...: as the recipe has it",
     ]
     assert not Path("runs").exists()

@@ -61,7 +61,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, micro: str, orders: dict[
     def watched(*arguments: Any, **named: Any) -> Any:
         seen = orders.setdefault(len(orders), [])
         for batch in training_batches(*arguments, **named):
-            seen.append(batch.record_index.tolist())
+            seen.append(batch["record_index"].tolist())
             yield batch
 
     with pytest.MonkeyPatch.context() as patch:

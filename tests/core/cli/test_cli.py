@@ -86,7 +86,7 @@ def test_every_command_has_help(capsys: Output, command: str) -> None:
 def test_check_says_ok(capsys: Output, recipe: str) -> None:
     code, out, err = run(capsys, "check", recipe)
     assert (code, err) == (0, "")
-    assert out == f"{recipe}: ok, 9 components, 4 loss terms, 5 calls a step\n"
+    assert out == f"{recipe}: ok, 9 components, 4 loss terms, 8 calls a step\n"
 
 
 def test_check_prints_every_problem_and_counts(capsys: Output, recipe: str) -> None:
@@ -138,9 +138,22 @@ def test_explain_shows_parts_dimensions_calls_losses_and_origins(capsys: Output,
     assert f"slots 8 {recipe}:{line}:{column}" in lines
     assert "dropout 0.1 default" in lines
     assert any(line.startswith("dimensions:") and "Dt=32 (model.text_encoder)" in line for line in lines)
-    assert "1. mask: model.masking" in lines
-    assert any(line.endswith("encode text: model.text_encoder @clean") for line in lines)
-    assert any(line.startswith("model.text_encoder runs 2 times a step") for line in lines)
+    numbered = [line.partition(". ")[2] for line in lines if line[:1].isdigit()]
+    assert numbered[0] == "model.masking @masked"
+    assert {"model.text_encoder.encode", "model.text_encoder.encode @masked"} <= set(numbered)
+    assert numbered[-3:] == ["model.alignments.gla", "model.decoders.image", "model.decoders.report"]
+    assert [line for line in lines if line.startswith("losses ")] == [
+        "losses global, local",
+        "losses reconstruction",
+        "losses mlm",
+    ]
+    assert "takes image_tokens (B, Nv, 32) @masked, masked ones dropped from model.image_encoder" in lines
+    assert "gives word_logits (R, V=300)" in lines
+    views = lines[lines.index("views") + 1 : lines.index("views") + 3]
+    assert views == [
+        "masked, of clean, opened by model.masking: 3 components; run in another view too: model.text_encoder",
+        "clean: 4 components",
+    ]
     assert "gla.local weight 0.5 --set losses.gla.local=0.5" in lines
     assert "report.mlm weight 1 default" in lines
     assert lines[-2:] == ["trainable parameters", "not counted; --build builds the model and counts them"]
@@ -160,9 +173,23 @@ def test_explain_shows_evaluators_like_other_parts(capsys: Output, recipe: str) 
 
 def test_every_call_says_for_whom_it_runs(capsys: Output, recipe: str) -> None:
     _, out, _ = run(capsys, "explain", recipe, "--set", "model.alignments.gla.align_text=clean")
-    blocks = out.split("encode text: model.text_encoder @")
-    reasons = {block.split("\n")[0]: block.split("       for ")[1].split("\n")[0] for block in blocks[1:]}
-    assert reasons == {"clean": "model.alignments.gla", "masked": "model.decoders.report"}
+    blocks = [block.split("\n", 1) for block in re.split(r"\n  \d+\. ", out)[1:]]
+    reasons = {call: re.findall(r"^ +for (.*)$", block, re.MULTILINE) for call, block in blocks}
+    assert reasons["model.text_encoder.encode"] == ["model.alignments.gla"]
+    assert reasons["model.text_encoder.encode @masked"] == ["model.decoders.report"]
+    assert [call for call, found in reasons.items() if not found] == ["model.alignments.gla", *HEADS], "they run for themselves"
+
+
+HEADS = ["model.decoders.image", "model.decoders.report"]
+
+
+def test_explain_prints_the_forward_pass_as_code(capsys: Output, recipe: str) -> None:
+    code, out, err = run(capsys, "explain", recipe, "--code")
+    assert (code, err) == (0, "")
+    assert out.startswith("def forward(model, batch):\n")
+    calls = run(capsys, "explain", recipe, "--json")[1]
+    assert out.count("model.") == len(json.loads(calls)["calls"]) == 8
+    compile(out, "forward", "exec")
 
 
 def test_explain_with_build_counts_parameters(capsys: Output, recipe: str) -> None:

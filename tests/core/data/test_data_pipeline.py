@@ -85,7 +85,7 @@ def make(inputs: InputSpec | None = None, source: DataSource | None = None, **so
 
 
 def order(batches: Iterable[Batch]) -> list[int]:
-    return [index for batch in batches for index in batch.record_index.tolist()]
+    return [index for batch in batches for index in batch["record_index"].tolist()]
 
 
 def test_images_without_text_are_no_pairs() -> None:
@@ -123,15 +123,14 @@ def test_a_batch_holds_the_records_that_it_names() -> None:
     pipeline = make(sources=("vqarad",))
     records = pipeline.records("test")
     batch = next(iter(pipeline.loader("test", batch_size=8)))
-    assert batch.record_index.tolist() == list(range(8))
-    assert batch.image.shape == (8, 1, 16, 16)
-    assert batch.image_target is not None
-    assert batch.image_target.shape == (8, 1, 32, 32)
+    assert batch["record_index"].tolist() == list(range(8))
+    assert batch["image"].shape == (8, 1, 16, 16)
+    assert batch["image_target"].shape == (8, 1, 32, 32)
     tokens = pipeline.tokenizer.encode([record.text for record in records[:8]])
-    assert torch.equal(batch.token_ids, tokens.token_ids)
-    assert torch.equal(batch.text_is_valid, tokens.text_is_valid)
-    assert torch.equal(batch.word_ids, tokens.word_ids)
-    assert torch.equal(batch.image[3], pipeline.dataset("test", is_training=False)[3].image)
+    assert torch.equal(batch["token_ids"], tokens.token_ids)
+    assert torch.equal(batch["text_is_valid"], tokens.text_is_valid)
+    assert torch.equal(batch["word_ids"], tokens.word_ids)
+    assert torch.equal(batch["image"][3], pipeline.dataset("test", is_training=False)[3].image)
 
 
 def test_no_target_when_nothing_restores_images() -> None:
@@ -139,8 +138,8 @@ def test_no_target_when_nothing_restores_images() -> None:
     source = OpenCxrPairs(OpenCxrPairsSpec(sources=("covid",)), {})
     pipeline = InputPipeline(source, WordLengthTokenizer(), InputSpec(), plain)
     batch = next(iter(pipeline.loader("val", batch_size=2)))
-    assert batch.image_target is None
-    assert batch.image.shape == (2, 3, 16, 16)
+    assert "image_target" not in batch
+    assert batch["image"].shape == (2, 3, 16, 16)
 
 
 def test_evaluation_gives_every_pair_once_in_order() -> None:
@@ -181,8 +180,8 @@ def test_a_run_resumes_in_the_middle_of_an_epoch() -> None:
     whole = list(pipeline.training_batches(data, range(12, 22)))
     rest = list(pipeline.training_batches(data, range(15, 22)))
     assert order(rest) == order(whole)[24:]
-    assert all(torch.equal(one.image, other.image) for one, other in zip(rest, whole[3:], strict=True)), "crops too"
-    assert not torch.equal(whole[0].image, next(iter(pipeline.training_batches(data, range(9), share=None))).image)
+    assert all(torch.equal(one["image"], other["image"]) for one, other in zip(rest, whole[3:], strict=True)), "crops too"
+    assert not torch.equal(whole[0]["image"], next(iter(pipeline.training_batches(data, range(9), share=None)))["image"])
 
 
 @pytest.mark.parametrize("num_workers", [1, 3])
@@ -195,8 +194,8 @@ def test_worker_processes_give_the_same_batches(num_workers: int) -> None:
     helped = list(pipeline.training_batches(data, range(5)))
     assert len(local_only) == len(helped) == 5
     for one, other in zip(local_only, helped, strict=True):
-        assert torch.equal(one.image, other.image)
-        assert torch.equal(one.token_ids, other.token_ids)
+        assert torch.equal(one["image"], other["image"])
+        assert torch.equal(one["token_ids"], other["token_ids"])
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -204,8 +203,10 @@ def test_a_split_comes_whole_in_its_order_or_shared(num_workers: int) -> None:
     pipeline = make(sources=("covid",))
     pipeline.num_workers = num_workers
     count = len(pipeline.records("train"))
-    assert [row for batch in pipeline.loader("train", batch_size=2) for row in batch.record_index.tolist()] == list(range(count))
-    shares = [[batch.record_index.tolist() for batch in pipeline.loader("train", batch_size=1, share=(at, 3))] for at in range(3)]
+    assert [row for batch in pipeline.loader("train", batch_size=2) for row in batch["record_index"].tolist()] == list(range(count))
+    shares = [
+        [batch["record_index"].tolist() for batch in pipeline.loader("train", batch_size=1, share=(at, 3))] for at in range(3)
+    ]
     assert shares[1][:2] == [[1], [4]]
     assert sorted(row for share in shares for batch in share for row in batch) == list(range(count))
 

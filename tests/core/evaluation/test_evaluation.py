@@ -145,6 +145,17 @@ def test_fewer_than_ten_items_give_no_verdict() -> None:
     assert few.verdict("chance") == "beats"
 
 
+@attrs.frozen
+class StandIn:
+    """What the runner needs of an evaluation run."""
+
+    plan: Any
+    model: Any
+    folder: Path
+    split: str = "test"
+    evaluator: str | None = None
+
+
 def evaluator(name: str, obstacle: str | None) -> Any:
     """A stand-in component and evaluator."""
     card = Card(evaluator="", note=f"{name} ran.")
@@ -159,7 +170,7 @@ def test_evaluators_with_an_obstacle_are_skipped_and_told(tmp_path: Path, monkey
     unable = runner.find_obstacles(plan, None, "test")  # type: ignore[arg-type]
     assert runner.by_reason(unable) == [("evaluators.a, evaluators.c", "no split")]
     model = SimpleNamespace(training=False, eval=lambda: None, train=lambda mode: None)
-    run: Any = SimpleNamespace(plan=plan, model=model, folder=tmp_path, split="test")
+    run: Any = StandIn(plan, model, tmp_path)
     cards = runner.evaluate_all(run, unable, on_done=lambda card, seconds: None)
     assert [(card.evaluator, card.problem) for card in cards] == [("b", None)]
     runner.write_cards(tmp_path / "evaluation.json", run, cards, unable)
@@ -178,7 +189,7 @@ def test_an_evaluator_that_breaks_does_not_cost_the_results_of_the_others(tmp_pa
     parts = {"a": evaluator("a", None), "b": evaluator("b", None)}
     parts["a"].built.evaluate = broken
     model = SimpleNamespace(training=False, eval=lambda: None, train=lambda mode: None)
-    run: Any = SimpleNamespace(plan=SimpleNamespace(evaluators=parts, skipped=()), model=model, folder=tmp_path, split="test")
+    run: Any = StandIn(SimpleNamespace(evaluators=parts, skipped=()), model, tmp_path)
     first, second = runner.evaluate_all(run, on_done=lambda card, seconds: None)
     assert re.fullmatch(r"ZeroDivisionError: no images \(test_evaluation\.py:\d+\)", first.problem or "")
     assert second.problem is None

@@ -19,11 +19,11 @@ def test_after_calibration_evaluation_mode_gives_what_the_batch_statistics_give(
     batches = [next(iter(built.pipeline.loader("val", batch_size=40)))]
     weights = {name: value.clone() for name, value in built.model.named_parameters()}
 
-    before = built.model.eval().encode_image(batches[0].image).image_tokens
+    before = built.model.eval().encode_image(batches[0]["image"]).image_tokens
     model = calibrate(built.model, batches, torch.device("cpu"))
-    after = model.encode_image(batches[0].image).image_tokens
+    after = model.encode_image(batches[0]["image"]).image_tokens
     assert not model.training
-    own = model.train().encode_image(batches[0].image).image_tokens
+    own = model.train().encode_image(batches[0]["image"]).image_tokens
 
     assert (after - own).abs().mean() < 0.05 * own.abs().mean()
     assert (before - own).abs().mean() > 0.2 * own.abs().mean()

@@ -11,7 +11,7 @@ import torch
 from medvlp_core.errors import DataError, MedvlpError, PluginError, SpecError
 from medvlp_core.model.build import BuiltRun, build_component, build_run, build_source
 from medvlp_core.model.composed import PartFailed
-from medvlp_core.nn.batch import FusedFeatures, Batch, TokenBatch
+from medvlp_core.nn.batch import Batch, FusedFeatures, Output, TokenBatch
 from medvlp_core.spec.component import ComponentSpec, component, param
 from medvlp_core.spec.contract import Contract, Dims
 
@@ -41,8 +41,24 @@ def test_the_loss_is_the_weighted_sum_of_the_terms(plan_text, micro, batch) -> N
     terms = output.losses
     expected = terms["gla.global"] + 0.25 * terms["gla.local"] + terms["report.mlm"]
     torch.testing.assert_close(output.loss, expected)
-    assert output.mask_plan is not None
-    assert output.mask_plan.image_is_masked.sum(1).tolist() == [12] * 5  # 75 % of 16 patches
+    assert output.ports["image_is_masked@masked"].sum(1).tolist() == [12] * 5  # 75 % of 16 patches
+
+
+def test_a_step_shows_what_the_masking_and_the_heads_gave(built: BuiltRun, batch: Batch) -> None:
+    output = built.model(batch)
+    masked = ["image_is_masked@masked", "text_is_masked@masked", "token_ids@masked"]
+    assert list(output.ports) == [*masked, "image.patch_prediction", "report.word_logits"]
+    assert output.ports["report.word_logits"].shape == (int(output.ports["text_is_masked@masked"].sum()), 300)
+
+
+def test_the_sum_is_in_the_order_of_the_contract_however_a_module_orders_its_terms(built: BuiltRun, batch: Batch) -> None:
+    gla, seed = built.model.alignments["gla"], torch.get_rng_state()
+    right, before = gla.forward, built.model(batch)
+    torch.set_rng_state(seed)
+    gla.forward = lambda **needs: Output(losses=dict(reversed(right(**needs).losses.items())))  # type: ignore[method-assign]
+    after = built.model(batch)
+    assert list(after.losses) == list(before.losses) == list(built.plan.losses)
+    assert torch.equal(after.loss, before.loss)
 
 
 def test_weights_depend_on_the_seed_only(plan_text) -> None:
@@ -54,10 +70,10 @@ def test_weights_depend_on_the_seed_only(plan_text) -> None:
 
 def test_clean_encoders_and_embeddings(built: BuiltRun, batch: Batch) -> None:
     model = built.model.eval()
-    tokens = TokenBatch(batch.token_ids, batch.text_is_valid, batch.word_ids)
-    assert model.encode_image(batch.image).image_tokens.shape == (5, 16, 32)
-    assert model.encode_text(tokens).shape == (*batch.token_ids.shape, 32)
-    image, text = model.embed_image(batch.image), model.embed_text(tokens, alignment="gla")
+    tokens = TokenBatch(batch["token_ids"], batch["text_is_valid"], batch["word_ids"])
+    assert model.encode_image(batch["image"]).image_tokens.shape == (5, 16, 32)
+    assert model.encode_text(tokens).shape == (*batch["token_ids"].shape, 32)
+    image, text = model.embed_image(batch["image"]), model.embed_text(tokens, alignment="gla")
     torch.testing.assert_close(image.norm(dim=-1), torch.ones(5))
     torch.testing.assert_close(text.norm(dim=-1), torch.ones(5))
 
@@ -65,9 +81,32 @@ def test_clean_encoders_and_embeddings(built: BuiltRun, batch: Batch) -> None:
 def test_single_ports_run_only_what_they_need(built: BuiltRun, batch: Batch) -> None:
     model = built.model.eval()
     model.masking = None  # the clean view must not touch it
-    found = model.ports(batch, ("fused_text_tokens", "clean"), ("image_tokens", "clean"))
-    assert found["fused_text_tokens", "clean"].shape == (*batch.token_ids.shape, 32)
-    torch.testing.assert_close(found["image_tokens", "clean"], model.encode_image(batch.image).image_tokens)
+    found = model.ports(batch, "fused_text_tokens", "image_tokens")
+    assert found["fused_text_tokens"].shape == (*batch["token_ids"].shape, 32)
+    torch.testing.assert_close(found["image_tokens"], model.encode_image(batch["image"]).image_tokens)
+
+
+def test_ports_go_by_short_and_by_full_names_in_any_view(built: BuiltRun, batch: Batch) -> None:
+    model = built.model.eval()
+    short, full, masked = "image_tokens", "image_encoder.image_tokens", "image_tokens@masked"
+    found = model.ports(batch, short, full, masked, "gla.image_embedding", "image_is_masked@masked", "token_ids@masked")
+    assert list(found) == [short, full, masked, "gla.image_embedding", "image_is_masked@masked", "token_ids@masked"]
+    assert torch.equal(found[short], found[full])
+    assert [found[name].shape for name in (short, masked)] == [(5, 16, 32), (5, 4, 32)]
+    assert torch.equal(found["gla.image_embedding"], model.embed_image(batch["image"]))
+
+
+def test_a_batch_needs_to_hold_only_what_the_ports_come_from(built: BuiltRun, batch: Batch) -> None:
+    model = built.model.eval()
+    assert model.ports({"image": batch["image"]}, "image_tokens")["image_tokens"].shape == (5, 16, 32)
+    with pytest.raises(SpecError) as caught:
+        model.ports({"image": batch["image"]}, "fused_text_tokens")
+    (problem,) = caught.value.problems
+    assert (problem.code, problem.hint) == ("MV201", "the batch holds image")
+    assert problem.text.startswith("fused_text_tokens comes from token_ids")
+    lacking = {name: value for name, value in batch.items() if name != "image_target"}
+    with pytest.raises(DataError, match=r"\[MV505\] model.decoders.image \(mpma.image_decoder\) takes image_target"):
+        model(lacking)
 
 
 def test_attention_maps_are_distributions_over_patches(built: BuiltRun, batch: Batch) -> None:
@@ -76,31 +115,31 @@ def test_attention_maps_are_distributions_over_patches(built: BuiltRun, batch: B
     maps, provider = found
     assert provider == "model.fusion"
     assert torch.equal(maps, built.model.attention_maps(batch))
-    assert maps.shape == (*batch.token_ids.shape, 16)
-    torch.testing.assert_close(maps[batch.text_is_valid].sum(-1), torch.ones(int(batch.text_is_valid.sum())))
+    assert maps.shape == (*batch["token_ids"].shape, 16)
+    torch.testing.assert_close(maps[batch["text_is_valid"]].sum(-1), torch.ones(int(batch["text_is_valid"].sum())))
 
 
 def test_unknown_ports_and_alignments_are_named(built: BuiltRun, batch: Batch, plan_text, micro) -> None:
     with pytest.raises(SpecError, match=r"\[MV201\] this model does not give the port lung_mask"):
-        built.model.ports(batch, ("lung_mask", None))
+        built.model.ports(batch, "lung_mask")
     with pytest.raises(SpecError, match=r"(?s)no alignment 'clip'.*alignments of this model: gla"):
-        built.model.embed_image(batch.image, alignment="clip")
+        built.model.embed_image(batch["image"], alignment="clip")
     plan, _ = plan_text(micro, "unset model.alignments")
     with pytest.raises(SpecError, match="no alignment, so there is no shared space"):
-        build_run(plan, seed=0).model.embed_image(batch.image)
+        build_run(plan, seed=0).model.embed_image(batch["image"])
 
 
 def test_wrong_dtypes_and_shapes_are_refused(built: BuiltRun, batch: Batch) -> None:
-    raw = (batch.image * 255).to(torch.uint8)
+    raw = (batch["image"] * 255).to(torch.uint8)
     with pytest.raises(DataError) as caught:
         built.model.encode_image(raw)
     assert "[MV505] image must be float of shape (B, 1, 32, 32), found uint8 of shape (5, 1, 32, 32)" in str(caught.value)
     with pytest.raises(DataError, match=r"found float32 of shape \(5, 32, 32\)"):
-        built.model(batch._replace(image=batch.image[:, 0]))
+        built.model({**batch, "image": batch["image"][:, 0]})
     with pytest.raises(DataError, match=r"token_ids must be int64 of shape \(B, L\) like token_ids, found float32"):
-        built.model(batch._replace(token_ids=batch.token_ids.float()))
+        built.model({**batch, "token_ids": batch["token_ids"].float()})
     with pytest.raises(DataError, match="text_is_valid must be bool"):
-        built.model.encode_text(TokenBatch(batch.token_ids, batch.text_is_valid.long(), batch.word_ids))
+        built.model.encode_text(TokenBatch(batch["token_ids"], batch["text_is_valid"].long(), batch["word_ids"]))
 
 
 def test_data_and_tokenizer_may_be_absent_until_they_are_needed(plan_text, micro) -> None:
@@ -177,7 +216,8 @@ def test_a_dimension_that_nothing_fixes_is_named(plan_text) -> None:
 
 def test_an_undeclared_loss_is_refused(built: BuiltRun, batch: Batch) -> None:
     gla = built.model.alignments["gla"]
-    gla.forward = lambda **needs: {"global": torch.zeros(()), "surprise": torch.zeros(())}  # type: ignore[method-assign]
+    losses = {"global": torch.zeros(()), "surprise": torch.zeros(())}
+    gla.forward = lambda **needs: Output(losses=losses)  # type: ignore[method-assign]
     with pytest.raises(SpecError, match=r"returned the losses global, surprise, expected global, local, as its contract declares"):
         built.model(batch)
 
@@ -200,14 +240,25 @@ WRONG = {
         lambda found: dict(found.losses),
         "returned dict of 1, expected Output of medvlp_core.nn.batch",
     ),
+    "alignment": ("alignments.gla", lambda found: found.losses, "returned dict of 2, expected Output of medvlp_core.nn.batch"),
+    "swapped": (
+        "decoders.report",
+        lambda found: Output(found.losses["mlm"], found.ports),
+        "returned a tensor (float32 of shape ()) of ports, expected a dict with word_logits",
+    ),
+    "prediction": (
+        "decoders.report",
+        lambda found: Output(losses=found.losses),
+        "returned no ports, expected word_logits, as its contract declares",
+    ),
     "losses": (
         "alignments.gla",
-        lambda found: found["global"],
+        lambda found: Output(losses=found.losses["global"]),
         "returned a tensor (float32 of shape ()) of losses, expected a dict with global, local",
     ),
     "vector": (
         "alignments.gla",
-        lambda found: found | {"local": torch.zeros(3)},
+        lambda found: Output(losses=found.losses | {"local": torch.zeros(3)}),
         "returned a tensor (float32 of shape (3,)) as the loss 'local', expected a scalar tensor",
     ),
 }
@@ -259,7 +310,7 @@ def plugin_version(built: BuiltRun, namespace: str) -> str:
 
 def test_an_encoder_that_returns_no_tensor_is_named(built: BuiltRun, batch: Batch) -> None:
     built.model.text_encoder.encode = lambda *arguments, **needs: ("masked",)  # type: ignore[union-attr,method-assign,assignment]
-    with pytest.raises(SpecError, match=r"model.text_encoder \(standard.bert\) returned tuple of 1, expected a tensor"):
+    with pytest.raises(SpecError, match=r"model.text_encoder \(standard.bert\) returned tuple of 1 from encode, expected a tensor"):
         built.model(batch)
 
 

@@ -1,4 +1,4 @@
-"""From recipe to plan: passes, views, dimensions, losses, and what is said when something does not fit."""
+"""From recipe to plan: calls, views, dimensions, losses, and what is said when something does not fit."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ import pytest
 
 from medvlp_core.errors import SpecError
 from medvlp_core.planning.compose import plan_recipe
+from medvlp_core.planning.wiring import PortKey
 from medvlp_core.plugins.host import PluginHost
 from medvlp_core.spec.roles import Role
 
+#: The calls of the micro recipe before its heads.
+BEFORE = [
+    "model.masking @masked",
+    "model.image_encoder @masked",
+    "model.text_encoder.embed @masked",
+    "model.text_encoder.encode @masked",
+    "model.fusion @masked",
+]
 
-def stages(plan) -> list[str]:
-    return [f"{step.stage}@{step.view}" if step.view else step.stage for step in plan.steps]
+
+def before_heads(plan) -> list[str]:
+    return [str(call) for call in plan.calls if not plan.components[call.path].calls[call.name].losses]
 
 
 def codes(diagnostics) -> list[str]:
@@ -21,19 +31,20 @@ def codes(diagnostics) -> list[str]:
 def test_a_masked_only_model_encodes_each_modality_once(plan_text) -> None:
     plan, diagnostics = plan_text()
     assert not diagnostics.problems
-    assert stages(plan) == ["mask", "encode_image@masked", "embed_text@masked", "encode_text@masked", "fuse@masked"]
+    heads = ["model.alignments.gla", "model.decoders.image", "model.decoders.report"]
+    assert [str(call) for call in plan.calls] == [*BEFORE, *heads]
     assert plan.losses == {"gla.global": 1.0, "gla.local": 1.0, "image.reconstruction": 1.0, "report.mlm": 1.0}
 
 
 def test_a_clean_alignment_adds_exactly_the_clean_passes(plan_text, micro) -> None:
     plan, _ = plan_text(micro, "set model.alignments.gla.align_text=clean")
-    added = set(stages(plan)) - {"mask", "encode_image@masked", "embed_text@masked", "encode_text@masked", "fuse@masked"}
-    assert added == {"embed_text@clean", "encode_text@clean"}
+    assert set(before_heads(plan)) - set(BEFORE) == {"model.text_encoder.embed", "model.text_encoder.encode"}
+    assert len(before_heads(plan)) == len(BEFORE) + 2
 
 
 def test_without_reconstruction_nothing_is_masked(plan_text, micro) -> None:
     plan, diagnostics = plan_text(micro, "unset model.decoders", "use model.alignments.gla=standard.info_nce")
-    assert sorted(stages(plan)) == ["embed_text@clean", "encode_image@clean", "encode_text@clean"]
+    assert sorted(before_heads(plan)) == ["model.image_encoder", "model.text_encoder.embed", "model.text_encoder.encode"]
     assert codes(diagnostics) == ["MV208", "MV208"]  # masking and fusion are not used: warnings
     assert not diagnostics.has_errors
 
@@ -41,21 +52,29 @@ def test_without_reconstruction_nothing_is_masked(plan_text, micro) -> None:
 def test_an_early_fusion_runs_the_text_layers_on_fused_embeddings(plan_text, micro) -> None:
     plan, diagnostics = plan_text(micro, "set model.fusion.position=early", "unset model.alignments")
     assert not diagnostics.has_errors
-    assert stages(plan) == ["mask", "encode_image@masked", "embed_text@masked", "fuse@masked", "encode_fused@masked"]
+    # image and text embeddings in the order in which the fusion takes them; what comes first does not matter
+    assert sorted(before_heads(plan)) == sorted([*BEFORE[:3], "model.fusion @masked", "model.text_encoder.fused @masked"])
+    assert before_heads(plan)[-2:] == ["model.fusion @masked", "model.text_encoder.fused @masked"]
 
 
 def test_early_fusion_beside_an_alignment_keeps_an_image_free_text_pass(plan_text, micro) -> None:
     plan, _ = plan_text(micro, "set model.fusion.position=early")
-    assert {"encode_text@masked", "encode_fused@masked"} <= set(stages(plan))
-    text = next(step for step in plan.steps if step.stage == "encode_text")
-    assert dict(text.takes)["text_embeddings"] == ("text_embeddings", "masked")
+    assert {"model.text_encoder.encode @masked", "model.text_encoder.fused @masked"} <= set(before_heads(plan))
+    takes = {call.name: dict(call.takes)["text_embeddings"] for call in plan.calls if call.method == "encode"}
+    assert takes == {
+        "encode": PortKey("text_encoder.text_embeddings", "masked"),
+        "fused": PortKey("fusion.fused_text_embeddings", "masked"),
+    }
 
 
 def test_widths_are_solved_and_handed_on(plan_text) -> None:
     plan, _ = plan_text()
-    assert {name: plan.dims("model.fusion")[name] for name in ("Di", "Dt", "L")} == {"Di": 32, "Dt": 32, "L": 32}
+    assert plan.dims("model.fusion") == {"Di": 32, "Dt": 32}, "what weights depend on, and nothing else"
+    assert plan.wiring.sizes(PortKey("fusion.fused_text_tokens", "masked")) == (None, 32, 32)
+    assert plan.wiring.sizes(PortKey("token_ids")) == (None, 32), "texts of 32 tokens at most"
     assert plan.dims("inputs") == {"C": 1, "H": 32, "W": 32, "Ht": 64, "Wt": 64}
-    assert plan.dims("model.masking")["N"] == 16
+    assert plan.dims("model.masking") == {"GH": 4, "GW": 4, "V": 300, "Mask": 3}
+    assert plan.wiring.sizes(PortKey("image_is_masked", "masked")) == (None, 16)
     assert plan.dims("model.decoders.report")["V"] == 300
 
 
@@ -64,7 +83,7 @@ def test_resolved_yaml_gives_the_same_plan_again(plan_text, micro) -> None:
     again, diagnostics = plan_text(plan.resolved_yaml())
     assert not diagnostics.problems
     assert again.resolved() == plan.resolved()
-    assert (again.steps, again.losses) == (plan.steps, plan.losses)
+    assert (again.calls, again.losses) == (plan.calls, plan.losses)
     assert plan.resolved()["model"]["fusion"]["dropout"] == 0.1  # a default, written out
     assert "mpma==0.1.0" in plan.resolved()["requires"]
 

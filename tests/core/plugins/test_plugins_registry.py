@@ -77,7 +77,7 @@ def test_a_deprecated_component_works_and_warns(
         "    hint: use acme.gated_fusion: it has a gate for each head\n"
         f"{path}:{fusion + 1}:28 [MV109] warning: model.fusion (acme.gate): the parameter groups is deprecated\n"
         "    hint: use heads\n"
-        f"{path}: ok, 9 components, 4 loss terms, 5 calls a step, 2 warnings\n"
+        f"{path}: ok, 9 components, 4 loss terms, 8 calls a step, 2 warnings\n"
     )
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from medvlp_core.errors import PluginError
 from medvlp_core.plugins.registry import ComponentRegistry
-from medvlp_core.spec.component import ComponentSpec, SpecBlock, component, param, params_of
+from medvlp_core.spec.component import ComponentSpec, SpecBlock, calls_of, component, param, params_of
 from medvlp_core.spec.contract import Contract
 from medvlp_core.spec.roles import Role
 
@@ -63,7 +63,7 @@ def test_every_fault_of_a_class_is_listed() -> None:
         "role='fusion' must be a Role: Role.DATA, Role.TOKENIZER,",
         "the name 'Gate' must be",
         "must be 'package.module:Class'",
-        "it must define contract, examples",
+        "it must define contract (or calls, if its module has several), examples",
     ):
         assert part in text
 
@@ -129,3 +129,58 @@ def test_ranges_hold_for_the_values_of_a_mapping() -> None:
 
     with pytest.raises(ValueError, match=r"must be at most 1"):
         Shares(shares={"left": 0.5, "right": 1.5})
+
+
+# --------------------------------------------------------------------------------------------------------------------- calls
+
+
+def encoder(calls: object) -> ComponentSpec:
+    @component("acme.words", role=Role.TEXT_ENCODER, build="acme.text:Words")
+    @attrs.frozen(kw_only=True)
+    class WordsSpec(ComponentSpec):
+        """Words."""
+
+        def calls(self) -> object:
+            return calls
+
+        @classmethod
+        def examples(cls) -> tuple[ComponentSpec, ...]:
+            return (cls(), cls())
+
+    return WordsSpec()
+
+
+def test_a_component_with_one_contract_has_the_call_forward() -> None:
+    assert calls_of(declare()()) == {"forward": Contract()}
+
+
+def test_calls_alone_are_enough_for_a_declaration() -> None:
+    assert list(calls_of(encoder({"embed": Contract()}))) == ["embed"]
+
+
+def test_the_core_adds_the_call_that_runs_the_text_layers_on_fused_embeddings() -> None:
+    encode = Contract(
+        needs={"text_embeddings": "B L Dt", "text_is_valid": "B L:bool"}, gives={"text_tokens": "B L Dt"}, sizes=("Dt",)
+    )
+    calls = calls_of(encoder({"embed": Contract(gives={"text_embeddings": "B L Dt"}), "encode": encode}))
+    assert list(calls) == ["embed", "encode", "fused"]
+    assert calls["encode"] == encode
+    assert {argument: need.port for argument, need in calls["fused"].needs.items()} == {
+        "text_embeddings": "fused_text_embeddings",
+        "text_is_valid": "text_is_valid",
+    }
+    assert [one.port for one in calls["fused"].gives.values()] == ["fused_text_tokens"]
+    assert calls["fused"].sizes == ("Dt",)
+
+
+@pytest.mark.parametrize(
+    ("calls", "text"),
+    [
+        (Contract(), "calls() returned Contract, expected a mapping of method names to Contract"),
+        ({"encode": None}, "calls()['encode'] returned NoneType, expected Contract"),
+    ],
+)
+def test_calls_that_are_none_are_named(calls: object, text: str) -> None:
+    with pytest.raises(TypeError) as caught:
+        calls_of(encoder(calls))
+    assert str(caught.value) == text

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medvlp_core.spec.contract import Contract, Symbol, SymbolTable, TensorSpec
+from medvlp_core.spec.contract import Axis, Contract, Symbol, SymbolTable, TensorSpec
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,7 @@ def test_short_form(text: str, dims: tuple, dtype: str, view: str | None, is_opt
     assert str(spec) == text
 
 
-@pytest.mark.parametrize("text", ["B L:half", "B L @unknown", "B L-1", "B 2*D"])
+@pytest.mark.parametrize("text", ["B L:half", "B L @1st", "B L @masked view", "B L-1", "B 2*D"])
 def test_arithmetic_and_unknown_words_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not a tensor spec"):
         TensorSpec.parse(text)
@@ -32,9 +32,10 @@ def test_arithmetic_and_unknown_words_are_refused(text: str) -> None:
 
 def test_ports_default_to_the_argument_name() -> None:
     contract = Contract(
-        needs={"image_tokens": "B N Di"}, gives={"visible": TensorSpec.parse("B Nv Di @masked", port="image_tokens")}
+        needs={"image_tokens": "B N Di", "clean_tokens": TensorSpec.parse("B N Di @clean", port="image_tokens")},
+        gives={"visible": TensorSpec.parse("B Nv Di", port="image_tokens")},
     )
-    assert contract.needs["image_tokens"].port == "image_tokens"
+    assert contract.needs["image_tokens"].port == contract.needs["clean_tokens"].port == "image_tokens"
     assert contract.gives["visible"].port == "image_tokens"
     assert contract.symbols() == {"B", "N", "Nv", "Di"}
 
@@ -83,3 +84,35 @@ def test_unification_agrees_with_a_slow_reference(steps: list) -> None:
     for index in range(8):
         symbol = Symbol("one", f"S{index}")
         assert table.value(symbol) == number(symbol)
+
+
+def test_the_long_form_holds_what_the_short_one_cannot() -> None:
+    spec = TensorSpec.parse("B Nv Di", layout="dropped", port="image_tokens", when="image_is_masked")
+    assert (spec.port, spec.when, spec.layout, spec.sees) == ("image_tokens", "image_is_masked", "dropped", None)
+    assert TensorSpec.parse("B L D", sees="past").sees == "past"
+    assert TensorSpec.parse("B L D @mae").view == "mae"
+
+
+def test_what_a_call_gives_names_no_view() -> None:
+    with pytest.raises(ValueError, match=r"gives 'tokens' in the view 'masked', and what a call gives names no view") as caught:
+        Contract(gives={"tokens": "B Nv Di @masked"})
+    assert "when=" in str(caught.value)
+
+
+@pytest.mark.parametrize("needs", [{}, {"image_is_masked": "B N:bool"}])
+def test_a_shape_depends_on_an_optional_need(needs: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"'tokens' holds when 'image_is_masked' is there, which is no optional need of the call"):
+        Contract(needs=needs, gives={"tokens": TensorSpec.parse("B Nv Di", when="image_is_masked")})
+
+
+def test_a_ragged_axis_is_equal_to_itself_only() -> None:
+    table = SymbolTable()
+    text, other = Symbol("text", "L", "embed@clean"), Symbol("other", "L")
+    assert table.bind(text, Axis("text", 32), "tokenizer") is None
+    assert (table.size(text), table.value(text)) == (Axis("text", 32), 32)
+    assert table.value(Symbol("text", "L", "embed@masked")) is None, "a symbol is local to its call in a view"
+    assert table.bind(other, Axis("findings", 32), "findings") is None
+    conflict = table.unify(text, other)
+    assert conflict is not None
+    assert (conflict.first, conflict.second) == (Axis("text", 32), Axis("findings", 32))
+    assert table.bind(text, 32, "fusion") is not None, "a number is no ragged axis, not even the bound"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from medvlp_core.spec.roles import BUILD_ORDER, ENCODERS, HEADS, MODULE_NAMES, Role
+from medvlp_core.nn import batch
+from medvlp_core.spec.roles import BUILD_ORDER, ENCODERS, HEADS, MODULE_NAMES, ROLES, Role
 
 
 def test_the_parts_of_the_model_derive_from_the_table() -> None:
@@ -12,7 +13,15 @@ def test_the_parts_of_the_model_derive_from_the_table() -> None:
     assert sorted(BUILD_ORDER) == sorted(MODULE_NAMES)
 
 
-def test_a_port_has_the_stage_of_its_role_or_an_earlier_one() -> None:
-    info = Role.TEXT_ENCODER.info
-    assert (info.stage_of("text_tokens"), info.stage_of("text_embeddings")) == ("encode_text", "embed_text")
-    assert Role.FUSION.info.stage_of("fused_text_tokens") == "fuse"
+def test_every_role_can_be_called_and_returns_something_known() -> None:
+    assert {role for role, info in ROLES.items() if info.calls != ("forward",)} == {Role.TEXT_ENCODER, Role.ALIGNMENT}
+    assert Role.TEXT_ENCODER.info.calls == ("embed", "encode")
+    assert Role.ALIGNMENT.info.calls == ("forward", "embed_image", "embed_text")
+    assert all(getattr(batch, info.output).__doc__ for info in ROLES.values() if info.output is not None)
+    assert {role for role in HEADS if role.info.output != "Output"} == set()
+
+
+def test_the_ports_of_a_role_are_those_it_gives_and_those_it_leads_to() -> None:
+    assert Role.TEXT_ENCODER.info.ports == {"text_embeddings", "text_tokens", "fused_text_tokens"}
+    assert {"fused_text_tokens", "fused_text_embeddings", "fused_image_tokens"} == Role.FUSION.info.ports
+    assert Role.DECODER.info.ports == {"patch_prediction", "word_logits"}

@@ -14,7 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from medvlp_core.data.order import DataOrder, Share, seed_of
 from medvlp_core.errors import DataError, MedvlpError, SpecError
-from medvlp_core.nn.batch import Batch, StepOutput
+from medvlp_core.nn.batch import Batch, StepOutput, TokenBatch
 from medvlp_core.runtime.device import autocast, choose_device, to_device, usable_devices
 from medvlp_core.spec.blocks import TrainSpec
 from medvlp_core.training.events import StepDone
@@ -45,13 +45,13 @@ class Line(nn.Module):
 
     def forward(self, batch: Batch) -> StepOutput:
         self.calls += 1
-        x = batch.image.flatten(1).to(self.linear.weight.dtype)
+        x = batch["image"].flatten(1).to(self.linear.weight.dtype)
         noise = torch.randn(()) * 0  # draws from the global state, as maskings do
         fit = (self.linear(x) - 3 * x).square().mean() + noise
         other = self.linear.weight.square().mean()
         if self.calls in self.bad_calls:
             other = other * float("nan")
-        return StepOutput(loss=fit + 0.01 * other, losses={"a.fit": fit, "b.size": other}, predictions={})
+        return StepOutput(loss=fit + 0.01 * other, losses={"a.fit": fit, "b.size": other}, ports={})
 
 
 class Pipeline:
@@ -69,7 +69,8 @@ class Pipeline:
                 index = torch.tensor([draw.row for draw in part])
                 ids = torch.zeros(len(part), 2, dtype=torch.long)
                 image = (index.float() / self.count).reshape(-1, 1, 1, 1)
-                yield Batch(image, None, ids, ids == 0, ids, index)
+                rows = {"token_ids": ids, "text_is_valid": ids == 0, "word_ids": ids, "record_index": index}
+                yield {"image": image, **rows}
 
 
 def run(
@@ -223,8 +224,8 @@ class Normed(nn.Module):
 
     def forward(self, batch: Batch) -> StepOutput:
         self.calls += 1
-        loss = self.norm(batch.image.flatten(1) * (math.nan if self.calls == self.bad else 1.0)).square().mean()
-        return StepOutput(loss=loss, losses={"a.fit": loss}, predictions={})
+        loss = self.norm(batch["image"].flatten(1) * (math.nan if self.calls == self.bad else 1.0)).square().mean()
+        return StepOutput(loss=loss, losses={"a.fit": loss}, ports={})
 
 
 def test_batch_norms_forget_a_bad_batch() -> None:
@@ -389,9 +390,12 @@ def test_to_device_keeps_the_kind_of_the_batch() -> None:
     order = data(TrainSpec(steps=1, batch_size=2), 4)
     batch = next(Pipeline(4).training_batches(order, range(1), share=Share()))
     moved = to_device(batch, torch.device("meta"))
-    assert isinstance(moved, Batch)
-    assert moved.image.is_meta
-    assert moved.image_target is None
+    assert list(moved) == list(batch) == ["image", "token_ids", "text_is_valid", "word_ids", "record_index"]
+    assert all(tensor.is_meta for tensor in moved.values())
+    assert not any(tensor.is_meta for tensor in batch.values())
+    tokens = to_device(TokenBatch(batch["token_ids"], batch["text_is_valid"], batch["word_ids"]), torch.device("meta"))
+    assert isinstance(tokens, TokenBatch)
+    assert tokens.word_ids.is_meta
 
 
 def test_each_launched_process_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,13 +64,13 @@ class Blocks(nn.Module):
         self.is_bad = is_bad
 
     def forward(self, batch: Batch) -> StepOutput:
-        x = batch.image.flatten(1) * self.slots
+        x = batch["image"].flatten(1) * self.slots
         for block in self.blocks:
             x = block(x)
         loss = (x.sum(dim=1) - 1).square().mean()
-        if self.is_bad and 9 in batch.record_index.tolist():
+        if self.is_bad and 9 in batch["record_index"].tolist():
             loss = loss * float("nan")
-        return StepOutput(loss=loss, losses={"a.fit": loss}, predictions={})
+        return StepOutput(loss=loss, losses={"a.fit": loss}, ports={})
 
 
 class Pairs:
@@ -86,7 +86,8 @@ class Pairs:
             for part in share.of(order.pairs(step)):
                 index = torch.tensor([draw.row for draw in part])
                 ids = torch.zeros(len(part), 1, dtype=torch.long)
-                yield Batch(self.images[index], None, ids, ids == 0, ids, index)
+                rows = {"token_ids": ids, "text_is_valid": ids == 0, "word_ids": ids, "record_index": index}
+                yield {"image": self.images[index], **rows}
 
 
 def run(change: dict[str, Any], *, is_bad: bool = False) -> dict[str, Any]:
