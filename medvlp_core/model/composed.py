@@ -85,8 +85,10 @@ class ComposedModel(nn.Module):
         output = self._output(component, call, returned)
         if call.name == "fused" and call.returns == "output":  # encode, and what it gives has other names here
             output = Output(ports={f"fused_{port}": value for port, value in output.ports.items()})
-        losses = {} if component.follows is not None else self._checked_losses(component, call, output.losses)
-        return Output(ports=self._checked_ports(component, call, output.ports), losses=losses)
+        ports = self._checked_ports(component, call, output.ports)
+        return Output(
+            ports=ports, losses={} if component.follows is not None else self._checked_losses(component, call, output.losses)
+        )
 
     def _lacking(self, call: Call, names: list[str], batch: Batch) -> DataError:
         component = self.plan.components[call.path]

@@ -63,11 +63,11 @@ def compose(recipe: Node, host: Host, diagnostics: Diagnostics, *, name: str = "
     inputs = _core_block(recipe, "inputs", InputSpec, diagnostics)
     init_from = _core_block(recipe, "init_from", InitSpec, diagnostics)
     train = _core_block(recipe, "train", TrainSpec, diagnostics)
-    heads = [one for one in components.values() if one.role in HEADS]
+    heads = [one for one in components.values() if one.losses]
     wiring, calls = connect(components, broken, diagnostics)
     if not heads and not broken & set(HEADS):
         hint = "add a block under model.alignments or model.decoders"
-        diagnostics.add("MV105", "nothing to train: the model has no alignment and no decoder", at=recipe.position, hint=hint)
+        diagnostics.add("MV105", "nothing to train: no component of the model emits a loss", at=recipe.position, hint=hint)
     losses = _read_losses(recipe, heads, broken, diagnostics)
     skipped = () if diagnostics.has_errors else _skip_evaluators(components, wiring, diagnostics)
     if losses and not any(losses.values()):

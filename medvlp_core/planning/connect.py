@@ -50,13 +50,15 @@ def connect(
     wiring = Wiring(components, _views(components, broken_roles, diagnostics), broken_roles=broken_roles)
     _register(wiring, diagnostics)
     try:
-        calls = _training_calls(wiring, diagnostics)
-        others = (*_offers(wiring, diagnostics), *wiring.route(key for _, _, key in _evaluator_needs(wiring)))
+        missing: list[Missing] = []
+        calls = _training_calls(wiring, missing)
+        others = (*_offers(wiring, missing), *wiring.route(key for _, _, key in _evaluator_needs(wiring)))
     except Circle as circle:
         at = next((one for one in components.values() if one.losses), next(iter(components.values())))
         hint = "re-point one of their needs: `needs: {ARGUMENT: SLOT.PORT}`"
         diagnostics.add("MV201", f"components wait for each other: {circle}", at=at.position(), hint=hint)
         return wiring, ()
+    report_missing(wiring, missing, diagnostics)
     for call in dict.fromkeys((*calls, *others)):
         _tie(wiring, call, diagnostics)
         _check_masked(wiring, call, diagnostics)
@@ -142,39 +144,36 @@ def _complain_of_two(wiring: Wiring, component: PlannedComponent, port: str, pat
     diagnostics.add("MV209", text, at=component.position(), hint="remove one of the two, or give the port another name")
 
 
-def _training_calls(wiring: Wiring, diagnostics: Diagnostics) -> tuple[Call, ...]:
-    """The calls that losses lead to, then the calls that give them; what they lack is reported."""
+def _training_calls(wiring: Wiring, missing: list[Missing]) -> tuple[Call, ...]:
+    """The calls that losses lead to, then the calls that give them; what they lack is added to ``missing``."""
     heads: list[Call] = []
-    missing: list[Missing] = []
     for component in wiring.components.values():
         for name, contract in component.calls.items():
-            if component.role.info.emits_losses and (contract.losses or name == "forward"):
+            if contract.losses:
                 found = wiring.call(component.path, name)
                 if isinstance(found, Call):
                     heads.append(found)
                 else:
                     missing += found
-    report_missing(wiring, missing, diagnostics)
     before = wiring.route(key for head in heads for _, key in head.takes)
     return tuple(dict.fromkeys((*before, *heads)))
 
 
-def _offers(wiring: Wiring, diagnostics: Diagnostics) -> list[Call]:
+def _offers(wiring: Wiring, missing: list[Missing]) -> list[Call]:
     """Every offer that can be fed with whole inputs: what a trained model is used for. A component without any call is reported."""
     offers: list[Call] = []
-    missing: list[Missing] = []
     for component in wiring.components.values():
         if not component.role.info.is_module:
             continue
-        calls = [wiring.call(component.path, name) for name in component.calls]
-        found = [call for call in calls if isinstance(call, Call)]
+        calls = {name: wiring.call(component.path, name) for name in component.calls}
+        found = [call for call in calls.values() if isinstance(call, Call)]
         offers += [one for call in found for one in (*wiring.route(key for _, key in call.takes), call)]
-        lacking = [one for call in calls if not isinstance(call, Call) for one in call]
+        # nobody is asked for what the core adds
+        lacking = [one for name, call in calls.items() if not isinstance(call, Call) and name != "fused" for one in call]
         if not found and not component.losses:  # what losses lack is reported already
             missing += lacking
         # an offer that cannot be fed does not exist; but a name with two meanings is a slip, wherever it stands
         missing += [root for one in lacking for root in one.roots() if root.candidates]
-    report_missing(wiring, missing, diagnostics)
     return offers
 
 
@@ -361,11 +360,11 @@ def report_missing(wiring: Wiring, missing: Iterable[Missing], diagnostics: Diag
             text = f"{component.label} needs {port} in the {one.view} view, and the model gives it only in the {others[0]} view"
             diagnostics.add("MV205", text, at=component.position(), hint=f"another {role} may give both views" if role else None)
         else:
-            hint = f"not every {role} gives it; `medvlp show NAME` tells" if role else None
+            near = f"not every {role} gives it; `medvlp show NAME` tells" if role else None
             known = {key.name for key in (*wiring.batch, *wiring.shapes)} | set(wiring.givers) | set(PORTS)
-            hint = hint or did_you_mean(port, known, what="ports")
+            near = near or did_you_mean(port, known, what="ports")
             text = f"{component.label} needs {port}, and no component gives it"
-            diagnostics.add("MV201", text, at=component.position(), hint=hint)
+            diagnostics.add("MV201", text, at=component.position(), hint=near)
     for role, needs in absent.items():
         details = [f"{wiring.components[path].label} needs {', '.join(dict.fromkeys(ports))}" for path, ports in needs.items()]
         text = f"the recipe has no {role}, and {len(needs)} component{'s need' if len(needs) > 1 else ' needs'} it"

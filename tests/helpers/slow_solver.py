@@ -95,7 +95,8 @@ class Solver:
                 return found[0]
         return None
 
-    def source(self, slot: str, call: str, argument: str, view: str, stack: tuple[Any, ...]) -> tuple[str, str, str] | None:
+    def asked(self, slot: str, call: str, argument: str, view: str) -> tuple[str, str] | None:
+        """The name and the view that an argument asks for; None if there is no such view."""
         block = self.slots[slot]
         need = block["calls"][call].needs[argument]
         name, _, formal = block.get("needs", {}).get(argument, self.port(call, need.port, given=False)).partition("@")
@@ -106,7 +107,11 @@ class Solver:
                 view = next(iter(self.openers))
             if view != "clean" and view not in self.openers:
                 return None
-        return self.find(name, view, stack)
+        return name, view
+
+    def source(self, slot: str, call: str, argument: str, view: str, stack: tuple[Any, ...]) -> tuple[str, str, str] | None:
+        asked = self.asked(slot, call, argument, view)
+        return self.find(*asked, stack) if asked else None
 
     def losses(self, slot: str, call: str) -> bool:
         return bool(self.slots[slot]["calls"][call].losses) and "follow" not in self.slots[slot]
@@ -173,9 +178,23 @@ class Solver:
         for argument in self.slots[slot]["calls"][call].needs:
             source = self.source(slot, call, argument, self.view_of_needs(slot, call, view), ())
             if source:
+                self.look_for_whole_images(slot, call, argument, view, source)
                 giving = self.giving(source)
                 if giving:
                     self.visit(source[0], giving[0], source[2])
+
+    def look_for_whole_images(self, slot: str, call: str, argument: str, view: str, source: tuple[str, str, str]) -> None:
+        """Tokens of an image encoder that masks nothing must not stand in for those of a view with masked patches."""
+        asked = self.asked(slot, call, argument, "")  # only where a view is named
+        giver = self.slots.get(source[0])
+        if not asked or not asked[1] or giver is None or "image_encoder" not in (giver["kind"], giver["like"]):
+            return
+        for at in self.chain(asked[1]):
+            if at == source[2]:
+                return
+            gives = self.slots[self.openers[at]]["calls"]["forward"].gives.values()
+            if any(one.port == "image_is_masked" for one in gives):
+                raise Refused(f"{slot} gets whole images")
 
     def giving(self, key: tuple[str, str, str]) -> tuple[str, Any] | None:
         """The call that gives a port, and what it declares of it there."""

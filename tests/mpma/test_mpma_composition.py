@@ -121,9 +121,7 @@ def test_mixed_precision_stays_close(plan_of: PlanOf, batch: Batch, name: str) -
 
 
 @pytest.mark.parametrize("granularity", ["both", "global"])
-def test_a_fusion_without_attention_leaves_the_maps_to_the_alignment(
-    plan_of: PlanOf, batch: Batch, granularity: str
-) -> None:
+def test_a_fusion_without_attention_leaves_the_maps_to_the_alignment(plan_of: PlanOf, batch: Batch, granularity: str) -> None:
     pooled = f"model: {{fusion: {{fuse: pooled_add}}, alignments: {{gla: {{granularity: {granularity}}}}}}}"
     model = build_model(plan_of(pooled), seed=0).double().eval()
     maps = model.attention_maps(batch)

@@ -208,9 +208,7 @@ def test_mpma_without_its_own_parts_is_mrm(plan_of: Callable[[str], ModelPlan], 
 
 
 @pytest.mark.parametrize(("old", "new"), [("position: early", "position: late"), ("positions: all", "positions: masked")])
-def test_each_choice_is_needed_for_the_equality(
-    plan_of: Callable[[str], ModelPlan], batch: Batch, old: str, new: str
-) -> None:
+def test_each_choice_is_needed_for_the_equality(plan_of: Callable[[str], ModelPlan], batch: Batch, old: str, new: str) -> None:
     model = random_model(plan_of(AS_MRM.replace(old, new)), 0)
     out = model(batch)
     assert out.mask_plan is not None

@@ -51,7 +51,7 @@ class WordsSpec(ComponentSpec):
     def contract(self) -> Contract:
         """Texts of at most ``max_length`` tokens; the size of the table and the id of [MASK]."""
         rows = f"B {self.max_length}"
-        gives = {"token_ids": f"{rows}:int @clean", "text_is_valid": f"{rows}:bool", "word_ids": f"{rows}:int"}
+        gives = {"token_ids": f"{rows}:int", "text_is_valid": f"{rows}:bool", "word_ids": f"{rows}:int"}
         return Contract(gives={**gives, "vocabulary": f"{self.size} {SPECIALS['[MASK]']}:shape"})
 
     @classmethod

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from medvlp_core.nn import batch
-from medvlp_core.spec.roles import BUILD_ORDER, ENCODERS, HEADS, MODULE_NAMES, ROLES, Role
+from medvlp_core.spec.roles import BUILD_ORDER, ENCODERS, HEADS, MODEL_BLOCKS, ROLES, SLOTS, Role
 
 
 def test_the_parts_of_the_model_derive_from_the_table() -> None:
     assert ENCODERS == (Role.IMAGE_ENCODER, Role.TEXT_ENCODER)
     assert HEADS == (Role.ALIGNMENT, Role.DECODER)
-    assert list(BUILD_ORDER) == [*ENCODERS, Role.MASKING, Role.FUSION, *HEADS]
-    assert sorted(BUILD_ORDER) == sorted(MODULE_NAMES)
+    assert list(BUILD_ORDER) == [*ENCODERS, Role.MASKING, Role.FUSION, Role.PART, *HEADS]
+    blocks = ["masking", "maskings", "image_encoder", "text_encoder", "fusion", "parts", "alignments", "decoders"]
+    assert list(MODEL_BLOCKS) == blocks
+    assert SLOTS["model.parts.*"] == (Role.IMAGE_ENCODER, Role.TEXT_ENCODER, Role.FUSION, Role.PART)
+    assert SLOTS["model.maskings.*"] == SLOTS["model.masking"] == (Role.MASKING,)
 
 
 def test_every_role_can_be_called_and_returns_something_known() -> None:
