@@ -9,9 +9,10 @@ import attrs
 import torch
 from torch import nn
 
-from medvlp_core.data.pipeline import InputGeometry, InputPipeline
+from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.data.records import DataSource
 from medvlp_core.data.tokenizer import Tokenizer
+from medvlp_core.data.transforms import InputGeometry
 from medvlp_core.display import Displayed, DisplayRow
 from medvlp_core.errors import Diagnostics, MedvlpError, PluginError, Problem, SpecError, describe_error
 from medvlp_core.model.composed import ComposedModel
@@ -180,19 +181,18 @@ def image_geometry(plan: ModelPlan) -> InputGeometry:
     )
 
 
-def build_pipeline(plan: ModelPlan, source: DataSource, tokenizer: Tokenizer) -> InputPipeline:
-    """The input pipeline, with image sizes solved from the model."""
-    return InputPipeline(source, tokenizer, plan.inputs, image_geometry(plan), num_workers=plan.train.num_workers)
+def build_pipeline(plan: ModelPlan, source: DataSource, tokenizer: Tokenizer | None) -> InputPipeline:
+    """The input pipeline of a training step, with all sizes solved from the model."""
+    return InputPipeline(source, tokenizer, plan.inputs, plan.input_plan(), num_workers=plan.train.num_workers)
 
 
 def build_run(plan: ModelPlan, *, seed: int, tokenizer_folder: Path | None = None) -> BuiltRun:
     """Build data, tokenizer and model; the tokenizer learns from the training texts unless a saved one is given."""
     source = build_source(plan)
-    tokenizer = build_tokenizer(plan, folder=tokenizer_folder)
+    component = plan.one(Role.TOKENIZER)
+    tokenizer = build_tokenizer(plan, folder=tokenizer_folder) if component is not None else None
     pipeline = build_pipeline(plan, source, tokenizer)
-    if tokenizer_folder is None:
+    if tokenizer_folder is None and component is not None:
         pipeline.fit_tokenizer()
-        component = plan.one(Role.TOKENIZER)
-        assert component is not None
         adopt_dims(plan, component, tokenizer)
     return BuiltRun(plan=plan, pipeline=pipeline, model=build_model(plan, seed=seed))

@@ -64,7 +64,7 @@ def compose(recipe: Node, host: Host, diagnostics: Diagnostics, *, name: str = "
     init_from = _core_block(recipe, "init_from", InitSpec, diagnostics)
     train = _core_block(recipe, "train", TrainSpec, diagnostics)
     heads = [one for one in components.values() if one.losses]
-    wiring, calls = connect(components, broken, diagnostics)
+    wiring, calls = connect(components, broken, inputs, recipe, diagnostics)
     if not heads and not broken & set(HEADS):
         hint = "add a block under model.alignments or model.decoders"
         diagnostics.add("MV105", "nothing to train: no component of the model emits a loss", at=recipe.position, hint=hint)

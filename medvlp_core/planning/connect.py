@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 import attrs
 
 from medvlp_core.errors import Diagnostics, did_you_mean
+from medvlp_core.planning.fields import check_absence, check_sizes_of_fields, register_fields
 from medvlp_core.planning.wiring import (
     BATCH,
-    INPUT_PORTS,
-    INPUTS,
     TEXT_LENGTH,
     Call,
     Circle,
@@ -21,6 +20,8 @@ from medvlp_core.planning.wiring import (
     View,
     Wiring,
 )
+from medvlp_core.recipe.load import Node
+from medvlp_core.spec.blocks import InputSpec
 from medvlp_core.spec.contract import (
     CLEAN,
     PORTS,
@@ -41,13 +42,16 @@ from medvlp_core.spec.roles import ROLES, Role
 def connect(
     components: Mapping[str, PlannedComponent],
     broken_roles: frozenset[Role],
+    inputs: InputSpec | None,
+    recipe: Node,
     diagnostics: Diagnostics,
 ) -> tuple[Wiring, tuple[Call, ...]]:
     """Tie all ports, unify all dimensions, check all constraints; every problem goes to ``diagnostics``.
 
     Returns the wiring and the calls of a training step: first what the heads need, then the heads themselves.
     """
-    wiring = Wiring(components, _views(components, broken_roles, diagnostics), broken_roles=broken_roles)
+    wiring = Wiring(components, _views(components, broken_roles, inputs, diagnostics), broken_roles=broken_roles)
+    register_fields(wiring, inputs, recipe, diagnostics)
     _register(wiring, diagnostics)
     try:
         missing: list[Missing] = []
@@ -66,8 +70,10 @@ def connect(
         _tie_need(wiring, component, "forward", CLEAN, need, key, diagnostics)
     for call in dict.fromkeys((*calls, *others)):
         _tie_sizes(wiring, call, diagnostics)
+    check_absence(wiring, calls, diagnostics)
     if not diagnostics.has_errors:
         _check_sizes(wiring, diagnostics)
+        check_sizes_of_fields(wiring, (key for call in calls for _, key in call.takes), diagnostics)
     for component in components.values():
         check_constraints(wiring, component, diagnostics)
     return wiring, calls
@@ -76,9 +82,12 @@ def connect(
 # ------------------------------------------------------------------------------------------------------------- who gives what
 
 
-def _views(components: Mapping[str, PlannedComponent], broken_roles: frozenset[Role], diagnostics: Diagnostics) -> dict[str, View]:
+def _views(
+    components: Mapping[str, PlannedComponent], broken_roles: frozenset[Role], inputs: InputSpec | None, diagnostics: Diagnostics
+) -> dict[str, View]:
     """The views by name, parents first. A view that is made from none that exists is reported, and made from the clean one."""
-    views = {CLEAN: View(CLEAN)}
+    further = inputs.views if inputs is not None and inputs.views is not None else {}
+    views = {CLEAN: View(CLEAN)} | {name: View(name, CLEAN) for name in further}
     openers = {one.opens: one for one in components.values() if one.opens is not None}
     pending = dict(openers)
     while pending:
@@ -101,13 +110,10 @@ def _views(components: Mapping[str, PlannedComponent], broken_roles: frozenset[R
 
 
 def _register(wiring: Wiring, diagnostics: Diagnostics) -> None:
-    for port, spec in INPUT_PORTS.items():
-        wiring.batch[PortKey(port)] = Provider(INPUTS, "", spec)
-        wiring.table.bind(Symbol(INPUTS, "B"), BATCH, INPUTS)
     contracts = [contract for component in wiring.components.values() for contract in component.calls.values()]
     has_early_fusion = any(spec.port == "fused_text_embeddings" for one in contracts for spec in one.gives.values())
     for component in wiring.components.values():
-        for name, contract in component.calls.items():
+        for name, contract in component.calls.items() if component.role is not Role.DATA else ():
             if name == "fused" and not has_early_fusion:  # the core's own offer: nobody should read that it lacks something
                 continue
             for spec in contract.gives.values():

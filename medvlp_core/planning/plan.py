@@ -10,6 +10,7 @@ import attrs
 
 from medvlp_core.display import Displayed, DisplayRow
 from medvlp_core.errors import Position, Problem, SpecError
+from medvlp_core.planning.fields import InputPlan, input_plan
 from medvlp_core.planning.wiring import INPUTS, Call, PlannedComponent, Wiring
 from medvlp_core.recipe.load import Node, dump_yaml, escape_references
 from medvlp_core.spec.blocks import InitSpec, InputSpec, TrainSpec
@@ -108,6 +109,11 @@ class ModelPlan(Displayed):
         found = {name: self.wiring.table.value(Symbol(like, name)) for name in sorted(names)}
         return SolvedDims(path, {name: number for name, number in found.items() if number is not None})
 
+    def input_plan(self, calls: Iterable[Call] | None = None) -> InputPlan:
+        """What batches must hold for some calls, by default those of a training step."""
+        taken = (key for call in (self.calls if calls is None else calls) for _, key in call.takes)
+        return input_plan(self.wiring, taken)
+
     def port_size(self, port: str, axis: int) -> int | None:
         """The number along an axis of a port, whichever view it is given in; None if the plan does not know it."""
         key = self.wiring.key(port)
@@ -189,6 +195,8 @@ def _plain_value(value: Any) -> Any:
         return escape_references(value)
     if isinstance(value, tuple):
         return [_plain_value(item) for item in value]
+    if isinstance(value, SpecBlock):
+        return plain(value)
     if isinstance(value, dict):
         return {key: _plain_value(item) for key, item in value.items()}
     return value

@@ -17,6 +17,7 @@ from medvlp_core.errors import Position
 from medvlp_core.recipe.load import Node
 from medvlp_core.spec.component import ComponentSpec
 from medvlp_core.spec.contract import CLEAN, Axis, Contract, Dim, Symbol, SymbolTable, TensorSpec
+from medvlp_core.spec.fields import Field
 from medvlp_core.spec.roles import Role
 
 INPUTS = "inputs"
@@ -200,6 +201,10 @@ class Wiring:
     broken_roles: frozenset[Role] = frozenset()
     #: Ports that the batch brings, and those that maskings give in their views.
     batch: dict[PortKey, Provider] = attrs.field(factory=dict)
+    #: Fields of records by name, the field that each of their ports comes from, and what records may lack.
+    fields: dict[str, Field] = attrs.field(factory=dict)
+    field_ports: dict[str, str] = attrs.field(factory=dict)
+    may_lack: dict[str, str | None] = attrs.field(factory=dict)
     #: Ports that carry dimensions only: specs say them, and no call computes them.
     shapes: dict[PortKey, Provider] = attrs.field(factory=dict)
     #: The calls that declare a port, as (path, call).
@@ -396,7 +401,7 @@ class Wiring:
             return dim
         component = self.components.get(path)
         is_local = component is not None and component.role.info.is_module
-        return Symbol(path, dim, f"{call}@{view}" if is_local else "")
+        return Symbol(path, dim, f"{call}@{view}" if is_local and call else "")
 
     def sizes(self, key: PortKey) -> tuple[int | None, ...]:
         """The numbers of a port's dimensions; None where one is free. A ragged axis has its largest length."""

@@ -14,6 +14,19 @@ from medvlp_core.spec.roles import MODEL_BLOCKS
 
 
 @attrs.frozen(kw_only=True)
+class ViewSpec(SpecBlock):
+    """A further view of a record: some of its images cut once more, and what lies on them with them."""
+
+    fields: tuple[str, ...] = param(("image",), help="image fields that are cut anew; what lies on one follows")
+    crop_scale: float = param(0.6, help="smallest share of the image's area that the crop keeps", above=0, at_most=1)
+
+    def problems(self) -> Iterable[tuple[str, str, str | None]]:
+        """At least one field."""
+        if not self.fields:
+            yield "fields", "the list is empty, so that the view would be as its parent", "write [image]"
+
+
+@attrs.frozen(kw_only=True)
 class InputSpec(SpecBlock):
     """How images become tensors. Their size comes from the model: nobody writes it twice."""
 
@@ -24,6 +37,10 @@ class InputSpec(SpecBlock):
     )
     horizontal_flip: bool = param(False, help="flip training images at random; reports mention sides, so off by default")
     brightness: float = param(0.0, help="largest random change of brightness and contrast in training, share", at_least=0, below=1)
+    may_lack: dict[str, str | None] | None = param(
+        None, help="fields that a record may be without; of an image field: the image field whose picture stands in, else null"
+    )
+    views: dict[str, ViewSpec] | None = param(None, help="further views by name, each with a crop of its own")
     cache_images: bool = param(False, help="keep decoded images in memory, for small data sets")
     text_kinds: tuple[str, ...] | None = param(
         None,

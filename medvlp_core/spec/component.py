@@ -161,6 +161,10 @@ def type_name(kind: Any) -> str:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
         return f"list of {type_name(args[0])}"
+    if origin is dict:
+        return f"mapping of names to {type_name(args[1])}"
+    if isinstance(kind, type) and issubclass(kind, SpecBlock):
+        return "block"
     if origin in (typing.Union, types.UnionType):
         return " | ".join("None" if arg is type(None) else type_name(arg) for arg in args)
     return getattr(kind, "__name__", str(kind))
@@ -287,7 +291,9 @@ def _is_recipe_type(kind: Any) -> bool:
         return len(inner) == 1 and _is_recipe_type(inner[0])
     if origin is tuple:
         return args[1:] == (Ellipsis,) and _is_recipe_type(args[0])
-    return _is_recipe_type(args[1]) if origin is dict and args[0] is str else kind in (int, float, str, bool)
+    if origin is dict and args[0] is str:
+        return _is_recipe_type(args[1])
+    return kind in (int, float, str, bool) or (isinstance(kind, type) and issubclass(kind, SpecBlock))
 
 
 def component(name: str, *, role: Role, build: str, deprecated: str = "", install: str = "") -> Callable[[S], S]:

@@ -21,6 +21,8 @@ from typing import Literal
 
 import attrs
 
+from medvlp_core.spec.fields import Field
+
 Dim = str | int
 #: What a builder gets: the symbols of its contract and the numbers that were solved for them.
 Dims = Mapping[str, int]
@@ -177,6 +179,8 @@ class Contract:
     ``sizes`` are the symbols that weights depend on: one number over all calls and views, and what the builder gets.
     ``mixes_rows``: the result of a row of the batch depends on other rows, as in a contrast.
 
+    ``fields`` (of a data component): what its records hold beside an image and a text; each gives ports (docs/ports.md).
+
     Example:
         >>> Contract(needs={"text_tokens": "B L Dt"}, require=(Divides("Dt", by=12, field="heads"),)).needs["text_tokens"].dims
         ('B', 'L', 'Dt')
@@ -188,6 +192,7 @@ class Contract:
     require: tuple[Constraint, ...] = ()
     losses: tuple[str, ...] = ()
     mixes_rows: bool = False
+    fields: dict[str, Field] = attrs.field(factory=dict)
 
     def __attrs_post_init__(self) -> None:
         for name, spec in self.gives.items():

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from medvlp_core import Dims
-from medvlp_core.data import Collate, InputPipeline
+from medvlp_core.data import InputPipeline
 from medvlp_core.evaluation import Card, EvaluationRun, Evaluator, Row, split_obstacle
 from medvlp_core.nn import TokenBatch
 from medvlp_core.runtime import to_device
@@ -29,7 +29,7 @@ class NearestText(Evaluator):
         """One row, one picture."""
         dataset = run.pipeline.dataset(run.split, is_training=False)
         items = [dataset[index] for index in range(min(len(dataset), self.spec.pairs))]
-        batch = to_device(Collate(run.pipeline.tokenizer)(items), run.device)
+        batch = to_device(run.pipeline.collate()(items), run.device)
         with torch.no_grad():
             images = run.model.embed_image(batch["image"])
             texts = run.model.embed_text(TokenBatch(batch["token_ids"], batch["text_is_valid"], batch["word_ids"]))

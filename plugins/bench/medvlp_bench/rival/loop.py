@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from medvlp_core.data import Collate, DataOrder, InputPipeline, Share, seed_of
+from medvlp_core.data import DataOrder, InputPipeline, Share, seed_of
 from medvlp_core.describe import forward_source
 from medvlp_core.nn import Batch
 from medvlp_core.planning import ModelPlan, TrainSpec
@@ -108,7 +108,7 @@ class PlainLoop:
         return DataLoader(
             self.pipeline.dataset("train", is_training=True),
             batch_sampler=[[draw if is_seeded else draw.row for draw in micro_batch] for micro_batch in draws],
-            collate_fn=Collate(self.pipeline.tokenizer),
+            collate_fn=self.pipeline.collate(),
             num_workers=self.spec.num_workers,
             pin_memory=self.device.type == "cuda",
         )
