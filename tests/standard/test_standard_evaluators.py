@@ -125,11 +125,11 @@ class Model:
         return {"report": self.words, "image": self.patches}
 
     def ports(self, batch: Batch, *wanted: Any) -> dict[Any, Tensor]:
-        image_is_masked = torch.rand(len(batch.image), GRID * GRID).argsort(dim=1) >= 4
-        text_is_masked = (torch.rand(batch.token_ids.shape) < 0.6) & (batch.word_ids >= 0)
+        image_is_masked = torch.rand(len(batch["image"]), GRID * GRID).argsort(dim=1) >= 4
+        text_is_masked = (torch.rand(batch["token_ids"].shape) < 0.6) & (batch["word_ids"] >= 0)
         found = {
-            ("image", None): batch.image,
-            ("token_ids", "clean"): batch.token_ids,
+            ("image", None): batch["image"],
+            ("token_ids", "clean"): batch["token_ids"],
             ("image_is_masked", "masked"): image_is_masked,
             ("text_is_masked", "masked"): text_is_masked,
         }
@@ -163,7 +163,7 @@ class Model:
         return torch.stack([sign, torch.ones_like(sign)], dim=1) / 2**0.5
 
     def attention_maps_and_provider(self, batch: Batch) -> tuple[Tensor, str] | None:
-        maps = self.fusion.layer(torch.rand(*batch.token_ids.shape, GRID * GRID))
+        maps = self.fusion.layer(torch.rand(*batch["token_ids"].shape, GRID * GRID))
         return (maps / maps.sum(dim=-1, keepdim=True), "model.fusion") if self.has_maps else None
 
 
@@ -330,13 +330,13 @@ def test_an_unknown_label_is_said_with_the_known_ones(run: Any) -> None:
 @pytest.mark.parametrize(("wanted", "sizes"), [(1, [1]), (40, [40]), (39, [39]), (None, [40]), (99, [40])])
 def test_batches_stop_at_the_asked_number(run: Any, wanted: int | None, sizes: list[int]) -> None:
     parts = list(batches(run, "test", max_pairs=wanted))
-    assert [len(part.image) for part in parts] == [len(part.token_ids) for part in parts] == sizes
+    assert [len(part["image"]) for part in parts] == [len(part["token_ids"]) for part in parts] == sizes
 
 
 def test_few_pairs_are_spread_over_the_split(tmp_path: Path) -> None:
     run = make_run(tmp_path / "pictures", count=150)
-    index = torch.cat([part.record_index for part in batches(run, "test", max_pairs=100)])
-    assert [len(part.image) for part in batches(run, "test", max_pairs=100)] == [64, 36]
+    index = torch.cat([part["record_index"] for part in batches(run, "test", max_pairs=100)])
+    assert [len(part["image"]) for part in batches(run, "test", max_pairs=100)] == [64, 36]
     assert index.tolist() == [number * 150 // 100 for number in range(100)]
     assert len(set(index.tolist())) == 100
 
