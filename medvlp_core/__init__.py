@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from medvlp_core.plugins.registry import PluginComponents, PluginKernels
     from medvlp_core.spec.component import ComponentSpec, component, param
     from medvlp_core.spec.contract import AtLeast, Constraint, Contract, Dim, Dims, Divides, Equal, OneOf, TensorSpec
+    from medvlp_core.spec.fields import Field
     from medvlp_core.spec.kernel import KernelOp
     from medvlp_core.spec.pretrained import is_skipping_pretrained_init, skip_pretrained_init
     from medvlp_core.spec.roles import Role
@@ -43,6 +44,7 @@ __all__ = [
     "Dims",
     "Divides",
     "Equal",
+    "Field",
     "KernelError",
     "KernelOp",
     "MedvlpError",
@@ -111,6 +113,7 @@ _HOMES = {
         "OneOf",
         "TensorSpec",
     ),
+    "spec.fields": ("Field",),
     "spec.kernel": ("KernelOp",),
     "spec.pretrained": (
         "is_skipping_pretrained_init",

@@ -73,6 +73,7 @@ CODES: dict[str, str] = {
     "MV509": "the weights that `init_from` names cannot be taken",
     "MV510": "a model cannot be exported",
     "MV511": "a file or folder that the recipe names does not exist",
+    "MV512": "a record's field cannot be used",
     "MV601": "training cannot continue",
     "MV602": "an ablation has no metric of that name",
     "MV603": "the cost of a run cannot be told",

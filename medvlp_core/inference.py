@@ -175,7 +175,7 @@ class TrainedModel(Displayed):
 
     @torch.no_grad()
     def _of_texts(self, texts: str | Sequence[str], call: Callable[[Batch], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-        tokens = self.run.tokenizer.encode(_texts(texts, "the list"))._asdict()
+        tokens = self.run.tokenizer.encode(_texts(texts, "the list")).tokens._asdict()
         parts = []
         for start in range(0, len(tokens["token_ids"]), self.batch_size):
             batch = {name: one[start : start + self.batch_size] for name, one in tokens.items()}

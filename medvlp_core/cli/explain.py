@@ -170,9 +170,9 @@ def count_parameters(plan: ModelPlan) -> dict[str, int]:
             build_tokenizer(plan)
         model = build_model(plan, seed=plan.train.seed)
     found = {}
-    for path in plan.components:
-        if path.startswith("model."):
-            part = model.get_submodule(path.removeprefix("model."))
+    for path, component in plan.components.items():
+        if path.startswith("model.") and component.shares is None:
+            part = model.part(path)
             found[path] = sum(one.numel() for one in part.parameters() if one.requires_grad)
     return found | {"total": sum(one.numel() for one in model.parameters() if one.requires_grad)}
 

@@ -6,10 +6,11 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import attrs
+import numpy as np
 
 from medvlp_core.errors import DataError, Problem
 from medvlp_core.spec.contract import Dims
@@ -22,6 +23,10 @@ class Record:
     ``labels`` maps a label's name to 0 or 1 (a missing name = unknown). ``text_kind`` says where the text comes from:
     ``report`` or ``clinical_note`` (written by clinicians), ``qa`` (clinicians' question-answer pairs), ``template`` (made from
     labels), ``none``.
+
+    ``fields`` holds whatever else the sample has, by the names that the data component's contract declares: paths, arrays, lists
+    of numbers, texts; None or a missing name is absent. Files are :class:`Path` objects: a string is a text, and enters the
+    fingerprint whole.
     """
 
     id: str
@@ -30,6 +35,7 @@ class Record:
     text_kind: str = "report"
     labels: Mapping[str, int] = attrs.field(factory=dict)
     patient_id: str | None = None
+    fields: Mapping[str, Any] = attrs.field(factory=dict)
 
 
 class DataSource(ABC):
@@ -52,7 +58,7 @@ class DataSource(ABC):
 
     @abstractmethod
     def fingerprint(self) -> str:
-        """A hash over ids, texts, labels and splits; it is written into the run folder."""
+        """A hash over ids, texts, labels, fields and splits; it is written into the run folder."""
 
 
 class RecordsBySplit(DataSource):
@@ -75,18 +81,39 @@ class RecordsBySplit(DataSource):
         return self._records[split]
 
     def fingerprint(self) -> str:
-        """SHA-256 over ids, texts, labels and splits."""
+        """SHA-256 over ids, texts, labels, fields and splits."""
         return fingerprint_records(self._records)
 
 
 def fingerprint_records(records: Mapping[str, Sequence[Record]]) -> str:
-    """SHA-256 over ids, texts, labels and splits. Pixels and folders are left out: moving the data does not change it."""
+    """SHA-256 over ids, texts, labels, fields and splits. Pixels and folders are left out: moving the data does not change it.
+
+    Of a field, a path counts by its name, an array by its dtype, shape and bytes.
+    """
     digest = hashlib.sha256()
     for split, rows in records.items():
         for row in rows:
-            line = json.dumps([split, row.id, row.text, row.text_kind, sorted(row.labels.items())])
-            digest.update(line.encode() + b"\n")
+            line = [split, row.id, row.text, row.text_kind, sorted(row.labels.items())]
+            if row.fields:
+                line.append([[name, _printable(value)] for name, value in sorted(row.fields.items())])
+            digest.update(json.dumps(line).encode() + b"\n")
     return digest.hexdigest()
+
+
+def _printable(value: Any) -> Any:
+    """A field's value as JSON holds it."""
+    if isinstance(value, PurePath):
+        return {"file": value.name}
+    if isinstance(value, list | tuple):
+        return [_printable(one) for one in value]
+    if isinstance(value, Mapping):
+        return {str(key): _printable(one) for key, one in value.items()}
+    if hasattr(value, "__array__"):
+        array = np.ascontiguousarray(value)
+        if array.dtype.kind == "O":  # its bytes are addresses
+            return _printable(array.tolist())
+        return {str(array.dtype): [*np.shape(value)], "bytes": hashlib.sha256(array.tobytes()).hexdigest()}
+    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)
 
 
 def no_such_split(split: str, counts: Mapping[str, int]) -> DataError:

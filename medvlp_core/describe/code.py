@@ -13,7 +13,7 @@ def forward_source(plan: ModelPlan) -> str:
     One call a line, in the order of ``plan.calls``. ``batch`` is what the input pipeline makes, ``model`` the composed model.
     """
     names = {call: _name(call) for call in plan.calls}
-    lines = [f"{names[call]} = {_module(call)}({_arguments(plan, call, names)})" for call in plan.calls]
+    lines = [f"{names[call]} = {_module(plan, call)}({_arguments(plan, call, names)})" for call in plan.calls]
     terms = {
         f"{plan.components[call.path].slot}.{term}": f"{names[call]}.losses[{term!r}]"
         for call in plan.calls
@@ -33,8 +33,12 @@ def _name(call: Call) -> str:
     return "_".join(filter(None, parts))
 
 
-def _module(call: Call) -> str:
-    block, _, slot = call.path.removeprefix("model.").partition(".")
+def _returned(call: Call, key: PortKey) -> str:
+    return key.name.removeprefix("fused_") if call.name == "fused" else key.name
+
+
+def _module(plan: ModelPlan, call: Call) -> str:
+    block, _, slot = plan.components[call.path].owner.removeprefix("model.").partition(".")
     method = "" if call.method == "forward" else f".{call.method}"
     return f"model.{block}[{slot!r}]{method}" if slot else f"model.{block}{method}"
 
@@ -44,7 +48,7 @@ def _arguments(plan: ModelPlan, call: Call, names: dict[Call, str]) -> str:
         source = plan.wiring.call_of(key)
         if source is None:
             return f'batch["{key}"]'
-        access = {"tensor": "", "tuple": f".{key.name}", "output": f".ports[{key.name!r}]"}[source.returns]
+        access = {"tensor": "", "tuple": f".{key.name}", "output": f".ports[{_returned(source, key)!r}]"}[source.returns]
         return names[source] + access
 
     return ", ".join(f"{argument}={value(key)}" for argument, key in call.takes)

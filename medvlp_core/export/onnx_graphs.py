@@ -76,8 +76,7 @@ def export_onnx(loaded: LoadedRun, folder: Path) -> str:
         _export(graph, {"image": image}, outputs, {"image": {0: "batch"}}, folder / "image_encoder.onnx")
         calls.append(image_snippet(loaded, outputs))
     if model.text_encoder is not None:
-        tokens = loaded.tokenizer.encode(_SAMPLE)._asdict()
-        tokens = {name: tokens[name] for name in ("token_ids", "text_is_valid", "word_ids")}
+        tokens = loaded.tokenizer.encode(_SAMPLE).tokens._asdict()
         ports = {"text_tokens": "text_tokens", **_vector(model, f"{first}.text_embedding", set(tokens), "text_vector")}
         outputs = list(ports)
         axes = {name: {0: "batch", 1: "length"} for name in tokens}

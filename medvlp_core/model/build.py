@@ -156,8 +156,12 @@ def build_model(plan: ModelPlan, *, seed: int) -> ComposedModel:
     parts: dict[str, nn.Module] = {}
     for role in BUILD_ORDER:
         for component in plan.of_role(role).values():
-            parts[component.path] = build_component(plan, component)
-    for path in plan.unused:
+            if component.follows is not None:
+                with torch.random.fork_rng(), skip_pretrained_init():  # it gets the weights of its source
+                    parts[component.path] = build_component(plan, component)
+            elif component.shares is None:
+                parts[component.path] = build_component(plan, component)
+    for path in plan.unused & set(parts):
         parts[path].requires_grad_(False)
     model = ComposedModel(plan, parts)
     plan.host.observe("medvlp_model_built", plan=plan, model=model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,12 +32,14 @@ class ComposedModel(nn.Module):
         dims = plan.dims(INPUTS)
         self.image_shape = (dims.get("C"), dims.get("H"), dims.get("W"))
         self.masking: Masking | None = parts.get("model.masking")  # type: ignore[assignment]
+        self.maskings = _block(parts, "model.maskings")
         self.image_encoder: ImageEncoder | None = parts.get("model.image_encoder")  # type: ignore[assignment]
         self.text_encoder: TextEncoder | None = parts.get("model.text_encoder")  # type: ignore[assignment]
         self.fusion: Fusion | None = parts.get("model.fusion")  # type: ignore[assignment]
-        self.alignments = nn.ModuleDict({slot: parts[one.path] for slot, one in plan.of_role(Role.ALIGNMENT).items()})
-        self.decoders = nn.ModuleDict({slot: parts[one.path] for slot, one in plan.of_role(Role.DECODER).items()})
-        self._opened = {one.path: (one.opens,) for one in plan.components.values() if one.opens is not None}
+        self.parts = _block(parts, "model.parts")
+        self.alignments = _block(parts, "model.alignments")
+        self.decoders = _block(parts, "model.decoders")
+        self.reset_followers()
 
     def forward(self, batch: Batch) -> StepOutput:
         """One training step: the plan's calls in order (``medvlp explain RECIPE`` prints them), and the weighted sum of the losses.
@@ -56,7 +58,8 @@ class ComposedModel(nn.Module):
             output = self.run(call, {argument: ports[key] for argument, key in call.takes})
             ports |= (given := {key: output.ports[key.name] for key in call.gives})
             losses |= output.losses
-            if output.losses or call.view in self._opened.get(call.path, ()):
+            component = self.plan.components[call.path]
+            if component.opens is not None or component.role.info.emits_losses:
                 shown |= {str(key): value for key, value in given.items()}
         loss = sum(self.plan.losses[name] * value for name, value in losses.items())
         assert isinstance(loss, Tensor)
@@ -80,9 +83,10 @@ class ComposedModel(nn.Module):
                 Problem(code="MV306", text=text, position=component.position(), details=(self._origin(component),))
             ) from error
         output = self._output(component, call, returned)
-        return Output(
-            ports=self._checked_ports(component, call, output.ports), losses=self._checked_losses(component, call, output.losses)
-        )
+        if call.name == "fused" and call.returns == "output":  # encode, and what it gives has other names here
+            output = Output(ports={f"fused_{port}": value for port, value in output.ports.items()})
+        losses = {} if component.follows is not None else self._checked_losses(component, call, output.losses)
+        return Output(ports=self._checked_ports(component, call, output.ports), losses=losses)
 
     def _lacking(self, call: Call, names: list[str], batch: Batch) -> DataError:
         component = self.plan.components[call.path]
@@ -95,9 +99,39 @@ class ComposedModel(nn.Module):
         method: Callable[..., Any] = part if call.method == "forward" else getattr(part, call.method)
         return method
 
+    def train(self, mode: bool = True) -> ComposedModel:
+        """As torch has it; what follows the weights of another component stays in evaluation mode."""
+        super().train(mode)
+        for follower, _, _ in self._followers():
+            follower.eval()
+        return self
+
+    @torch.no_grad()
+    def reset_followers(self, *, but: Collection[str] = ()) -> None:
+        """Give components that follow others the weights of these, and freeze them; ``but``: paths that have weights already."""
+        for follower, source, component in self._followers():
+            follower.requires_grad_(False)
+            if component.path not in but:
+                follower.load_state_dict(source.state_dict())
+            follower.eval()
+
+    @torch.no_grad()
+    def update_followers(self) -> None:
+        """``follower = decay * follower + (1 - decay) * source``, after a step that changed the weights; buffers are copied."""
+        for follower, source, component in self._followers():
+            for average, value in zip(follower.parameters(), source.parameters(), strict=True):
+                average.lerp_(value, 1 - component.decay)
+            for mine, theirs in zip(follower.buffers(), source.buffers(), strict=True):
+                mine.copy_(theirs)
+
+    def _followers(self) -> Iterator[tuple[nn.Module, nn.Module, PlannedComponent]]:
+        for component in self.plan.components.values():
+            if component.follows is not None:
+                yield self.part(component.path), self.part(component.follows), component
+
     def part(self, path: str) -> nn.Module:
-        """The module of a component, by its path in the recipe: ``model.alignments.gla``."""
-        block, _, slot = path.removeprefix("model.").partition(".")
+        """The module of a component, by its path in the recipe: ``model.alignments.gla``; that of another one if it shares it."""
+        block, _, slot = self.plan.components[path].owner.removeprefix("model.").partition(".")
         found: nn.Module = getattr(self, block)[slot] if slot else getattr(self, block)
         return found
 
@@ -261,6 +295,10 @@ class ComposedModel(nn.Module):
             hint = f"alignments of this model: {', '.join(self.alignments)}"
             raise SpecError(Problem(code="MV201", text=f"this model has no alignment {slot!r}", hint=hint))
         return slot or next(iter(self.alignments))
+
+
+def _block(parts: dict[str, nn.Module], path: str) -> nn.ModuleDict:
+    return nn.ModuleDict({one.rpartition(".")[2]: module for one, module in parts.items() if one.startswith(f"{path}.")})
 
 
 def _described(tensor: Tensor) -> str:

@@ -39,6 +39,7 @@ from medvlp_core.nn.interfaces import (
     HasAttentionMaps,
     ImageEncoder,
     Masking,
+    Part,
     ReportsStatistics,
     TextEncoder,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "Masking",
     "MultiHeadAttention",
     "Output",
+    "Part",
     "PatchReconstructor",
     "ReportsStatistics",
     "SelfAttentionBlock",

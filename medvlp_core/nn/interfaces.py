@@ -145,6 +145,17 @@ class ReportsStatistics(Protocol):
         ...
 
 
+class Part(nn.Module, ABC):
+    """Anything else between other modules, with any needs and any gives: a pooling, a temporal module, a projection, a tower."""
+
+    @abstractmethod
+    def __init__(self, spec: Any, dims: Dims) -> None:
+        super().__init__()
+
+    forward: Callable[..., Tensor | Output] = _abstract()
+    """The tensor of the port that it gives, or an Output with several."""
+
+
 class Alignment(nn.Module, ABC):
     """Pulls images and their texts together: a contrastive or matching loss.
 

@@ -47,20 +47,25 @@ def connect(
 
     Returns the wiring and the calls of a training step: first what the heads need, then the heads themselves.
     """
-    wiring = Wiring(components, _views(components, broken_roles), broken_roles=broken_roles)
+    wiring = Wiring(components, _views(components, broken_roles, diagnostics), broken_roles=broken_roles)
     _register(wiring, diagnostics)
     try:
         calls = _training_calls(wiring, diagnostics)
-        others = (*_clean_offers(wiring), *wiring.route(key for _, _, key in _evaluator_needs(wiring)))
+        others = (*_offers(wiring, diagnostics), *wiring.route(key for _, _, key in _evaluator_needs(wiring)))
     except Circle as circle:
         at = next((one for one in components.values() if one.losses), next(iter(components.values())))
-        diagnostics.add("MV201", f"components wait for each other: {circle}", at=at.position())
+        hint = "re-point one of their needs: `needs: {ARGUMENT: SLOT.PORT}`"
+        diagnostics.add("MV201", f"components wait for each other: {circle}", at=at.position(), hint=hint)
         return wiring, ()
     for call in dict.fromkeys((*calls, *others)):
         _tie(wiring, call, diagnostics)
         _check_masked(wiring, call, diagnostics)
     for component, need, key in _evaluator_needs(wiring):
         _tie_need(wiring, component, "forward", CLEAN, need, key, diagnostics)
+    for call in dict.fromkeys((*calls, *others)):
+        _tie_sizes(wiring, call, diagnostics)
+    if not diagnostics.has_errors:
+        _check_sizes(wiring, diagnostics)
     for component in components.values():
         check_constraints(wiring, component, diagnostics)
     return wiring, calls
@@ -69,11 +74,25 @@ def connect(
 # ------------------------------------------------------------------------------------------------------------- who gives what
 
 
-def _views(components: Mapping[str, PlannedComponent], broken_roles: frozenset[Role]) -> dict[str, View]:
+def _views(components: Mapping[str, PlannedComponent], broken_roles: frozenset[Role], diagnostics: Diagnostics) -> dict[str, View]:
+    """The views by name, parents first. A view that is made from none that exists is reported, and made from the clean one."""
     views = {CLEAN: View(CLEAN)}
-    for component in components.values():
-        if component.opens is not None:
-            views[component.opens] = View(component.opens, CLEAN, component.path)
+    openers = {one.opens: one for one in components.values() if one.opens is not None}
+    pending = dict(openers)
+    while pending:
+        ready = {name: one for name, one in pending.items() if one.of in views}
+        for name, one in ready.items():
+            views[name] = View(name, one.of, one.path)
+            del pending[name]
+        if not ready:
+            for name, one in pending.items():
+                text = f"{one.label}: of: there is no view {one.of!r}"
+                if one.of in pending:
+                    text = f"{one.label}: of: the views {' and '.join(map(repr, pending))} are made from each other"
+                hint = f"views of this recipe: {', '.join((*views, *pending))}"
+                diagnostics.add("MV205", text, at=one.position("of"), hint=hint)
+                views[name] = View(name, CLEAN, one.path)
+            break
     if Role.MASKING in broken_roles:
         views.setdefault("masked", View("masked", CLEAN))
     return views
@@ -140,13 +159,22 @@ def _training_calls(wiring: Wiring, diagnostics: Diagnostics) -> tuple[Call, ...
     return tuple(dict.fromkeys((*before, *heads)))
 
 
-def _clean_offers(wiring: Wiring) -> list[Call]:
-    """Every offer that can be fed with whole inputs: what a trained model is used for."""
+def _offers(wiring: Wiring, diagnostics: Diagnostics) -> list[Call]:
+    """Every offer that can be fed with whole inputs: what a trained model is used for. A component without any call is reported."""
     offers: list[Call] = []
+    missing: list[Missing] = []
     for component in wiring.components.values():
-        for name in component.calls if component.role.info.is_module and component.opens is None else ():
-            call = wiring.call(component.path, name)
-            offers += wiring.route([*call.gives]) if isinstance(call, Call) else []
+        if not component.role.info.is_module:
+            continue
+        calls = [wiring.call(component.path, name) for name in component.calls]
+        found = [call for call in calls if isinstance(call, Call)]
+        offers += [one for call in found for one in (*wiring.route(key for _, key in call.takes), call)]
+        lacking = [one for call in calls if not isinstance(call, Call) for one in call]
+        if not found and not component.losses:  # what losses lack is reported already
+            missing += lacking
+        # an offer that cannot be fed does not exist; but a name with two meanings is a slip, wherever it stands
+        missing += [root for one in lacking for root in one.roots() if root.candidates]
+    report_missing(wiring, missing, diagnostics)
     return offers
 
 
@@ -223,6 +251,52 @@ def _tie_need(
         diagnostics.add("MV202", text, at=component.position(), details=details, hint=hint)
 
 
+def _tie_sizes(wiring: Wiring, call: Call, diagnostics: Diagnostics) -> None:
+    """What weights depend on is one number over all calls and views, and over all that share or follow them."""
+    component = wiring.components[call.path]
+    for name in sorted(component.calls[call.name].symbols() & set(component.sizes)):
+        local, common = Symbol(call.path, name, f"{call.name}@{call.view}"), Symbol(component.like, name)
+        size = wiring.table.size(local)
+        if isinstance(size, Axis):
+            # texts are as long as the longest of a batch; weights depend on the most that there may be
+            source = wiring.table.source(local) or call.path
+            conflict = None if size.bound is None else wiring.table.bind(common, size.bound, source)
+        else:
+            conflict = wiring.table.unify(common, local)
+        if conflict:
+            first, second = conflict.first, conflict.second
+            text = f"{component.label}: its weights depend on {name}, which is {second} in {call} and {first} elsewhere"
+            details = [_origin(wiring, first, conflict.first_source), _origin(wiring, second, conflict.second_source)]
+            diagnostics.add("MV202", text, at=component.position(), details=details)
+
+
+def _check_sizes(wiring: Wiring, diagnostics: Diagnostics) -> None:
+    """Every size that a builder gets is known, or will be told by the built component that gives the port (``dims()``)."""
+    for component in wiring.components.values():
+        if not component.role.info.is_module or component.like != component.path:
+            continue
+        named = {name for contract in component.calls.values() for name in contract.symbols()}
+        for name in component.sizes:
+            symbol = Symbol(component.path, name)
+            if name not in named or wiring.table.value(symbol) is not None:
+                continue
+            if not any(_may_tell(wiring, one) for one in wiring.table.equal(symbol)):
+                text = f"{component.label}: its weights depend on {name}, and nothing in this recipe fixes it"
+                hint = "a component that gives a port with this dimension must be used, and declare it as a number or as a size"
+                diagnostics.add("MV206", text, at=component.position(), hint=hint)
+
+
+def _may_tell(wiring: Wiring, symbol: Symbol) -> bool:
+    """Whether a symbol is a size of a component that gives a port with it: such a component tells the number once it is built."""
+    component = wiring.components.get(symbol.owner)
+    if component is None or (symbol.name not in component.sizes and component.role.info.is_module):
+        return False
+    gives = [spec for contract in component.calls.values() for spec in contract.gives.values()]
+    return any(symbol.name in spec.dims for spec in gives) and not any(
+        symbol.name in spec.dims for contract in component.calls.values() for spec in contract.needs.values()
+    )
+
+
 def _clash(need: TensorSpec, give: TensorSpec) -> str | None:
     if need.dtype != give.dtype:
         return f"dtype {need.dtype} against {give.dtype}"
@@ -275,7 +349,9 @@ def report_missing(wiring: Wiring, missing: Iterable[Missing], diagnostics: Diag
             continue
         if one.candidates:
             text = f"{component.label} needs {one.port}, and several components give it: {', '.join(one.candidates)}"
-            diagnostics.add("MV209", text, at=component.position(), hint="say which one it means")
+            argument = next((key for key, need in component.needs_by_argument.items() if (need.port or key) == one.port), port)
+            hint = f"say which one it means: `needs: {{{argument}: {one.candidates[0]}}}`"
+            diagnostics.add("MV209", text, at=component.position(), hint=hint)
         elif one.view not in wiring.views:
             where = "" if role is Role.MASKING and port not in Role.TOKENIZER.info.ports else f" in the {one.view} view"
             absent.setdefault(Role.MASKING, {}).setdefault(one.path, []).append(port + where)

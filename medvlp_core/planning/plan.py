@@ -14,7 +14,7 @@ from medvlp_core.planning.wiring import INPUTS, Call, PlannedComponent, Wiring
 from medvlp_core.recipe.load import Node, dump_yaml, escape_references
 from medvlp_core.spec.blocks import InitSpec, InputSpec, TrainSpec
 from medvlp_core.spec.component import SpecBlock, params_of
-from medvlp_core.spec.contract import Symbol
+from medvlp_core.spec.contract import CLEAN, Symbol
 from medvlp_core.spec.host import Host
 from medvlp_core.spec.roles import Role
 
@@ -104,7 +104,8 @@ class ModelPlan(Displayed):
     def dims(self, path: str) -> SolvedDims:
         """The solved sizes of a component (or of ``inputs``), as builders get them."""
         names: Iterable[str] = INPUT_SIZES if path == INPUTS else self.components[path].sizes
-        found = {name: self.wiring.table.value(Symbol(path, name)) for name in sorted(names)}
+        like = path if path == INPUTS else self.components[path].like
+        found = {name: self.wiring.table.value(Symbol(like, name)) for name in sorted(names)}
         return SolvedDims(path, {name: number for name, number in found.items() if number is not None})
 
     def port_size(self, port: str, axis: int) -> int | None:
@@ -120,7 +121,7 @@ class ModelPlan(Displayed):
     @property
     def unused(self) -> frozenset[str]:
         """Parts of the model that no loss leads to."""
-        used = {call.path for call in self.calls}
+        used = {self.components[call.path].owner for call in self.calls if self.components[call.path].follows is None}
         return frozenset(path for path in self.components if path.startswith("model.") and path not in used)
 
     def source(self, path: str) -> Position | None:
@@ -136,8 +137,7 @@ class ModelPlan(Displayed):
             *parents, slot = path.split(".")
             for parent in parents:
                 block = block.setdefault(parent, {})
-            tied = {name: dict(value) for name in ("needs", "views") if (value := getattr(component, name))}
-            block[slot] = {"use": component.name, **tied, **plain(component.spec, has_absolute_paths=True)}
+            block[slot] = _resolved_block(component)
         for term, weight in self.losses.items():
             slot, _, name = term.partition(".")
             document.setdefault("losses", {}).setdefault(slot, {})[name] = weight
@@ -155,6 +155,17 @@ class ModelPlan(Displayed):
         spaces = sorted({component.name.partition(".")[0] for component in self.components.values()})
         versions = {plugin.namespace: plugin.version for plugin in self.host.plugins}
         return [f"{space}=={versions[space]}" if versions.get(space) else space for space in spaces]
+
+
+def _resolved_block(component: PlannedComponent) -> dict[str, Any]:
+    tied: dict[str, Any] = {name: dict(value) for name in ("needs", "views") if (value := getattr(component, name))}
+    if component.opens is not None and component.of != CLEAN:
+        tied["of"] = component.of
+    if component.shares is not None:
+        return {"share": component.shares, **tied}
+    if component.follows is not None:
+        return {"follow": component.follows, "decay": component.decay, **tied}
+    return {"use": component.name, **tied, **plain(component.spec, has_absolute_paths=True)}
 
 
 def plain(block: SpecBlock, *, has_absolute_paths: bool = False) -> dict[str, Any]:

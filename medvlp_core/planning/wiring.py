@@ -61,7 +61,10 @@ class PlannedComponent:
     """One component of a recipe: where it stands, what it is, and what its calls need and give with its parameters.
 
     ``needs`` maps arguments to the ports that the recipe fills them from, ``views`` the views that its contracts name to those
-    that the recipe means.
+    that the recipe means. ``opens`` is the view that a masking opens, ``of`` the view that it is made from.
+
+    ``shares``: it has no weights of its own, but those of the component at this path. ``follows``: its weights are a moving average
+    of those of the component at this path, with ``decay``; it gets no gradient and emits no losses.
     """
 
     path: str
@@ -71,6 +74,11 @@ class PlannedComponent:
     calls: dict[str, Contract]
     needs: dict[str, str] = attrs.field(factory=dict)
     views: dict[str, str] = attrs.field(factory=dict)
+    opens: str | None = None
+    of: str = CLEAN
+    shares: str | None = None
+    follows: str | None = None
+    decay: float = 1.0
     node: Node = attrs.field(eq=False, repr=False)
 
     @property
@@ -89,14 +97,24 @@ class PlannedComponent:
         return tuple(term for contract in self.calls.values() for term in contract.losses)
 
     @property
+    def needs_by_argument(self) -> dict[str, TensorSpec]:
+        """What all its calls need, by argument."""
+        return {argument: need for contract in self.calls.values() for argument, need in contract.needs.items()}
+
+    @property
     def sizes(self) -> tuple[str, ...]:
         """The symbols that its weights depend on, of all its calls."""
         return tuple(dict.fromkeys(name for contract in self.calls.values() for name in contract.sizes))
 
     @property
-    def opens(self) -> str | None:
-        """The view that a masking opens."""
-        return "masked" if self.role is Role.MASKING else None
+    def owner(self) -> str:
+        """The path of the component whose weights its calls use."""
+        return self.shares or self.path
+
+    @property
+    def like(self) -> str:
+        """The path of the component that its weights have the sizes of."""
+        return self.shares or self.follows or self.path
 
     def position(self, field: str | None = None) -> Position:
         """Where the component, or one of its parameters if the recipe gives it, stands."""
@@ -202,6 +220,9 @@ class Wiring:
     def bound_view(self, component: PlannedComponent, formal: str) -> str | None:
         """The view that a name in a contract means in this recipe; None if there is none."""
         name = component.views.get(formal, formal)
+        opened = [one.name for one in self.views.values() if one.opener is not None]
+        if name == "masked" and name not in self.views and len(opened) == 1:
+            return opened[0]
         return name if name in self.views else None
 
     def resolve(self, reference: str, view: str = CLEAN) -> PortKey | Missing:
@@ -370,12 +391,12 @@ class Wiring:
     # ------------------------------------------------------------------------------------------------------------- dimensions
 
     def symbol(self, path: str, call: str, view: str, dim: Dim) -> Symbol | int:
-        """A dimension as the symbol table knows it: of the component if weights depend on it, else of the call in its view."""
+        """A dimension as the symbol table knows it: local to a call in a view. ``connect`` ties those that weights depend on."""
         if not isinstance(dim, str):
             return dim
         component = self.components.get(path)
-        is_size = component is None or dim in component.sizes or component.role is Role.TOKENIZER
-        return Symbol(path, dim) if is_size else Symbol(path, dim, f"{call}@{view}")
+        is_local = component is not None and component.role.info.is_module
+        return Symbol(path, dim, f"{call}@{view}" if is_local else "")
 
     def sizes(self, key: PortKey) -> tuple[int | None, ...]:
         """The numbers of a port's dimensions; None where one is free. A ragged axis has its largest length."""

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import attrs
 
 from medvlp_core.spec.component import SpecBlock, param
-from medvlp_core.spec.roles import MODULE_NAMES
+from medvlp_core.spec.roles import MODEL_BLOCKS
 
 
 @attrs.frozen(kw_only=True)
@@ -44,7 +44,7 @@ class InitSpec(SpecBlock):
     parts: tuple[str, ...] | None = param(
         None,
         help="parts that take weights; null = all that are in the checkpoint",
-        one_of=tuple(MODULE_NAMES.values()),
+        one_of=MODEL_BLOCKS,
     )
 
     def problems(self) -> Iterable[tuple[str, str, str | None]]:

@@ -42,7 +42,7 @@ from typing import Any, ClassVar, TypeVar
 import attrs
 
 from medvlp_core.errors import PluginError, Problem
-from medvlp_core.spec.contract import Contract, TensorSpec
+from medvlp_core.spec.contract import Contract
 from medvlp_core.spec.roles import Role
 
 #: Version of the interface between the core and plugins. Raised when a plugin must change to keep working (docs/versioning.md).
@@ -221,13 +221,10 @@ class ComponentSpec(SpecBlock, ABC):
         """At least two small instances; the conformance kit and the wiring tests run on them."""
 
 
-#: A text encoder's layers once more, on embeddings that a fusion has changed (early fusion, as in MRM): what the call reads and
-#: gives instead.
-FUSED = {"text_embeddings": "fused_text_embeddings", "text_tokens": "fused_text_tokens"}
-
-
 def calls_of(spec: ComponentSpec) -> dict[str, Contract]:
-    """The calls of a spec, checked; with ``fused``, the text encoder's ``encode`` once more.
+    """The calls of a spec, checked; with ``fused``, a text encoder's ``encode`` once more, after an early fusion (as in MRM).
+
+    It reads ``fused_text_embeddings`` instead of ``text_embeddings``; what it gives has the same names behind ``fused_``.
 
     Raises:
         TypeError: ``calls()`` returned no mapping of names to contracts.
@@ -242,14 +239,13 @@ def calls_of(spec: ComponentSpec) -> dict[str, Contract]:
     found = dict(calls)
     if type(spec).declaration.role is Role.TEXT_ENCODER and "encode" in found:
         encode = found["encode"]
-        needs = {key: _fused(one) for key, one in encode.needs.items()}
-        found["fused"] = attrs.evolve(encode, needs=needs, gives={key: _fused(one) for key, one in encode.gives.items()})
+        needs = {
+            key: attrs.evolve(one, port="fused_text_embeddings") if one.port == "text_embeddings" else one
+            for key, one in encode.needs.items()
+        }
+        gives = {key: attrs.evolve(one, port=f"fused_{one.port}") for key, one in encode.gives.items()}
+        found["fused"] = attrs.evolve(encode, needs=needs, gives=gives)
     return found
-
-
-def _fused(spec: TensorSpec) -> TensorSpec:
-    assert spec.port is not None
-    return attrs.evolve(spec, port=FUSED.get(spec.port, spec.port))
 
 
 S = TypeVar("S", bound=type)

@@ -262,6 +262,11 @@ class SymbolTable:
         size = self.size(symbol)
         return size.bound if isinstance(size, Axis) else size
 
+    def equal(self, symbol: Symbol) -> list[Symbol]:
+        """All symbols that are the same dimension, itself among them."""
+        root = self._root(symbol)
+        return [one for one in {symbol, root, *self._parent} if self._root(one) == root]
+
     def source(self, symbol: Symbol) -> str | None:
         """The component path that fixed the size, or None while the symbol is free."""
         found = self._size.get(self._root(symbol))

@@ -19,6 +19,7 @@ class Role(str, enum.Enum):
     IMAGE_ENCODER = "image_encoder"
     TEXT_ENCODER = "text_encoder"
     FUSION = "fusion"
+    PART = "part"
     ALIGNMENT = "alignment"
     DECODER = "decoder"
     EVALUATOR = "evaluator"
@@ -38,6 +39,7 @@ class RoleInfo:
 
     Args:
         slot: where its component stands in a recipe; ``*`` is a free slot name (0..n components).
+        also: further slots that take it.
         interface: import string of the abstract class that its components implement.
         calls: the methods that a component of the role may be called by; the first one every component has.
         output: what ``forward`` returns, a class of medvlp_core.nn.batch; None where it returns a tensor.
@@ -50,6 +52,7 @@ class RoleInfo:
     """
 
     slot: str
+    also: tuple[str, ...] = ()
     interface: str
     calls: tuple[str, ...] = ("forward",)
     output: str | None = None
@@ -92,6 +95,7 @@ ROLES: dict[Role, RoleInfo] = {
     ),
     Role.MASKING: RoleInfo(
         slot="model.masking",
+        also=("model.maskings.*",),
         interface="medvlp_core.nn.interfaces:Masking",
         output="MaskPlan",
         gives=frozenset({"image_is_masked", "text_is_masked", "token_ids"}),
@@ -99,6 +103,7 @@ ROLES: dict[Role, RoleInfo] = {
     ),
     Role.IMAGE_ENCODER: RoleInfo(
         slot="model.image_encoder",
+        also=("model.parts.*",),
         interface="medvlp_core.nn.interfaces:ImageEncoder",
         output="ImageFeatures",
         gives=frozenset({"image_grid", "image_tokens", "image_prefix"}),
@@ -107,6 +112,7 @@ ROLES: dict[Role, RoleInfo] = {
     ),
     Role.TEXT_ENCODER: RoleInfo(
         slot="model.text_encoder",
+        also=("model.parts.*",),
         interface="medvlp_core.nn.interfaces:TextEncoder",
         calls=("embed", "encode"),
         gives=frozenset({"text_embeddings", "text_tokens"}),
@@ -117,11 +123,13 @@ ROLES: dict[Role, RoleInfo] = {
     ),
     Role.FUSION: RoleInfo(
         slot="model.fusion",
+        also=("model.parts.*",),
         interface="medvlp_core.nn.interfaces:Fusion",
         output="FusedFeatures",
         gives_one_of=frozenset({"fused_text_tokens", "fused_text_embeddings", "fused_image_tokens"}),
         template="gated_sum",
     ),
+    Role.PART: RoleInfo(slot="model.parts.*", interface="medvlp_core.nn.interfaces:Part", template="attention_pool"),
     Role.ALIGNMENT: RoleInfo(
         slot="model.alignments.*",
         interface="medvlp_core.nn.interfaces:Alignment",
@@ -148,9 +156,14 @@ ROLES: dict[Role, RoleInfo] = {
 
 #: Roles that emit losses.
 HEADS = tuple(role for role, info in ROLES.items() if info.emits_losses)
-#: Roles whose components are modules of the model, and what the model and its checkpoints call them (``alignments``).
-MODULE_NAMES = {role: info.base.removeprefix("model.") for role, info in ROLES.items() if info.is_module}
+#: Every slot, or free slots' common part (``model.alignments``), in the order in which they are read, and the roles that fit.
+SLOTS: dict[str, tuple[Role, ...]] = {}
+for _info in ROLES.values():
+    for _slot in (_info.slot, *(slot for slot in _info.also if slot not in {one.slot for one in ROLES.values()})):
+        SLOTS[_slot] = tuple(role for role, one in ROLES.items() if _slot in (one.slot, *one.also))
+#: What the model and its checkpoints call their parts: ``image_encoder``, ``alignments``.
+MODEL_BLOCKS = tuple(slot.removeprefix("model.").removesuffix(".*") for slot in SLOTS if slot.startswith("model."))
 #: Roles whose components turn images or texts into features.
 ENCODERS = tuple(role for role, info in ROLES.items() if info.is_encoder)
 #: The roles of the model in the order in which its parts are built: what the encoders report of their true sizes serves the rest.
-BUILD_ORDER = (*ENCODERS, *(role for role in MODULE_NAMES if role not in ENCODERS))
+BUILD_ORDER = (*ENCODERS, *(role for role, info in ROLES.items() if info.is_module and not info.is_encoder))

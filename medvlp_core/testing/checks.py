@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 import attrs
 
-from medvlp_core.spec.roles import MODULE_NAMES, Role
+from medvlp_core.spec.roles import BUILD_ORDER, Role
 
 Group = Literal[
     "declaration", "contract", "behaviour", "learning", "masking", "alignment", "data", "tokenizer", "evaluator", "kernel"
@@ -21,7 +21,7 @@ Group = Literal[
 F = TypeVar("F", bound=Callable[[Any], None])
 
 #: Roles whose components are torch modules with a forward pass.
-MODULE_ROLES = tuple(MODULE_NAMES)
+MODULE_ROLES = BUILD_ORDER
 
 
 class CheckFailed(AssertionError):

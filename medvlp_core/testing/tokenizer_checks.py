@@ -11,9 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medvlp_core.data.tokenizer import Tokenizer
+from medvlp_core.data.tokenizer import EncodedTexts, Tokenizer
 from medvlp_core.errors import DataError
-from medvlp_core.nn.batch import TokenBatch
 from medvlp_core.spec.roles import Role
 from medvlp_core.testing.checks import check, expect
 from medvlp_core.testing.other_process import ask_other_process
@@ -30,6 +29,8 @@ TEXTS = [
 ]
 #: Short words without punctuation, which every tokenizer splits at the spaces.
 PLAIN = "it is in the lung"
+#: The same words behind blanks, capitals and accents that change the length of a text when they are normalised.
+SHIFTED = [PLAIN, f" \n\t {PLAIN}", f"\u0130 {PLAIN}", f"e\u0301 {PLAIN}", PLAIN.replace(" ", "  ")]
 LONG = " ".join(["the left lung is clear and the right one is not"] * 200)
 ODD = [
     "",
@@ -57,10 +58,10 @@ def longest(example: Example) -> int | None:
     return length if isinstance(length, int) else None
 
 
-def rows_of(batch: TokenBatch) -> Iterator[tuple[Tensor, Tensor]]:
-    """Ids and word ids of each text, without padding."""
-    for ids, is_valid, words in zip(*batch, strict=True):
-        yield ids[is_valid], words[is_valid]
+def rows_of(batch: EncodedTexts) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Ids, word ids and spans of each text, without padding."""
+    for ids, is_valid, words, spans in zip(*batch, strict=True):
+        yield ids[is_valid], words[is_valid], spans[is_valid]
 
 
 @check("tokenizer", roles=(Role.TOKENIZER,))
@@ -77,13 +78,15 @@ def starts_with_a_class_token(subject: Subject) -> None:
 
 @check("tokenizer", roles=(Role.TOKENIZER,))
 def pads_on_the_right(subject: Subject) -> None:
-    """Three (B, L) tensors as wide as the longest text; padding stands behind it and belongs to no word."""
-    wanted = {"token_ids": torch.int64, "text_is_valid": torch.bool, "word_ids": torch.int64}
+    """(B, L) tensors, of spans (B, L, 2), as wide as the longest text; padding stands behind it and belongs to no word."""
+    wanted = {"token_ids": torch.int64, "text_is_valid": torch.bool, "word_ids": torch.int64, "token_spans": torch.int64}
     for example, tokenizer in tokenizers(subject):
         batch = tokenizer.encode([*TEXTS, ""])
         for name, tensor in batch._asdict().items():
-            is_right = tensor.dtype == wanted[name] and tensor.ndim == 2 and tensor.shape == batch.token_ids.shape
-            text = f"{tensor.dtype} {tuple(tensor.shape)}, expected {wanted[name]} of shape (B, L) like token_ids"
+            axes = "(B, L, 2)" if name == "token_spans" else "(B, L)"
+            shape = (*batch.token_ids.shape, 2) if name == "token_spans" else batch.token_ids.shape
+            is_right = tensor.dtype == wanted[name] and batch.token_ids.ndim == 2 and tensor.shape == shape
+            text = f"{tensor.dtype} {tuple(tensor.shape)}, expected {wanted[name]} of shape {axes} like token_ids"
             expect(is_right and len(tensor) == len(TEXTS) + 1, f"{example}: {name} is {text}")
         valid = batch.text_is_valid
         expect(not bool((valid[:, 1:] & ~valid[:, :-1]).any()), f"{example}: a real token stands behind padding")
@@ -98,7 +101,7 @@ def numbers_words(subject: Subject) -> None:
     for example, tokenizer in tokenizers(subject):
         special: set[int] = set()
         ordinary: set[int] = set()
-        for text, (ids, words) in zip([PLAIN, *TEXTS], rows_of(tokenizer.encode([PLAIN, *TEXTS])), strict=True):
+        for text, (ids, words, _) in zip([PLAIN, *TEXTS], rows_of(tokenizer.encode([PLAIN, *TEXTS])), strict=True):
             inside = (words >= 0).nonzero().flatten()
             expect(len(inside) > 0, f"{example}: no token of {text!r} belongs to a word")
             first, last = int(inside[0]), int(inside[-1])
@@ -111,10 +114,59 @@ def numbers_words(subject: Subject) -> None:
             ordinary |= set(ids[words >= 0].tolist())
         both = sorted(special & ordinary)
         expect(not both, f"{example}: the ids {both} stand for words and, with word id -1, for special tokens")
-        (_, words), limit = next(rows_of(tokenizer.encode([PLAIN]))), longest(example)
+        (_, words, _), limit = next(rows_of(tokenizer.encode([PLAIN]))), longest(example)
         if limit is None or len(words) < limit:
             count, there = len(set(words.tolist()) - {-1}), len(PLAIN.split())
             expect(count == there, f"{example}: {PLAIN!r} has {count} words by its word ids, expected {there}")
+
+
+@check("tokenizer", roles=(Role.TOKENIZER,))
+def places_its_tokens(subject: Subject) -> None:
+    """Spans count characters of the text as it was given: in order, around each word as it stands there, -1 where no word is."""
+    for example, tokenizer in tokenizers(subject):
+        limit = longest(example)
+        texts = [*TEXTS, *ODD, LONG, *SHIFTED]
+        for text, (ids, words, spans) in zip(texts, rows_of(tokenizer.encode(texts)), strict=True):
+            quoted = repr(text[:40])
+            placed = spans[words >= 0]
+            expect(bool((spans[words < 0] == -1).all()), f"{example}: a special token of {quoted} has a span, expected -1")
+            is_inside = (placed[:, 0] >= 0) & (placed[:, 0] <= placed[:, 1]) & (placed[:, 1] <= len(text))
+            wrong = placed[~is_inside].tolist()[:1]
+            expect(not wrong, f"{example}: the span {wrong} lies outside of {quoted}, which has {len(text)} characters")
+            is_ordered = not bool((placed.diff(dim=0) < 0).any())
+            expect(is_ordered, f"{example}: the spans of {quoted} go back: {placed.tolist()[:8]}")
+            if text not in SHIFTED:
+                continue
+            found = [text[start:end] for start, end in _word_spans(words, spans)]
+            start = found.index("it") if "it" in found else 0
+            found, wanted = found[start:], PLAIN.split()
+            if limit is not None and len(ids) >= limit:  # the last word may be cut
+                found, wanted = found[:-1], wanted[: len(found) - 1]
+            expect(found == wanted, f"{example}: the words of {text!r} stand at {found}, expected {wanted}")
+
+
+@check("tokenizer", roles=(Role.TOKENIZER,))
+def reads_back_its_words(subject: Subject) -> None:
+    """``text(ids)`` gives the known words of a text back, in order, with a blank between them and without special tokens."""
+    for example, tokenizer in tokenizers(subject):
+        names = dict(enumerate(tokenizer.token_strings([*range(tokenizer.dims()["V"])])))
+        ids = next(rows_of(tokenizer.encode([PLAIN])))[0].tolist()
+        pieces = " ".join(names.get(number, "") for number in ids).replace(" ##", "").casefold().split()
+        # neither special tokens nor the unknown word are the beginning of a word; one that the maximum length cuts is
+        wanted = [piece for piece in pieces if any(word.startswith(piece) for word in PLAIN.split())]
+        found = tokenizer.text(ids)
+        expect(found.casefold().split() == wanted, f"{example}: text() gives {found!r}, expected {' '.join(wanted)!r}")
+        expect(tokenizer.text([]) == "", f"{example}: text() of no ids is {tokenizer.text([])!r}, expected an empty text")
+        end = tokenizer.end_id
+        if end is not None:
+            is_last = all(int(row[-1]) == end and int(at[-1]) == -1 for row, at, _ in rows_of(tokenizer.encode([*TEXTS, LONG])))
+            expect(is_last, f"{example}: end_id is {end}, and not every text ends with that special token")
+
+
+def _word_spans(words: Tensor, spans: Tensor) -> list[tuple[int, int]]:
+    """Start of the first and end of the last token of each word."""
+    numbers = [word for word in dict.fromkeys(words.tolist()) if word >= 0]
+    return [(int(spans[words == word][:, 0].min()), int(spans[words == word][:, 1].max())) for word in numbers]
 
 
 @check("tokenizer", roles=(Role.TOKENIZER,))
@@ -126,7 +178,7 @@ def keeps_to_its_maximum(subject: Subject) -> None:
         count = ids.shape[1]
         expect(limit is None or count <= limit, f"{example}: a long text gives {count} tokens, and the contract says {limit}")
         expect(count < len(LONG.split()), f"{example}: a text of {len(LONG.split())} words is not cut")
-        short, words = next(rows_of(tokenizer.encode([LONG[: LONG.index("and")]])))
+        short, words, _ = next(rows_of(tokenizer.encode([LONG[: LONG.index("and")]])))
         wanted = short[words >= 0][:2].tolist()
         found = ids[0, 1 : 1 + len(wanted)].tolist()
         expect(found == wanted, f"{example}: a long text starts with the ids {found}, expected those of its first words, {wanted}")

@@ -18,7 +18,7 @@ from medvlp_core.nn.interfaces import Exportable
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.runtime.files import write_at_once
 from medvlp_core.spec.blocks import InitSpec
-from medvlp_core.spec.roles import MODULE_NAMES, Role
+from medvlp_core.spec.roles import MODEL_BLOCKS, Role
 from medvlp_core.training.checkpoint import (
     EMA_WEIGHTS,
     METADATA,
@@ -86,7 +86,7 @@ def init_from(model: ComposedModel, spec: InitSpec) -> InitSummary | None:
     if spec.path is None:
         return None
     own = weights_of(model)
-    chosen = spec.parts or tuple(part for part in MODULE_NAMES.values() if any(name.startswith(f"{part}.") for name in own))
+    chosen = spec.parts or tuple(part for part in MODEL_BLOCKS if any(name.startswith(f"{part}.") for name in own))
     for part in chosen:
         if not any(name.startswith(f"{part}.") for name in own):
             raise _cannot(f"this model has no {part} with weights", hint="take it out of init_from.parts")
@@ -104,7 +104,13 @@ def init_from(model: ComposedModel, spec: InitSpec) -> InitSummary | None:
     summary = InitSummary(source=source or Path(spec.path), parts=parts)
     _check_something_fits(summary, spec)
     model.load_state_dict(values, strict=False)
+    named = [path for path, one in model.plan.components.items() if one.follows is not None and _is_filled(path, values)]
+    model.reset_followers(but=named)
     return summary
+
+
+def _is_filled(path: str, values: Mapping[str, Tensor]) -> bool:
+    return any(name.startswith(f"{path.removeprefix('model.')}.") for name in values)
 
 
 def check_init_source(plan: ModelPlan) -> None:
@@ -174,7 +180,7 @@ def _run_weights(folder: Path) -> dict[str, Tensor]:
 
 def _is_of_run(given: Iterable[str]) -> bool:
     """Whether a file's names begin with parts of a model: it is a ``model.safetensors`` of medvlp."""
-    return all(name.partition(".")[0] in MODULE_NAMES.values() for name in given)
+    return all(name.partition(".")[0] in MODEL_BLOCKS for name in given)
 
 
 def _fit_part(

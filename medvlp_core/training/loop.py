@@ -189,6 +189,8 @@ def apply_update(state: TrainState, metrics: StepMetrics) -> bool:
     )
     if is_good:
         scaler.step(state.optimizer)
+        if math.isfinite(metrics.grad_norm):  # else the scaler left the weights as they were
+            state.model.update_followers()
         if state.ema is not None:
             state.ema.update(state.model)
     else:

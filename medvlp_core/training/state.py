@@ -11,10 +11,11 @@ from typing import Any
 
 import attrs
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from medvlp_core.model.composed import ComposedModel
 from medvlp_core.runtime.distributed import is_main
 from medvlp_core.spec.blocks import TrainSpec
 from medvlp_core.training.optim import WeightEMA, make_optimizer
@@ -24,7 +25,7 @@ from medvlp_core.training.optim import WeightEMA, make_optimizer
 class TrainState:
     """``step`` optimiser steps are done, ``bad_steps`` of them were skipped. ``model`` is not wrapped."""
 
-    model: nn.Module
+    model: ComposedModel
     optimizer: torch.optim.AdamW
     scaler: torch.amp.GradScaler
     ema: WeightEMA | None = None
@@ -33,7 +34,7 @@ class TrainState:
     _buffers: list[Tensor] = attrs.field(factory=list, init=False)
 
     @classmethod
-    def fresh(cls, model: nn.Module, spec: TrainSpec, device: torch.device) -> TrainState:
+    def fresh(cls, model: ComposedModel, spec: TrainSpec, device: torch.device) -> TrainState:
         """The state before the first step, of a model that is on its device (and sharded, if it will be)."""
         return cls(
             model=model,

@@ -120,6 +120,7 @@ def test_what_stands_below_does_not_name_what_stands_above(folder: str) -> None:
 #: Names that two files of the core share, and why both may have them.
 SHARED_NAMES = {
     "diff": "recipe/ says where two trees differ, and cli/ is the command of that name that prints it",
+    "fields": "spec/ has what a field is, and data/ reads, cuts and stacks its values",
     "host": "spec/ has the protocol of the plugin host, and plugins/ the class that implements it",
     "runner": "both run what their folder is about, one after the other: evaluators and conformance checks",
     "tokenizer": "data/ has the interface, and the stub components of the conformance kit one that implements it",

@@ -30,6 +30,7 @@ from torch import Tensor
 
 from medvlp_core.data.pipeline import ImageTextItem
 from medvlp_core.data.records import Record, no_such_split
+from medvlp_core.data.tokenizer import EncodedTexts
 from medvlp_core.errors import DataError
 from medvlp_core.evaluation.protocol import Card, EvaluationRun, held_out_split
 from medvlp_core.nn.batch import Batch, ImageFeatures, TokenBatch
@@ -43,13 +44,13 @@ WORDS = ["[PAD]", "[CLS]", "[MASK]", "clear", "pneumonia", "lungs"]
 class Tokenizer:
     """One token per known word; [CLS] in front."""
 
-    def encode(self, texts: list[str]) -> TokenBatch:
+    def encode(self, texts: list[str]) -> EncodedTexts:
         rows = [[1, *(WORDS.index(word) for word in text.split())] for text in texts]
         length = max(map(len, rows))
         ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
         is_valid = ids != 0
         word_ids = torch.arange(-1, length - 1).expand_as(ids).masked_fill(~is_valid, -1)
-        return TokenBatch(ids, is_valid, word_ids)
+        return EncodedTexts(ids, is_valid, word_ids, token_spans=torch.full((*ids.shape, 2), -1))
 
     def dims(self) -> dict[str, int]:
         return {"V": len(WORDS), "Mask": 2}

@@ -8,6 +8,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,9 @@ letters = st.text(st.sampled_from("abcdefghinopqrstuvxyzé .,;-(1)2\t\nNH[]#") |
 @settings(max_examples=60, deadline=None)
 @given(texts=st.lists(letters | st.sampled_from(TEXTS), min_size=1, max_size=4))
 def test_every_batch_keeps_the_tokenizers_promises(texts: list[str]) -> None:
-    ids, is_valid, word_ids = shared().encode(texts)
+    ids, is_valid, word_ids, spans = shared().encode(texts)
+    assert spans.dtype == torch.int64
+    assert ((spans == -1) == (word_ids == -1)[..., None]).all()
     assert ids.shape == is_valid.shape == word_ids.shape
     assert ids.dtype == word_ids.dtype == torch.int64
     assert 1 <= ids.shape[1] <= 40
@@ -133,6 +136,77 @@ def test_every_batch_keeps_the_tokenizers_promises(texts: list[str]) -> None:
         for place in range(1, count):
             is_continuation = strings[row][place].startswith("##")
             assert is_continuation == (word_ids[row, place] == word_ids[row, place - 1])
+
+
+def normalised(text: str) -> str:
+    """Without case and accents, as the tokenizers here have it."""
+    plain = unicodedata.normalize("NFKD", text).lower()
+    return "".join(letter for letter in plain if unicodedata.category(letter) != "Mn")
+
+
+def expect_spans(tokenizer: WordPiece | HfTokenizer, text: str) -> None:
+    """Every token stands where its span says, in the text as it was given."""
+    [ids], _, [words], [spans] = tokenizer.encode([text])
+    placed = spans[words >= 0]
+    assert bool((spans[words < 0] == -1).all())
+    assert bool((placed >= 0).all())
+    assert bool((placed[:, 0] <= placed[:, 1]).all())
+    assert bool((placed <= len(text)).all())
+    assert bool((placed.diff(dim=0) >= 0).all())
+    names = tokenizer.token_strings(ids[words >= 0].tolist())
+    for name, (start, end) in zip(names, placed.tolist(), strict=True):
+        piece = normalised(text[start:end])
+        assert text[start:end] == text[start:end].strip() or not piece.strip()
+        # one character can become several pieces ("½" is 1, a fraction bar and 2), each with its span
+        assert name in ("[UNK]", "<unk>") or name.removeprefix("##") in piece or piece == ""
+
+
+@settings(max_examples=150, deadline=None)
+@given(text=letters | st.text(st.sampled_from("İıßﬁ½²é e\u0301\u0323ÅΩ，。\u00a0\u3000no\n"), max_size=30))
+def test_spans_stand_in_the_untouched_text(text: str) -> None:
+    expect_spans(shared(), text)
+
+
+@settings(max_examples=60, deadline=None)
+@given(text=letters)
+def test_spans_of_a_tokenizer_with_its_own_files(text: str) -> None:
+    expect_spans(lettered(), text)
+
+
+@functools.cache
+def lettered() -> HfTokenizer:
+    return HfTokenizer(HfTokenizerSpec.examples()[1], {})
+
+
+def test_a_word_is_found_again_behind_what_changes_its_place() -> None:
+    text = " İ\tﬁne  Café: NO\n pneumothorax"
+    [_], _, [words], [spans] = shared().encode([text])
+    found = {}
+    for word, (start, end) in zip(words.tolist(), spans.tolist(), strict=True):
+        found[word] = (found[word][0], end) if word in found else (start, end)
+    assert [text[start:end] for word, (start, end) in found.items() if word >= 0] == ["İ", "ﬁne", "Café", ":", "NO", "pneumothorax"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(words=st.lists(st.sampled_from(["no", "pneumothorax", "heart", "size", "is", "normal", "effusions", "line"]), max_size=8))
+def test_texts_of_known_words_come_back(words: list[str]) -> None:
+    text = " ".join(words)
+    assert shared().text(shared().encode([text]).token_ids[0].tolist()) == text
+    assert lettered().text(lettered().encode([text]).token_ids[0].tolist()) == cut(text, 22)
+
+
+def cut(text: str, count: int) -> str:
+    """The letters of a text that so many tokens hold, in a vocabulary of few words."""
+    names = lettered().token_strings(lettered().encode([text]).token_ids[0].tolist())[1:-1]
+    assert len(names) <= count
+    return " ".join(names).replace(" ##", "")
+
+
+def test_punctuation_comes_back_as_it_is_written() -> None:
+    assert shared().text(shared().encode(["No effusion. Heart, normal"]).token_ids[0].tolist()) == "no effusion. heart, normal"
+    assert shared().text([2, 3, 0, 1, 219, 500]) == ""
+    assert shared().end_id is None
+    assert lettered().end_id == 4
 
 
 @settings(max_examples=20, deadline=None)
@@ -216,6 +290,10 @@ def test_byte_level_tokenizers_work_and_print_readably(tmp_path: Path) -> None:
         if tokens.word_ids[0, place] == tokens.word_ids[0, place - 1]:
             assert strings[place].startswith("##")
     assert tokenizer.dims() == {"V": 320, "Mask": 4}
+    assert tokenizer.text(tokens.token_ids[0].tolist()) == text
+    assert tokenizer.end_id == 2
+    spans = [(start, end) for start, end in tokens.token_spans[0].tolist() if start >= 0]
+    assert "".join(text[start:end] for start, end in dict.fromkeys(spans)) == text.replace(" ", "")
     assert tokenizer_facts(str(tmp_path)) == TokenizerFacts(vocabulary=320, mask_id=4)
 
 

@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 
 from medvlp_core import DataError, Dims, Problem
-from medvlp_core.data import Tokenizer
-from medvlp_core.nn import TokenBatch
+from medvlp_core.data import EncodedTexts, Tokenizer
 from medvlp_core.testing.stub_components.specs import SPECIALS, WordsSpec
 
 _FILE = "words.json"
@@ -32,24 +31,31 @@ class Words(Tokenizer):
         ranked = sorted(counts, key=lambda word: (-counts[word], word))
         self._words = [*SPECIALS, *ranked[: self.spec.size - len(SPECIALS)]]
 
-    def encode(self, texts: Sequence[str]) -> TokenBatch:
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
         """Tokenise; an empty text is nothing but [CLS].
 
         Raises:
             DataError: there is no vocabulary yet (MV506).
         """
         numbers = {word: number for number, word in enumerate(self._fitted())}
-        rows = [[numbers.get(word, SPECIALS["[UNK]"]) for word in _split(text)] for text in texts]
-        rows = [[SPECIALS["[CLS]"], *row][: self.spec.max_length] for row in rows]
-        lengths = torch.tensor([len(row) for row in rows])
+        found = [list(_WORD.finditer(text))[: self.spec.max_length - 1] for text in texts]
+        rows = [[SPECIALS["[CLS]"], *(numbers.get(one[0].lower(), SPECIALS["[UNK]"]) for one in words)] for words in found]
+        spans = [[(-1, -1), *(one.span() for one in words)] for words in found]
         longest = max(map(len, rows))
+        lengths = torch.tensor([len(row) for row in rows])
         positions = torch.arange(longest).expand(len(rows), -1)
         is_valid = positions < lengths[:, None]
-        return TokenBatch(
+        return EncodedTexts(
             token_ids=torch.tensor([row + [SPECIALS["[PAD]"]] * (longest - len(row)) for row in rows]),
             text_is_valid=is_valid,
             word_ids=torch.where(is_valid, positions - 1, -1),
+            token_spans=torch.tensor([row + [(-1, -1)] * (longest - len(row)) for row in spans]),
         )
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The words with blanks between them."""
+        words = self._fitted()
+        return " ".join(words[number] for number in token_ids if len(SPECIALS) <= number < len(words))
 
     def token_strings(self, token_ids: Sequence[int]) -> list[str]:
         """The words; rows of the table that the vocabulary does not fill are ``[unused]``."""
@@ -85,7 +91,7 @@ class Words(Tokenizer):
 
 
 def _split(text: str) -> list[str]:
-    return _WORD.findall(text.lower())
+    return [word.lower() for word in _WORD.findall(text)]
 
 
 def _error(text: str) -> DataError:

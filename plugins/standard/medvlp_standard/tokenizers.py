@@ -13,11 +13,10 @@ from typing import Any
 
 import tokenizers
 import torch
-from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from medvlp_core import DataError, Dims, Problem
-from medvlp_core.data import Tokenizer
-from medvlp_core.nn import TokenBatch
+from medvlp_core.data import EncodedTexts, Tokenizer
 from medvlp_standard.hf_facts import first_line, is_path, local_folder
 from medvlp_standard.hub import hub_answers, quiet_hub
 from medvlp_standard.specs.tokenizers import SPECIALS, HfTokenizerSpec, WordPieceSpec
@@ -25,6 +24,8 @@ from medvlp_standard.specs.tokenizers import SPECIALS, HfTokenizerSpec, WordPiec
 _FILE = "tokenizer.json"
 #: Any of these makes a folder one of a tokenizer. Without them transformers may come up with an empty vocabulary, unasked.
 _HF_FILES = (_FILE, "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model", "tokenizer.model")
+#: How pieces become words, and words a text.
+_JOIN = decoders.WordPiece(prefix="##", cleanup=True)
 
 
 class WordPiece(Tokenizer):
@@ -69,7 +70,7 @@ class WordPiece(Tokenizer):
             raise _error(text, f"set tokenizer.vocab_size to at least {len(vocabulary)}, better to several thousand")
         self._backend = self._ready(vocabulary)
 
-    def encode(self, texts: Sequence[str]) -> TokenBatch:
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
         """Tokenise; every text starts with [CLS], an empty one is nothing but [CLS].
 
         Raises:
@@ -81,6 +82,11 @@ class WordPiece(Tokenizer):
         """The pieces as they stand in the vocabulary; rows of the table that it does not fill are ``[unused]``."""
         backend = self._fitted()
         return [backend.id_to_token(int(token_id)) or "[unused]" for token_id in token_ids]
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The pieces joined to words, in the case and spelling that was learned; no blank stands before a full stop or comma."""
+        specials = set(SPECIALS.values())
+        return _joined(self._fitted(), [int(token_id) for token_id in token_ids if int(token_id) not in specials])
 
     def dims(self) -> dict[str, int]:
         """Rows of the table, which the vocabulary may not fill, and the id of [MASK]."""
@@ -155,7 +161,7 @@ class HfTokenizer(Tokenizer):
     def fit(self, texts: Iterable[str]) -> None:
         """Nothing to learn."""
 
-    def encode(self, texts: Sequence[str]) -> TokenBatch:
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
         """Tokenise; special tokens that stand in a text as letters are ordinary text.
 
         Raises:
@@ -180,6 +186,20 @@ class HfTokenizer(Tokenizer):
             strings.append(readable if is_start else f"##{readable}")
             is_start = False
         return strings
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        """The pieces joined as the tokenizer's own scheme has them."""
+        backend, specials = self._ready(), set(self._loaded.all_special_ids)
+        ids = [int(token_id) for token_id in token_ids if int(token_id) not in specials]
+        if not isinstance(backend.model, models.WordPiece):
+            return str(backend.decode(ids)).strip()
+        return _joined(backend, ids)  # some are saved without a decoder
+
+    @property
+    def end_id(self) -> int | None:
+        """The special token that it puts behind each text ([SEP], ``</s>``), None if it puts none there."""
+        around = self._ready().encode("").ids
+        return int(around[-1]) if len(around) > 1 else None
 
     def dims(self) -> dict[str, int]:
         """Largest id + 1, and the id of the mask token."""
@@ -244,15 +264,32 @@ class HfTokenizer(Tokenizer):
         self._loaded, self._backend = loaded, backend
 
 
-def _encode(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> TokenBatch:
-    """Ids, validity and word ids of a batch, padded to its longest text."""
+def _encode(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> EncodedTexts:
+    """Ids, validity, word ids and spans of a batch, padded to its longest text."""
     found = backend.encode_batch(list(texts))
     word_ids = [[-1 if word is None else word for word in one.word_ids] for one in found]
-    return TokenBatch(
+    spans = [
+        [(-1, -1) if word is None else _trimmed(text, *span) for word, span in zip(one.word_ids, one.offsets, strict=True)]
+        for text, one in zip(texts, found, strict=True)
+    ]
+    return EncodedTexts(
         token_ids=torch.tensor([one.ids for one in found], dtype=torch.int64),
         text_is_valid=torch.tensor([one.attention_mask for one in found], dtype=torch.bool),
         word_ids=torch.tensor(word_ids, dtype=torch.int64),
+        token_spans=torch.tensor(spans, dtype=torch.int64),
     )
+
+
+def _joined(backend: tokenizers.Tokenizer, token_ids: Sequence[int]) -> str:
+    """Pieces of a WordPiece vocabulary as a text; ids that it does not fill are left out."""
+    pieces = [backend.id_to_token(token_id) for token_id in token_ids]
+    return str(_JOIN.decode([piece for piece in pieces if piece is not None]))
+
+
+def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+    """A span without the blanks at its ends: byte-level tokenizers count the blank before a word as its part."""
+    piece = text[start:end]
+    return start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip()) if piece.strip() else end
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -12,7 +12,16 @@ from hypothesis import strategies as st
 from medvlp_open_cxr.manifest import DATA, read_rows
 from PIL import Image
 
-from medvlp_core.data.images import as_float, read_gray, reduce_to
+from medvlp_core.data.images import (
+    as_float,
+    as_gray_range,
+    read_array,
+    read_colour,
+    read_gray,
+    read_mask,
+    read_pixels,
+    reduce_to,
+)
 from medvlp_core.errors import DataError
 
 RADIOGRAPH = DATA / read_rows()[0]["image"]
@@ -108,6 +117,7 @@ def test_reduce_to_keeps_the_shorter_side_and_never_enlarges(gray: np.ndarray) -
     assert reduce_to(wide, 50).shape == (50, 150)
     assert reduce_to(wide, 100) is wide
     assert reduce_to(as_float(wide), 30).dtype == np.float32
+    assert reduce_to(np.dstack([wide] * 3), 50).shape == (50, 150, 3)
 
 
 def test_as_float_is_the_same_scale_for_both_kinds() -> None:
@@ -187,3 +197,101 @@ def test_damage_gives_an_image_or_a_clear_error(
     except DataError as error:
         shape, codes = (), [problem.code for problem in error.problems]
     assert len(shape) == 2 or codes == ["MV501"]
+
+
+# ------------------------------------------------------------------------------------------------- colour, masks, arrays
+
+
+def test_colour_is_read_as_three_channels(gray: np.ndarray, tmp_path: Path) -> None:
+    colour = np.stack([gray, 255 - gray, gray // 2], axis=-1)
+    Image.fromarray(colour).save(tmp_path / "photo.png")
+    np.testing.assert_array_equal(read_colour(tmp_path / "photo.png"), colour)
+    Image.fromarray(np.dstack([colour, np.where(gray > 90, 255, 0).astype(np.uint8)])).save(tmp_path / "alpha.png")
+    np.testing.assert_array_equal(read_colour(tmp_path / "alpha.png"), np.where(gray[..., None] > 90, colour, 0))
+    found = read_colour(RADIOGRAPH)
+    assert found.dtype == np.uint8
+    for channel in range(3):
+        np.testing.assert_array_equal(found[..., channel], gray)
+
+
+def test_16_bit_gray_in_colour_is_8_bit(gray: np.ndarray, tmp_path: Path) -> None:
+    Image.fromarray(gray.astype(np.uint16) * 257).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(read_colour(tmp_path / "deep.png"), np.repeat(gray[..., None], 3, axis=2))
+
+
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_the_size_of_the_file_is_known_where_it_is_decoded_small(tmp_path: Path, is_turned: bool) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6 if is_turned else 1
+    Image.new("L", (805, 808), 9).save(tmp_path / "film.jpg", exif=exif)
+    values, height, width = read_pixels(tmp_path / "film.jpg", at_least=100)
+    assert values.shape == (101, 101)
+    assert (height, width) == ((805, 808) if is_turned else (808, 805))
+    assert read_pixels(tmp_path / "film.jpg", is_colour=True, at_least=100).values.shape == (101, 101, 3)
+
+
+def test_masks_keep_the_numbers_of_their_file(tmp_path: Path) -> None:
+    labels = np.array([[0, 1, 7], [200, 3, 0]], dtype=np.uint8)
+    Image.fromarray(labels).save(tmp_path / "gray.png")
+    palette = Image.fromarray(labels)
+    palette.putpalette([value for index in range(256) for value in (255 - index, index // 2, 9)])
+    palette.save(tmp_path / "palette.png")
+    Image.fromarray(labels.astype(np.uint16) * 300).save(tmp_path / "deep.png")
+    np.save(tmp_path / "labels.npy", labels.astype(np.int64) - 5)
+    np.testing.assert_array_equal(read_mask(tmp_path / "gray.png"), labels)
+    np.testing.assert_array_equal(read_mask(tmp_path / "palette.png"), labels)
+    np.testing.assert_array_equal(read_mask(tmp_path / "deep.png"), labels.astype(np.uint16) * 300)
+    np.testing.assert_array_equal(read_mask(tmp_path / "labels.npy"), labels.astype(np.int64) - 5)
+    Image.fromarray(labels > 1).save(tmp_path / "bit.png")
+    np.testing.assert_array_equal(read_mask(str(tmp_path / "bit.png")), labels > 1)
+
+
+def test_masks_are_neither_lossy_nor_colourful(gray: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read_mask(RADIOGRAPH)
+    text = "it is a JPEG, which changes the numbers of pixels\n    hint: save the mask as PNG"
+    assert str(caught.value) == f"[MV501] cannot read mask {RADIOGRAPH}: {text}"
+    Image.fromarray(gray).convert("RGB").save(tmp_path / "colour.png")
+    with pytest.raises(DataError, match=r"its pixel format is 'RGB', and a mask has one number for each pixel"):
+        read_mask(tmp_path / "colour.png")
+    with pytest.raises(DataError, match=r"MV501.*cannot read mask .*absent\.png: it does not exist"):
+        read_mask(tmp_path / "absent.png")
+
+
+def test_arrays_are_numbers(tmp_path: Path) -> None:
+    volume = np.random.default_rng(0).random((3, 4, 5))
+    np.save(tmp_path / "volume.npy", volume)
+    np.testing.assert_array_equal(read_array(tmp_path / "volume.npy"), volume)
+    np.save(tmp_path / "names.npy", np.array(["a", "b"]))
+    np.save(tmp_path / "objects.npy", np.array([{}, 3], dtype=object), allow_pickle=True)
+    np.savez(tmp_path / "two.npz", a=volume, b=volume)
+    (tmp_path / "empty.npy").touch()
+    (tmp_path / "cut.npy").write_bytes((tmp_path / "volume.npy").read_bytes()[:-100])
+    for name, text in (
+        ("absent.npy", "it does not exist"),
+        ("empty.npy", "it is empty (0 bytes)"),
+        ("names.npy", "it holds <U1, expected numbers"),
+        ("objects.npy", "it is no array of numbers (Object arrays cannot be loaded"),
+        ("two.npz", "it holds several arrays, expected numbers"),
+        ("cut.npy", "it is no array of numbers ("),
+    ):
+        with pytest.raises(DataError) as caught:
+            read_array(tmp_path / name, what="volume")
+        assert str(caught.value).startswith(f"[MV501] cannot read volume {tmp_path / name}: {text}"), str(caught.value)
+
+
+def test_pixels_of_arrays_lie_in_the_range_of_files() -> None:
+    np.testing.assert_array_equal(as_gray_range(np.array([[65535, 0]], dtype=np.uint16), "x"), [[1.0, 0.0]])
+    assert as_gray_range(np.zeros((2, 2), dtype=np.uint8), "x").dtype == np.uint8
+    assert as_gray_range(np.ones((2, 2)), "x").dtype == np.float32
+    for wrong, text in (
+        (np.array([[-1024, 3071]], dtype=np.int16), "int16 from -1024 to 3071"),
+        (np.array([[0.0, 1.5]]), "float64 from 0.0 to 1.5"),
+        (np.array([[0.0, np.nan]]), "float64 from nan to nan"),
+    ):
+        with pytest.raises(DataError) as caught:
+            as_gray_range(wrong, "scan.npy")
+        assert str(caught.value) == (
+            f"[MV501] cannot read image scan.npy: its values are {text}, expected uint8, uint16 or floats in 0..1\n"
+            "    hint: scale them; of Hounsfield units take a window"
+        )

@@ -16,10 +16,10 @@ from medvlp_open_cxr.specs import OpenCxrPairsSpec
 from medvlp_core.data.order import DataOrder, Draw
 from medvlp_core.data.pipeline import ImageTextDataset, InputGeometry, InputPipeline
 from medvlp_core.data.records import DataSource, Record
-from medvlp_core.data.tokenizer import Tokenizer
+from medvlp_core.data.tokenizer import EncodedTexts, Tokenizer
 from medvlp_core.data.transforms import ImageTransform
 from medvlp_core.errors import DataError, Problem
-from medvlp_core.nn.batch import Batch, TokenBatch
+from medvlp_core.nn.batch import Batch
 from medvlp_core.spec.blocks import InputSpec, TrainSpec
 from medvlp_core.training.loop import count_steps
 
@@ -35,14 +35,20 @@ class WordLengthTokenizer(Tokenizer):
     def fit(self, texts: Iterable[str]) -> None:
         self.fitted_on = list(texts)
 
-    def encode(self, texts: Sequence[str]) -> TokenBatch:
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
         rows = [[1, *(2 + hashlib.md5(word.encode()).digest()[0] for word in text.split())][:40] for text in texts]
         length = max(map(len, rows))
         token_ids = torch.tensor([row + [0] * (length - len(row)) for row in rows])
         words = torch.arange(length).expand(len(rows), -1) - 1
-        return TokenBatch(
-            token_ids=token_ids, text_is_valid=token_ids > 0, word_ids=torch.where(token_ids > 0, words, torch.tensor(-1))
+        return EncodedTexts(
+            token_ids=token_ids,
+            text_is_valid=token_ids > 0,
+            word_ids=torch.where(token_ids > 0, words, torch.tensor(-1)),
+            token_spans=torch.full((*token_ids.shape, 2), -1),  # nobody asks here where tokens stand
         )
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        raise NotImplementedError
 
     def token_strings(self, token_ids: Sequence[int]) -> list[str]:
         return [str(number) for number in token_ids]
@@ -262,7 +268,7 @@ def test_an_unreadable_image_stops_with_its_path(tmp_path: Path) -> None:
 
 def test_a_tokenizer_that_fails_in_a_worker_says_why() -> None:
     class Unready(WordLengthTokenizer):
-        def encode(self, texts: Sequence[str]) -> TokenBatch:
+        def encode(self, texts: Sequence[str]) -> EncodedTexts:
             raise DataError(Problem(code="MV506", text="no vocabulary yet"))
 
     pipeline = make(sources=("covid",))

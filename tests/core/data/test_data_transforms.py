@@ -10,16 +10,9 @@ from hypothesis import strategies as st
 from medvlp_open_cxr.manifest import DATA, read_rows
 from PIL import Image
 
+from medvlp_core.data.geometry import MAX_RATIO, MIN_RATIO, Geometry, centre_box, random_box, resize
 from medvlp_core.data.images import as_float, read_gray
-from medvlp_core.data.transforms import (
-    MAX_RATIO,
-    MIN_RATIO,
-    ImageTransform,
-    InputGeometry,
-    centre_box,
-    random_box,
-    resize,
-)
+from medvlp_core.data.transforms import ImageTransform, InputGeometry
 from medvlp_core.spec.blocks import InputSpec
 
 PLAIN = InputSpec(mean=0.0, std=1.0)
@@ -152,11 +145,12 @@ def test_brightness_and_contrast_stay_within_their_share(gray: np.ndarray) -> No
 )
 def test_crops_lie_inside_the_image(height: int, width: int, aspect: float, scale: float, seed: int) -> None:
     torch.manual_seed(seed)
-    picture = Image.fromarray(np.zeros((height, width), dtype=np.uint8))
+    plane, sizes = np.zeros((height, width), dtype=np.uint8), {"height": height, "width": width}
     for box in (random_box(height, width, aspect, scale), centre_box(height, width, aspect)):
         assert 0 <= box.left < box.right <= width
         assert 0 <= box.top < box.bottom <= height
-        assert resize(picture, box, 8, 8).shape == (8, 8)
+        geometry = Geometry(box=box, **sizes, original_height=height, original_width=width)
+        assert resize(plane, geometry, 8, 8).shape == (8, 8)
 
 
 def test_crop_sizes_follow_scale_and_ratio() -> None:

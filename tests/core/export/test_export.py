@@ -128,7 +128,7 @@ def test_onnx_graphs_agree_with_the_model(run: Path, model: TrainedModel, tmp_pa
     wanted = model.encode_image(films)
     for found, expected in ((tokens, wanted[0]), (prefix, wanted[1]), (vectors, model.embed_image(films))):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
-    batch = model.run.tokenizer.encode(TEXTS)._asdict()
+    batch = model.run.tokenizer.encode(TEXTS).tokens._asdict()
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "text_encoder.onnx"))
     features, vectors = session.run(None, {name: value.numpy() for name, value in batch.items()})
     torch.testing.assert_close(torch.from_numpy(features), model.encode_text(TEXTS).text_tokens, rtol=0, atol=1e-4)

@@ -11,8 +11,8 @@ import attrs
 import torch
 from broken_bundle import broken
 
+from medvlp_core.data.tokenizer import EncodedTexts
 from medvlp_core.errors import DataError
-from medvlp_core.nn.batch import TokenBatch
 from medvlp_core.testing.stub_components.specs import SPECIALS, WordsSpec
 from medvlp_core.testing.stub_components.tokenizer import Words, _split
 
@@ -23,7 +23,7 @@ UNKNOWN, MASK = SPECIALS["[UNK]"], SPECIALS["[MASK]"]
 class TwoStarts(Words):
     """An empty text starts with [UNK]."""
 
-    def encode(self, texts: Sequence[str]) -> TokenBatch:
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
         batch = super().encode(texts)
         for row, text in enumerate(texts):
             batch.token_ids[row, 0] = batch.token_ids[row, 0] if text else UNKNOWN
@@ -34,29 +34,30 @@ class TwoStarts(Words):
 class PadsLeft(Words):
     """Padding stands in front; then position 0 is padding, too."""
 
-    def encode(self, texts: Sequence[str]) -> TokenBatch:
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
         batch = super().encode(texts)
         order = batch.text_is_valid.int().argsort(dim=1, stable=True)
-        return TokenBatch(*(tensor.gather(1, order) for tensor in batch))
+        rows = torch.arange(len(order))[:, None]
+        return EncodedTexts(*(tensor[rows, order] for tensor in batch))
 
 
 @broken(WordsSpec, caught_by="pads_on_the_right", says="the batch is wider than its longest text")
 class PadsMore(Words):
     """One column of padding too many."""
 
-    def encode(self, texts: Sequence[str]) -> TokenBatch:
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
         batch = super().encode(texts)
         if batch.token_ids.shape[1] == self.spec.max_length:
             return batch
-        parts = zip(batch, (0, False, -1), strict=True)
-        return TokenBatch(*(torch.nn.functional.pad(tensor, (0, 1), value=value) for tensor, value in parts))
+        parts = zip(batch, (0, False, -1, -1), strict=True)
+        return EncodedTexts(*(torch.cat([one, torch.full_like(one[:, :1], value)], dim=1) for one, value in parts))
 
 
 @broken(WordsSpec, caught_by="pads_on_the_right", says="padding has a word id, expected -1")
 class NumbersPadding(Words):
     """Padding belongs to word 0."""
 
-    def encode(self, texts: Sequence[str]) -> TokenBatch:
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
         batch = super().encode(texts)
         return batch._replace(word_ids=batch.word_ids.masked_fill(~batch.text_is_valid, 0))
 
@@ -65,27 +66,93 @@ class NumbersPadding(Words):
 class CountsFromOne(Words):
     """The first word is number 1."""
 
-    def encode(self, texts: Sequence[str]) -> TokenBatch:
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
         batch = super().encode(texts)
         return batch._replace(word_ids=torch.where(batch.word_ids < 0, -1, batch.word_ids + 1))
 
 
-@broken(WordsSpec, caught_by="numbers_words", says="a token between words has no word id")
+@broken(WordsSpec, caught_by=("numbers_words", "places_its_tokens"), says="a token between words has no word id")
 class SkipsUnknown(Words):
     """Every fourth token belongs to no word."""
 
-    def encode(self, texts: Sequence[str]) -> TokenBatch:
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
         batch = super().encode(texts)
         return batch._replace(word_ids=batch.word_ids.masked_fill(batch.word_ids % 4 == 3, -1))
 
 
-@broken(WordsSpec, caught_by="numbers_words", says="has 3 words by its word ids, expected 5")
+@broken(WordsSpec, caught_by=("numbers_words", "places_its_tokens"), says="has 3 words by its word ids, expected 5")
 class JoinsWords(Words):
     """Two words share a number."""
 
-    def encode(self, texts: Sequence[str]) -> TokenBatch:
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
         batch = super().encode(texts)
         return batch._replace(word_ids=torch.where(batch.word_ids < 0, -1, batch.word_ids // 2))
+
+
+@broken(WordsSpec, caught_by="places_its_tokens", says="the span [[16, 20]] lies outside of")
+class CountsLowered(Words):
+    """Spans count characters of the text in lower case, which may be longer."""
+
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        return super().encode([text.lower() for text in texts])
+
+
+@broken(WordsSpec, caught_by="places_its_tokens", says="expected ['it', 'is', 'in', 'the', 'lung']")
+class CountsBlanks(Words):
+    """The blank before a word is part of its span."""
+
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        batch = super().encode(texts)
+        batch.token_spans[..., 0] -= (batch.token_spans[..., 0] > 0).long()
+        return batch
+
+
+@broken(WordsSpec, caught_by="places_its_tokens", says="a special token of 'The heart is of normal size. The lungs a' has a span")
+class PlacesSpecials(Words):
+    """[CLS] stands at the start of the text."""
+
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        batch = super().encode(texts)
+        batch.token_spans[:, 0] = 0
+        return batch
+
+
+@broken(WordsSpec, caught_by="places_its_tokens", says="characters")
+class CountsBytes(Words):
+    """Spans count bytes."""
+
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
+        batch = super().encode(texts)
+        for text, spans in zip(texts, batch.token_spans, strict=True):
+            at = [len(text[:end].encode()) for end in range(len(text) + 1)]
+            is_word = spans[:, 0] >= 0
+            spans[is_word] = torch.tensor([at[int(end)] for end in spans[is_word].flatten()], dtype=torch.int64).reshape(-1, 2)
+        return batch
+
+
+@broken(WordsSpec, caught_by="reads_back_its_words", says="text() gives '[CLS] it is in the lung', expected 'it is in the lung'")
+class PrintsSpecials(Words):
+    """Special tokens stand in its texts."""
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        return " ".join(self.token_strings(token_ids))
+
+
+@broken(WordsSpec, caught_by="reads_back_its_words", says="text() gives 'itisinthelung', expected 'it is in the lung'")
+class JoinsAll(Words):
+    """No blank stands between words."""
+
+    def text(self, token_ids: Sequence[int]) -> str:
+        return super().text(token_ids).replace(" ", "")
+
+
+@broken(WordsSpec, caught_by="reads_back_its_words", says="end_id is 3, and not every text ends with that special token")
+class EndsNowhere(Words):
+    """It names an end that no text has."""
+
+    @property
+    def end_id(self) -> int | None:
+        return MASK
 
 
 @broken(WordsSpec, caught_by="keeps_to_its_maximum", says="a long text gives 2201 tokens, and the contract says 24")
@@ -96,11 +163,11 @@ class CutsNothing(Words):
         super().__init__(attrs.evolve(spec, max_length=10_000), dims)
 
 
-@broken(WordsSpec, caught_by="keeps_to_its_maximum", says="expected those of its first words")
+@broken(WordsSpec, caught_by=("keeps_to_its_maximum", "places_its_tokens"), says="expected those of its first words")
 class KeepsTheEnd(Words):
     """Of a long text the last words stay."""
 
-    def encode(self, texts: Sequence[str]) -> TokenBatch:
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
         return super().encode([" ".join(_split(text)[-self.spec.max_length + 1 :]) for text in texts])
 
 
@@ -108,7 +175,7 @@ class KeepsTheEnd(Words):
 class PassesTheEnd(Words):
     """What is unknown gets an id behind the table."""
 
-    def encode(self, texts: Sequence[str]) -> TokenBatch:
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
         batch = super().encode(texts)
         return batch._replace(token_ids=torch.where(batch.token_ids == UNKNOWN, self.spec.size, batch.token_ids))
 
@@ -117,7 +184,7 @@ class PassesTheEnd(Words):
 class ReadsMasks(Words):
     """[MASK] in a text is the mask token."""
 
-    def encode(self, texts: Sequence[str]) -> TokenBatch:
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
         batch = super().encode(texts)
         for row, text in enumerate(texts):
             if "[MASK]" in text:
@@ -129,7 +196,7 @@ class ReadsMasks(Words):
 class LooksAround(Words):
     """In a large batch the second word is unknown."""
 
-    def encode(self, texts: Sequence[str]) -> TokenBatch:
+    def encode(self, texts: Sequence[str]) -> EncodedTexts:
         batch = super().encode(texts)
         if len(texts) > 10:
             batch.token_ids[:, 2:3] = torch.where(batch.text_is_valid[:, 2:3], UNKNOWN, batch.token_ids[:, 2:3])

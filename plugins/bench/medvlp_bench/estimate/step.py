@@ -66,7 +66,7 @@ def count_parts(model: ComposedModel) -> Parts:
     weights = {}
     for path in model.plan.components:
         if path.startswith("model."):
-            weights[path] = _count(model.get_submodule(path.removeprefix("model.")), seen)
+            weights[path] = _count(model.part(path), seen)
     everything, layers = _group(model), tuple(map(_group, layers_of(model)))
     rest = Group(
         parameters=everything.parameters - sum(layer.parameters for layer in layers),

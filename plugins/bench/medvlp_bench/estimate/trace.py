@@ -185,7 +185,7 @@ class Recorder(TorchDispatchMode):
         self._parts: list[tuple[nn.Module, str]] = []
         for path, component in model.plan.components.items():
             if path.startswith("model."):
-                self._follow(path, component.role, model.get_submodule(path.removeprefix("model.")))
+                self._follow(path, component.role, model.part(path))
         trained = (parameter for parameter in model.parameters() if parameter.requires_grad)
         self._hooks = [parameter.register_post_accumulate_grad_hook(self._has_gradient) for parameter in trained]
         self._hooks += [layer.register_forward_hook(self._is_called) for layer in layers_of(model)]

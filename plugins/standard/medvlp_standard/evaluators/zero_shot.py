@@ -56,7 +56,7 @@ class ZeroShot(Evaluator):
 
     def _scores(self, run: EvaluationRun, model: ComposedModel) -> FloatArray:
         prompts = [*self.spec.positive, *self.spec.negative]
-        tokens = to_device(run.pipeline.tokenizer.encode(prompts)._asdict(), run.device)
+        tokens = to_device(run.pipeline.tokenizer.encode(prompts).tokens._asdict(), run.device)
         image, text = str(run.key("image_embedding")), str(run.key("text_embedding"))
         vectors = model.ports(tokens, text)[text].float()
         positive, negative = class_vectors(vectors, [len(self.spec.positive), len(self.spec.negative)])
