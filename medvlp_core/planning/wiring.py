@@ -314,7 +314,7 @@ class Wiring:
         given = [spec for spec in contract.gives.values() if spec.dtype != "shape" and (spec.when is None or spec.when in filled)]
         prefix = "" if component.opens is not None else f"{component.slot}."
         gives = dict.fromkeys(PortKey(f"{prefix}{spec.port}", view) for spec in given)
-        returns = _form(component, name, {spec.port for spec in contract.gives.values() if spec.dtype != "shape"})
+        returns = form_of(component.role, name, contract)
         return Call(component.path, name, view, tuple(takes), tuple(gives), returns)
 
     def source(self, component: PlannedComponent, argument: str, need: TensorSpec, view: str) -> PortKey | Missing:
@@ -405,10 +405,12 @@ class Wiring:
         return tuple(self.table.value(one) if isinstance(one, Symbol) else one for one in symbols)
 
 
-def _form(component: PlannedComponent, name: str, ports: set[str | None]) -> Literal["tuple", "tensor", "output"]:
-    if name == "forward" and component.role.info.output is not None:
-        return "output" if component.role.info.output == "Output" else "tuple"
-    return "tensor" if len(ports) == 1 and not component.calls[name].losses else "output"
+def form_of(role: Role, name: str, contract: Contract) -> Literal["tuple", "tensor", "output"]:
+    """In which form a call of a component of this role returns what it gives (:class:`Call` says what each means)."""
+    if name == "forward" and role.info.output is not None:
+        return "output" if role.info.output == "Output" else "tuple"
+    ports = {spec.port for spec in contract.gives.values() if spec.dtype != "shape"}
+    return "tensor" if len(ports) == 1 and not contract.losses else "output"
 
 
 def _given(call: Call, port: str) -> PortKey | None:
