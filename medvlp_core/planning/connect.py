@@ -50,8 +50,10 @@ def connect(
     wiring = Wiring(components, _views(components, broken_roles, diagnostics), broken_roles=broken_roles)
     _register(wiring, diagnostics)
     try:
-        calls = _training_calls(wiring, diagnostics)
-        others = (*_offers(wiring, diagnostics), *wiring.route(key for _, _, key in _evaluator_needs(wiring)))
+        calls, missing = _training_calls(wiring)
+        offers, lacking = _offers(wiring)
+        report_missing(wiring, (*missing, *lacking), diagnostics)
+        others = (*offers, *wiring.route(key for _, _, key in _evaluator_needs(wiring)))
     except Circle as circle:
         at = next((one for one in components.values() if one.losses), next(iter(components.values())))
         hint = "re-point one of their needs: `needs: {ARGUMENT: SLOT.PORT}`"
@@ -114,6 +116,8 @@ def _register(wiring: Wiring, diagnostics: Diagnostics) -> None:
 
 def _register_port(wiring: Wiring, component: PlannedComponent, call: str, spec: TensorSpec, diagnostics: Diagnostics) -> None:
     port = str(spec.port)
+    if component.role is Role.DATA:  # records hold an image and a text; the input pipeline makes nothing else of them
+        return
     if component.role is Role.TOKENIZER and spec.dtype != "shape" and len(spec.dims) > 1 and isinstance(spec.dims[1], int):
         # the length of a batch's texts is no number: it is as long as the longest, and at most this
         wiring.table.bind(Symbol(component.path, TEXT_LENGTH), Axis("text", spec.dims[1]), component.path)
@@ -142,8 +146,8 @@ def _complain_of_two(wiring: Wiring, component: PlannedComponent, port: str, pat
     diagnostics.add("MV209", text, at=component.position(), hint="remove one of the two, or give the port another name")
 
 
-def _training_calls(wiring: Wiring, diagnostics: Diagnostics) -> tuple[Call, ...]:
-    """The calls that losses lead to, then the calls that give them; what they lack is reported."""
+def _training_calls(wiring: Wiring) -> tuple[tuple[Call, ...], list[Missing]]:
+    """The calls that losses lead to, then the calls that give them; and what they lack."""
     heads: list[Call] = []
     missing: list[Missing] = []
     for component in wiring.components.values():
@@ -154,28 +158,27 @@ def _training_calls(wiring: Wiring, diagnostics: Diagnostics) -> tuple[Call, ...
                     heads.append(found)
                 else:
                     missing += found
-    report_missing(wiring, missing, diagnostics)
     before = wiring.route(key for head in heads for _, key in head.takes)
-    return tuple(dict.fromkeys((*before, *heads)))
+    return tuple(dict.fromkeys((*before, *heads))), missing
 
 
-def _offers(wiring: Wiring, diagnostics: Diagnostics) -> list[Call]:
-    """Every offer that can be fed with whole inputs: what a trained model is used for. A component without any call is reported."""
+def _offers(wiring: Wiring) -> tuple[list[Call], list[Missing]]:
+    """Every offer that can be fed with whole inputs: what a trained model is used for; and what a component without any lacks."""
     offers: list[Call] = []
     missing: list[Missing] = []
     for component in wiring.components.values():
         if not component.role.info.is_module:
             continue
-        calls = [wiring.call(component.path, name) for name in component.calls]
-        found = [call for call in calls if isinstance(call, Call)]
+        calls = {name: wiring.call(component.path, name) for name in component.calls}
+        found = [call for call in calls.values() if isinstance(call, Call)]
         offers += [one for call in found for one in (*wiring.route(key for _, key in call.takes), call)]
-        lacking = [one for call in calls if not isinstance(call, Call) for one in call]
+        # nobody has asked for `fused`, the core's own, so that nobody should read that it lacks something
+        lacking = [one for name, call in calls.items() if name != "fused" and not isinstance(call, Call) for one in call]
         if not found and not component.losses:  # what losses lack is reported already
             missing += lacking
         # an offer that cannot be fed does not exist; but a name with two meanings is a slip, wherever it stands
         missing += [root for one in lacking for root in one.roots() if root.candidates]
-    report_missing(wiring, missing, diagnostics)
-    return offers
+    return offers, missing
 
 
 def _evaluator_needs(wiring: Wiring) -> Iterable[tuple[PlannedComponent, TensorSpec, PortKey]]:
@@ -363,6 +366,9 @@ def report_missing(wiring: Wiring, missing: Iterable[Missing], diagnostics: Diag
         else:
             hint = f"not every {role} gives it; `medvlp show NAME` tells" if role else None
             known = {key.name for key in (*wiring.batch, *wiring.shapes)} | set(wiring.givers) | set(PORTS)
+            data = next((one for one in wiring.components.values() if one.role is Role.DATA and _gives(one, port)), None)
+            if data is not None:
+                hint = f"{data.label} lists it among its `gives`, and the input pipeline makes no tensor of it"
             hint = hint or did_you_mean(port, known, what="ports")
             text = f"{component.label} needs {port}, and no component gives it"
             diagnostics.add("MV201", text, at=component.position(), hint=hint)
@@ -371,6 +377,10 @@ def report_missing(wiring: Wiring, missing: Iterable[Missing], diagnostics: Diag
         text = f"the recipe has no {role}, and {len(needs)} component{'s need' if len(needs) > 1 else ' needs'} it"
         at = wiring.components[next(iter(needs))].position()
         diagnostics.add("MV201", text, at=at, details=details, hint=f"put one at {role.info.slot}")
+
+
+def _gives(component: PlannedComponent, port: str) -> bool:
+    return any(spec.port == port for contract in component.calls.values() for spec in contract.gives.values())
 
 
 def why_missing(wiring: Wiring, missing: Iterable[Missing]) -> str:

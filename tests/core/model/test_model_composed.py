@@ -243,7 +243,7 @@ WRONG = {
     "alignment": ("alignments.gla", lambda found: found.losses, "returned dict of 2, expected Output of medvlp_core.nn.batch"),
     "swapped": (
         "decoders.report",
-        lambda found: Output(found.losses["mlm"], found.ports),
+        lambda found: Output(found.losses["mlm"], found.losses),
         "returned a tensor (float32 of shape ()) of ports, expected a dict with word_logits",
     ),
     "prediction": (
