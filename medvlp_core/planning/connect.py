@@ -48,6 +48,7 @@ def connect(
     Returns the wiring and the calls of a training step: first what the heads need, then the heads themselves.
     """
     wiring = Wiring(components, _views(components, broken_roles, diagnostics), broken_roles=broken_roles)
+    _check_named_views(wiring, diagnostics)
     _register(wiring, diagnostics)
     try:
         calls, missing = _training_calls(wiring)
@@ -55,9 +56,10 @@ def connect(
         report_missing(wiring, (*missing, *lacking), diagnostics)
         others = (*offers, *wiring.route(key for _, _, key in _evaluator_needs(wiring)))
     except Circle as circle:
-        at = next((one for one in components.values() if one.losses), next(iter(components.values())))
+        within = [components[path] for path, _ in circle.calls]
+        at = next((one for one in within if one.needs), within[0])
         hint = "re-point one of their needs: `needs: {ARGUMENT: SLOT.PORT}`"
-        diagnostics.add("MV201", f"components wait for each other: {circle}", at=at.position(), hint=hint)
+        diagnostics.add("MV201", f"components wait for each other: {circle}", at=at.position("needs"), hint=hint)
         return wiring, ()
     for call in dict.fromkeys((*calls, *others)):
         _tie(wiring, call, diagnostics)
@@ -98,6 +100,24 @@ def _views(components: Mapping[str, PlannedComponent], broken_roles: frozenset[R
     if Role.MASKING in broken_roles:
         views.setdefault("masked", View("masked", CLEAN))
     return views
+
+
+def _named_views(component: PlannedComponent) -> dict[str, str]:
+    """The views that a block of the recipe names, by where it does: ``views.masked``, ``needs.image_tokens``."""
+    of_needs = {f"needs.{argument}": reference.partition("@")[2] for argument, reference in component.needs.items()}
+    named = {**{f"views.{formal}": name for formal, name in component.views.items()}, **of_needs}
+    return {place: component.views.get(name, name) for place, name in named.items() if name}
+
+
+def _check_named_views(wiring: Wiring, diagnostics: Diagnostics) -> None:
+    """Complain of views that a recipe names and no masking opens (MV205)."""
+    for component in wiring.components.values() if Role.MASKING not in wiring.broken_roles else ():
+        for place, name in _named_views(component).items():
+            if name not in wiring.views and wiring.bound_view(component, name) is None:
+                hint = f"views of this recipe: {', '.join(wiring.views)}"
+                diagnostics.add(
+                    "MV205", f"{component.label}: {place}: there is no view {name!r}", at=component.position(place), hint=hint
+                )
 
 
 def _register(wiring: Wiring, diagnostics: Diagnostics) -> None:
@@ -342,6 +362,8 @@ def _giving_role(port: str, view: str) -> Role | None:
 def report_missing(wiring: Wiring, missing: Iterable[Missing], diagnostics: Diagnostics) -> None:
     """Report every need at the bottom of what is missing, once; those whose whole role is absent in one message for the role."""
     absent: dict[Role, dict[str, list[str]]] = {}
+    unopened: dict[tuple[str, str], list[str]] = {}
+    opened = [view.name for view in wiring.views.values() if view.opener is not None]
     present = {one.role for one in wiring.components.values()}
     roots = dict.fromkeys(root for one in missing for root in one.roots())
     for one in sorted(roots, key=lambda root: list(wiring.components).index(root.path)):
@@ -355,9 +377,19 @@ def report_missing(wiring: Wiring, missing: Iterable[Missing], diagnostics: Diag
             argument = next((key for key, need in component.needs_by_argument.items() if (need.port or key) == one.port), port)
             hint = f"say which one it means: `needs: {{{argument}: {one.candidates[0]}}}`"
             diagnostics.add("MV209", text, at=component.position(), hint=hint)
+        elif one.view not in wiring.views and one.view in _named_views(component).values():
+            continue  # reported where it is named
+        elif one.view not in wiring.views and opened:
+            unopened.setdefault((one.path, one.view), []).append(port)
         elif one.view not in wiring.views:
             where = "" if role is Role.MASKING and port not in Role.TOKENIZER.info.ports else f" in the {one.view} view"
             absent.setdefault(Role.MASKING, {}).setdefault(one.path, []).append(port + where)
+        elif "." in one.port:
+            names = [f"{path.rpartition('.')[2]}.{name}" for name, givers in wiring.givers.items() for path, _ in givers]
+            text = f"{component.label} needs {one.port}, and no component gives it"
+            place = next((key for key, found in component.needs.items() if found.partition("@")[0] == one.port), None)
+            at = component.position(None if place is None else f"needs.{place}")
+            diagnostics.add("MV201", text, at=at, hint=did_you_mean(one.port, names, what="full names"))
         elif role is not None and role not in present:
             absent.setdefault(role, {}).setdefault(one.path, []).append(port)
         elif others := [key.view for key in wiring.batch if key.name == port]:
@@ -372,6 +404,11 @@ def report_missing(wiring: Wiring, missing: Iterable[Missing], diagnostics: Diag
             hint = hint or did_you_mean(port, known, what="ports")
             text = f"{component.label} needs {port}, and no component gives it"
             diagnostics.add("MV201", text, at=component.position(), hint=hint)
+    for (path, view), ports in unopened.items():
+        component = wiring.components[path]
+        text = f"{component.label} needs {', '.join(dict.fromkeys(ports))} in the {view} view, and no masking here opens it"
+        hint = f"say which view it means: `views: {{{view}: {opened[0]}}}`; views of this recipe: {', '.join(wiring.views)}"
+        diagnostics.add("MV205", text, at=component.position(), hint=hint)
     for role, needs in absent.items():
         details = [f"{wiring.components[path].label} needs {', '.join(dict.fromkeys(ports))}" for path, ports in needs.items()]
         text = f"the recipe has no {role}, and {len(needs)} component{'s need' if len(needs) > 1 else ' needs'} it"

@@ -188,7 +188,11 @@ class Missing:
 
 
 class Circle(Exception):
-    """Calls wait for each other."""
+    """Calls wait for each other: their paths and names, the first one again at the end."""
+
+    def __init__(self, calls: Iterable[tuple[str, str]]) -> None:
+        self.calls = tuple(calls)
+        super().__init__(" -> ".join(f"{path}.{name}" if name != "forward" else path for path, name in self.calls))
 
 
 @attrs.define
@@ -282,7 +286,7 @@ class Wiring:
         if at not in self._calls:
             if at in self._pending:
                 circle = [*self._pending[self._pending.index(at) :], at]
-                raise Circle(" -> ".join(f"{path}.{name}" if name != "forward" else path for path, name, _ in circle))
+                raise Circle((path, name) for path, name, _ in circle)
             self._pending.append(at)
             try:
                 self._calls[at] = self._make_call(self.components[path], name, view)
@@ -323,7 +327,7 @@ class Wiring:
         formal = formal or need.view or ""
         at = self.bound_view(component, formal) if formal else view
         if at is None:
-            return Missing(component.path, port, formal)
+            return Missing(component.path, port, component.views.get(formal, formal))
         found = self.resolve(port, at)
         return found if isinstance(found, PortKey) else attrs.evolve(found, path=component.path)
 

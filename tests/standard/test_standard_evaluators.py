@@ -33,7 +33,7 @@ from medvlp_core.data.records import Record, no_such_split
 from medvlp_core.data.tokenizer import EncodedTexts
 from medvlp_core.errors import DataError
 from medvlp_core.evaluation.protocol import Card, EvaluationRun, held_out_split
-from medvlp_core.nn.batch import Batch, ImageFeatures, TokenBatch
+from medvlp_core.nn.batch import Batch, ImageFeatures
 from medvlp_core.nn.functional import normalise_patches, patchify
 
 CPU = torch.device("cpu")

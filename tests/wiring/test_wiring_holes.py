@@ -87,7 +87,7 @@ def test_a_decoder_may_need_the_prediction_of_another() -> None:
     # the one that needs stands first in the recipe
     model, output = step({"model.decoders.a_second": second, "model.decoders.pixels": PIXELS})
     assert [str(call) for call in model.plan.calls][-2:] == ["model.decoders.pixels", "model.decoders.a_second"]
-    assert list(output.losses) == ["pixels.loss", "a_second.loss"] or set(output.losses) == {"pixels.loss", "a_second.loss"}
+    assert list(output.losses) == ["pixels.loss", "a_second.loss"]
     assert {"pixels.guess", "a_second.score"} <= set(output.ports)
 
 
@@ -112,10 +112,8 @@ def test_a_masking_may_give_a_further_port() -> None:
 def test_what_a_masking_gives_is_there_in_its_view_only() -> None:
     further = Contract(needs=MASKING.needs, gives={**MASKING.gives, "score": "B"})
     code, text, _ = refused({"model.masking": further, "model.decoders.wants": Contract(needs={"score": "B"}, losses=("loss",))})
-    assert (code, text) == (
-        "MV205",
-        "model.decoders.wants (rnd.model_decoders_wants) needs score in the clean view, and the model gives it only in the masked view",
-    )
+    assert code == "MV205"
+    assert text.endswith("needs score in the clean view, and the model gives it only in the masked view")
 
 
 def test_a_text_encoder_gets_its_further_needs() -> None:
