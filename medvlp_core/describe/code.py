@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import keyword
+from collections.abc import Collection
+
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.planning.wiring import Call, PortKey
 from medvlp_core.spec.contract import CLEAN
+
+#: The names that the printed function uses itself.
+OWN = frozenset({"batch", "forward", "loss", "losses", "model"})
 
 
 def forward_source(plan: ModelPlan) -> str:
@@ -12,7 +18,9 @@ def forward_source(plan: ModelPlan) -> str:
 
     One call a line, in the order of ``plan.calls``. ``batch`` is what the input pipeline makes, ``model`` the composed model.
     """
-    names = {call: _name(call) for call in plan.calls}
+    names: dict[Call, str] = {}
+    for call in plan.calls:
+        names[call] = _name(call, taken=names.values())
     lines = [f"{names[call]} = {_module(plan, call)}({_arguments(plan, call, names)})" for call in plan.calls]
     terms = {
         f"{plan.components[call.path].slot}.{term}": f"{names[call]}.losses[{term!r}]"
@@ -25,12 +33,15 @@ def forward_source(plan: ModelPlan) -> str:
     return "\n".join(["def forward(model, batch):", *(f"    {line}" for line in lines), ""])
 
 
-def _name(call: Call) -> str:
-    """``image_encoder_masked``, ``text_encoder_embed``, ``gla``."""
+def _name(call: Call, taken: Collection[str]) -> str:
+    """``image_encoder_masked``, ``text_encoder_embed``, ``gla``; with ``_`` behind it where the word has another meaning."""
     parts = [call.path.rpartition(".")[2], "" if call.name == "forward" else call.name, "" if call.view == CLEAN else call.view]
     if call.gives and not call.gives[0].slot:  # a masking, whose view says the same
         parts.pop()
-    return "_".join(filter(None, parts))
+    name = "_".join(filter(None, parts))
+    while name in OWN or keyword.iskeyword(name) or name in taken:
+        name += "_"
+    return name
 
 
 def _returned(call: Call, key: PortKey) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def build_component(plan: ModelPlan, component: PlannedComponent) -> Any:
 
     Raises:
         SpecError: the build function failed (MV303), or the object's own dimensions differ from the plan (MV206).
-        PluginError: the object does not implement its role (MV302).
+        PluginError: the object does not implement its role, or lacks the method of a call that its spec declares (MV302).
     """
     declaration = type(component.spec).declaration
     origin = f"{declaration.build} from {plan.host.components.distribution(component.name) or 'no distribution'}"
@@ -87,9 +88,19 @@ def build_component(plan: ModelPlan, component: PlannedComponent) -> Any:
         text = f"{component.label}: {declaration.build} does not implement {interface.__name__}"
         hint = f"derive it from {interface.__module__}.{interface.__name__}"
         raise PluginError(Problem(code="MV302", text=text, position=component.position(), details=(origin,), hint=hint))
+    if missing := missing_methods(component.role, component.calls, built):
+        text = f"{component.label}: {declaration.build} has no method {', '.join(missing)}, which its calls() declares"
+        hint = "define it, or leave the call out of calls()"
+        raise PluginError(Problem(code="MV302", text=text, position=component.position(), details=(origin,), hint=hint))
     if component.role is not Role.TOKENIZER:
         adopt_dims(plan, component, built)
     return built
+
+
+def missing_methods(role: Role, calls: Iterable[str], built: Any) -> tuple[str, ...]:
+    """The declared calls that are no methods of a built module, or of its class."""
+    names = [name for name in calls if name != "fused"] if role.info.is_module else []
+    return tuple(name for name in names if not callable(getattr(built, name, None)))
 
 
 def adopt_dims(plan: ModelPlan, component: PlannedComponent, built: Any) -> None:

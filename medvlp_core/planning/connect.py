@@ -51,18 +51,20 @@ def connect(
     Returns the wiring and the calls of a training step: first what the heads need, then the heads themselves.
     """
     wiring = Wiring(components, _views(components, broken_roles, inputs, diagnostics), broken_roles=broken_roles)
+    _check_named_views(wiring, diagnostics)
     register_fields(wiring, inputs, recipe, diagnostics)
     _register(wiring, diagnostics)
     try:
-        missing: list[Missing] = []
-        calls = _training_calls(wiring, missing)
-        others = (*_offers(wiring, missing), *wiring.route(key for _, _, key in _evaluator_needs(wiring)))
+        calls, missing = _training_calls(wiring)
+        offers, lacking = _offers(wiring)
+        report_missing(wiring, (*missing, *lacking), diagnostics)
+        others = (*offers, *wiring.route(key for _, _, key in _evaluator_needs(wiring)))
     except Circle as circle:
-        at = next((one for one in components.values() if one.losses), next(iter(components.values())))
+        within = [components[path] for path, _ in circle.calls]
+        at = next((one for one in within if one.needs), within[0])
         hint = "re-point one of their needs: `needs: {ARGUMENT: SLOT.PORT}`"
-        diagnostics.add("MV201", f"components wait for each other: {circle}", at=at.position(), hint=hint)
+        diagnostics.add("MV201", f"components wait for each other: {circle}", at=at.position("needs"), hint=hint)
         return wiring, ()
-    report_missing(wiring, missing, diagnostics)
     for call in dict.fromkeys((*calls, *others)):
         _tie(wiring, call, diagnostics)
         _check_masked(wiring, call, diagnostics)
@@ -109,6 +111,24 @@ def _views(
     return views
 
 
+def _named_views(component: PlannedComponent) -> dict[str, str]:
+    """The views that a block of the recipe names, by where it does: ``views.masked``, ``needs.image_tokens``."""
+    of_needs = {f"needs.{argument}": reference.partition("@")[2] for argument, reference in component.needs.items()}
+    named = {**{f"views.{formal}": name for formal, name in component.views.items()}, **of_needs}
+    return {place: component.views.get(name, name) for place, name in named.items() if name}
+
+
+def _check_named_views(wiring: Wiring, diagnostics: Diagnostics) -> None:
+    """Complain of views that a recipe names and no masking opens (MV205)."""
+    for component in wiring.components.values() if Role.MASKING not in wiring.broken_roles else ():
+        for place, name in _named_views(component).items():
+            if name not in wiring.views and wiring.bound_view(component, name) is None:
+                hint = f"views of this recipe: {', '.join(wiring.views)}"
+                diagnostics.add(
+                    "MV205", f"{component.label}: {place}: there is no view {name!r}", at=component.position(place), hint=hint
+                )
+
+
 def _register(wiring: Wiring, diagnostics: Diagnostics) -> None:
     contracts = [contract for component in wiring.components.values() for contract in component.calls.values()]
     has_early_fusion = any(spec.port == "fused_text_embeddings" for one in contracts for spec in one.gives.values())
@@ -122,6 +142,8 @@ def _register(wiring: Wiring, diagnostics: Diagnostics) -> None:
 
 def _register_port(wiring: Wiring, component: PlannedComponent, call: str, spec: TensorSpec, diagnostics: Diagnostics) -> None:
     port = str(spec.port)
+    if component.role is Role.DATA:  # records hold an image and a text; the input pipeline makes nothing else of them
+        return
     if component.role is Role.TOKENIZER and spec.dtype != "shape" and len(spec.dims) > 1 and isinstance(spec.dims[1], int):
         # the length of a batch's texts is no number: it is as long as the longest, and at most this
         wiring.table.bind(Symbol(component.path, TEXT_LENGTH), Axis("text", spec.dims[1]), component.path)
@@ -150,9 +172,10 @@ def _complain_of_two(wiring: Wiring, component: PlannedComponent, port: str, pat
     diagnostics.add("MV209", text, at=component.position(), hint="remove one of the two, or give the port another name")
 
 
-def _training_calls(wiring: Wiring, missing: list[Missing]) -> tuple[Call, ...]:
-    """The calls that losses lead to, then the calls that give them; what they lack is added to ``missing``."""
+def _training_calls(wiring: Wiring) -> tuple[tuple[Call, ...], list[Missing]]:
+    """The calls that losses lead to, then the calls that give them; and what they lack."""
     heads: list[Call] = []
+    missing: list[Missing] = []
     for component in wiring.components.values():
         for name, contract in component.calls.items():
             if contract.losses:
@@ -162,25 +185,26 @@ def _training_calls(wiring: Wiring, missing: list[Missing]) -> tuple[Call, ...]:
                 else:
                     missing += found
     before = wiring.route(key for head in heads for _, key in head.takes)
-    return tuple(dict.fromkeys((*before, *heads)))
+    return tuple(dict.fromkeys((*before, *heads))), missing
 
 
-def _offers(wiring: Wiring, missing: list[Missing]) -> list[Call]:
-    """Every offer that can be fed with whole inputs: what a trained model is used for. A component without any call is reported."""
+def _offers(wiring: Wiring) -> tuple[list[Call], list[Missing]]:
+    """Every offer that can be fed with whole inputs: what a trained model is used for; and what a component without any lacks."""
     offers: list[Call] = []
+    missing: list[Missing] = []
     for component in wiring.components.values():
         if not component.role.info.is_module:
             continue
         calls = {name: wiring.call(component.path, name) for name in component.calls}
         found = [call for call in calls.values() if isinstance(call, Call)]
         offers += [one for call in found for one in (*wiring.route(key for _, key in call.takes), call)]
-        # nobody is asked for what the core adds
-        lacking = [one for name, call in calls.items() if not isinstance(call, Call) and name != "fused" for one in call]
+        # nobody has asked for `fused`, the core's own, so that nobody should read that it lacks something
+        lacking = [one for name, call in calls.items() if name != "fused" and not isinstance(call, Call) for one in call]
         if not found and not component.losses:  # what losses lack is reported already
             missing += lacking
         # an offer that cannot be fed does not exist; but a name with two meanings is a slip, wherever it stands
         missing += [root for one in lacking for root in one.roots() if root.candidates]
-    return offers
+    return offers, missing
 
 
 def _evaluator_needs(wiring: Wiring) -> Iterable[tuple[PlannedComponent, TensorSpec, PortKey]]:
@@ -344,6 +368,8 @@ def _giving_role(port: str, view: str) -> Role | None:
 def report_missing(wiring: Wiring, missing: Iterable[Missing], diagnostics: Diagnostics) -> None:
     """Report every need at the bottom of what is missing, once; those whose whole role is absent in one message for the role."""
     absent: dict[Role, dict[str, list[str]]] = {}
+    unopened: dict[tuple[str, str], list[str]] = {}
+    opened = [view.name for view in wiring.views.values() if view.opener is not None]
     present = {one.role for one in wiring.components.values()}
     roots = dict.fromkeys(root for one in missing for root in one.roots())
     for one in sorted(roots, key=lambda root: list(wiring.components).index(root.path)):
@@ -357,9 +383,19 @@ def report_missing(wiring: Wiring, missing: Iterable[Missing], diagnostics: Diag
             argument = next((key for key, need in component.needs_by_argument.items() if (need.port or key) == one.port), port)
             hint = f"say which one it means: `needs: {{{argument}: {one.candidates[0]}}}`"
             diagnostics.add("MV209", text, at=component.position(), hint=hint)
+        elif one.view not in wiring.views and one.view in _named_views(component).values():
+            continue  # reported where it is named
+        elif one.view not in wiring.views and opened:
+            unopened.setdefault((one.path, one.view), []).append(port)
         elif one.view not in wiring.views:
             where = "" if role is Role.MASKING and port not in Role.TOKENIZER.info.ports else f" in the {one.view} view"
             absent.setdefault(Role.MASKING, {}).setdefault(one.path, []).append(port + where)
+        elif "." in one.port:
+            names = [f"{path.rpartition('.')[2]}.{name}" for name, givers in wiring.givers.items() for path, _ in givers]
+            text = f"{component.label} needs {one.port}, and no component gives it"
+            place = next((key for key, found in component.needs.items() if found.partition("@")[0] == one.port), None)
+            at = component.position(None if place is None else f"needs.{place}")
+            diagnostics.add("MV201", text, at=at, hint=did_you_mean(one.port, names, what="full names"))
         elif role is not None and role not in present:
             absent.setdefault(role, {}).setdefault(one.path, []).append(port)
         elif others := [key.view for key in wiring.batch if key.name == port]:
@@ -371,6 +407,11 @@ def report_missing(wiring: Wiring, missing: Iterable[Missing], diagnostics: Diag
             near = near or did_you_mean(port, known, what="ports")
             text = f"{component.label} needs {port}, and no component gives it"
             diagnostics.add("MV201", text, at=component.position(), hint=near)
+    for (path, view), ports in unopened.items():
+        component = wiring.components[path]
+        text = f"{component.label} needs {', '.join(dict.fromkeys(ports))} in the {view} view, and no masking here opens it"
+        hint = f"say which view it means: `views: {{{view}: {opened[0]}}}`; views of this recipe: {', '.join(wiring.views)}"
+        diagnostics.add("MV205", text, at=component.position(), hint=hint)
     for role, needs in absent.items():
         details = [f"{wiring.components[path].label} needs {', '.join(dict.fromkeys(ports))}" for path, ports in needs.items()]
         text = f"the recipe has no {role}, and {len(needs)} component{'s need' if len(needs) > 1 else ' needs'} it"

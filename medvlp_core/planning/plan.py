@@ -25,19 +25,20 @@ INPUT_SIZES = ("C", "H", "W", "Ht", "Wt")
 
 
 class SolvedDims(dict[str, int]):
-    """Symbols of one component and their numbers; asking for a free one is an error that names it."""
+    """Sizes of one component and their numbers; asking for one that is free or not declared is an error that names it."""
 
-    def __init__(self, owner: str, values: Mapping[str, int]) -> None:
+    def __init__(self, owner: str, values: Mapping[str, int], declared: Iterable[str]) -> None:
         super().__init__(values)
         self.owner = owner
+        self.declared = tuple(declared)
 
     def __missing__(self, name: str) -> int:
-        problem = Problem(
-            code="MV206",
-            text=f"{self.owner} needs dimension {name} to be built, and nothing fixes it",
-            hint="the component that gives this dimension must declare it as a number, or report it with dims()",
-        )
-        raise SpecError(problem)
+        text = f"{self.owner} needs dimension {name} to be built, and nothing fixes it"
+        hint = "the component that gives this dimension must declare it as a number, or report it with dims()"
+        if name not in self.declared:
+            text = f"{self.owner} asks for dimension {name}, which its contract does not list: sizes={self.declared}"
+            hint = f"add {name!r} to the sizes of a call that names it: weights depend on it, so it is one number in all views"
+        raise SpecError(Problem(code="MV206", text=text, hint=hint))
 
 
 @attrs.frozen
@@ -107,7 +108,7 @@ class ModelPlan(Displayed):
         names: Iterable[str] = INPUT_SIZES if path == INPUTS else self.components[path].sizes
         like = path if path == INPUTS else self.components[path].like
         found = {name: self.wiring.table.value(Symbol(like, name)) for name in sorted(names)}
-        return SolvedDims(path, {name: number for name, number in found.items() if number is not None})
+        return SolvedDims(path, {name: number for name, number in found.items() if number is not None}, names)
 
     def input_plan(self, calls: Iterable[Call] | None = None) -> InputPlan:
         """What batches must hold for some calls, by default those of a training step."""

@@ -189,7 +189,11 @@ class Missing:
 
 
 class Circle(Exception):
-    """Calls wait for each other."""
+    """Calls wait for each other: their paths and names, the first one again at the end."""
+
+    def __init__(self, calls: Iterable[tuple[str, str]]) -> None:
+        self.calls = tuple(calls)
+        super().__init__(" -> ".join(f"{path}.{name}" if name != "forward" else path for path, name in self.calls))
 
 
 @attrs.define
@@ -287,7 +291,7 @@ class Wiring:
         if at not in self._calls:
             if at in self._pending:
                 circle = [*self._pending[self._pending.index(at) :], at]
-                raise Circle(" -> ".join(f"{path}.{name}" if name != "forward" else path for path, name, _ in circle))
+                raise Circle((path, name) for path, name, _ in circle)
             self._pending.append(at)
             try:
                 self._calls[at] = self._make_call(self.components[path], name, view)
@@ -319,7 +323,7 @@ class Wiring:
         given = [spec for spec in contract.gives.values() if spec.dtype != "shape" and (spec.when is None or spec.when in filled)]
         prefix = "" if component.opens is not None else f"{component.slot}."
         gives = dict.fromkeys(PortKey(f"{prefix}{spec.port}", view) for spec in given)
-        returns = _form(component, name, {spec.port for spec in contract.gives.values() if spec.dtype != "shape"})
+        returns = form_of(component.role, name, contract)
         return Call(component.path, name, view, tuple(takes), tuple(gives), returns)
 
     def source(self, component: PlannedComponent, argument: str, need: TensorSpec, view: str) -> PortKey | Missing:
@@ -328,7 +332,7 @@ class Wiring:
         formal = formal or need.view or ""
         at = self.bound_view(component, formal) if formal else view
         if at is None:
-            return Missing(component.path, port, formal)
+            return Missing(component.path, port, component.views.get(formal, formal))
         found = self.resolve(port, at)
         return found if isinstance(found, PortKey) else attrs.evolve(found, path=component.path)
 
@@ -410,10 +414,12 @@ class Wiring:
         return tuple(self.table.value(one) if isinstance(one, Symbol) else one for one in symbols)
 
 
-def _form(component: PlannedComponent, name: str, ports: set[str | None]) -> Literal["tuple", "tensor", "output"]:
-    if name == "forward" and component.role.info.output is not None:
-        return "output" if component.role.info.output == "Output" else "tuple"
-    return "tensor" if len(ports) == 1 and not component.calls[name].losses else "output"
+def form_of(role: Role, name: str, contract: Contract) -> Literal["tuple", "tensor", "output"]:
+    """In which form a call of a component of this role returns what it gives (:class:`Call` says what each means)."""
+    if name == "forward" and role.info.output is not None:
+        return "output" if role.info.output == "Output" else "tuple"
+    ports = {spec.port for spec in contract.gives.values() if spec.dtype != "shape"}
+    return "tensor" if len(ports) == 1 and not contract.losses else "output"
 
 
 def _given(call: Call, port: str) -> PortKey | None:

@@ -9,14 +9,13 @@ import subprocess
 import sys
 from typing import Any
 
-from medvlp_core.errors import Diagnostics, MedvlpError
+from medvlp_core.errors import Diagnostics, MedvlpError, SpecError
 from medvlp_core.model.build import interface_of
 from medvlp_core.planning.parameters import read_block
 from medvlp_core.planning.plan import plain
 from medvlp_core.plugins.import_string import load_object
 from medvlp_core.recipe.load import dump_yaml, parse_yaml
-from medvlp_core.spec.component import params_of
-from medvlp_core.spec.roles import Role
+from medvlp_core.spec.component import ComponentSpec, calls_of, params_of
 from medvlp_core.testing.checks import MODULE_ROLES, CheckFailed, check, expect
 from medvlp_core.testing.subject import Subject
 
@@ -48,33 +47,55 @@ def has_sound_parameters(subject: Subject) -> None:
 
 @check("declaration")
 def declares_the_same_each_time(subject: Subject) -> None:
-    """``contract()`` and ``examples()`` are pure: asked twice, they say the same."""
+    """``contract()`` (or ``calls()``) and ``examples()`` are pure: asked twice, they say the same."""
     again = list(subject.kind.examples())
     before = len(subject.examples)
     expect(len(again) == before, f"examples() gave {before} instances, and {len(again)} when it was asked again")
     for example, spec in zip(subject.examples, again, strict=True):
         expect(example.spec == spec, f"{example}: examples() gave {plain(spec)}, and {plain(example.spec)} before")
-        first, second = example.spec.contract(), example.spec.contract()
-        expect(first == second, f"{example}: contract() gave two different contracts for the same parameters")
+        expect(
+            calls_of(spec) == calls_of(spec),
+            f"{example}: {_says(subject.kind)} gave two different contracts for the same parameters",
+        )
+
+
+def _says(kind: type[ComponentSpec]) -> str:
+    return "contract()" if kind.calls is ComponentSpec.calls else "calls()"
+
+
+@check("declaration")
+def has_sound_calls(subject: Subject) -> None:
+    """A model can make every call: the first of its role is there, ports are given in no view, ``when`` names an optional need."""
+    for example in subject.examples:
+        first = subject.role.info.calls[0]
+        names = ", ".join(example.contracts)
+        expect(first in example.contracts, f"{example}: calls() declares {names}, and every {subject.role} has the call {first}")
+        for call in example.calls:
+            contract, optional = call.contract, [name for name, need in call.contract.needs.items() if need.is_optional]
+            is_tuple = isinstance(contract.sizes, tuple)
+            expect(is_tuple, f"{call}: sizes={contract.sizes!r} is {type(contract.sizes).__name__}, expected a tuple of symbols")
+            for name, spec in contract.gives.items():
+                text = f"{call}: it gives {name} in the {spec.view} view, and a port is given in the view that the call is made for"
+                expect(spec.view is None, f"{text}: leave @{spec.view} out")
+                known = ", ".join(optional) or "none"
+                text = f"{call}: {name} holds when={spec.when!r}, expected the name of an optional need ({known})"
+                expect(spec.when is None or spec.when in optional, text)
 
 
 @check("declaration")
 def gives_what_its_role_gives(subject: Subject) -> None:
     """The contract gives the ports and loss terms that components of the role are used for."""
     for example in subject.examples:
-        contract = example.contract
-        given = {spec.port for spec in contract.gives.values()}
+        given = {spec.port for contract in example.contracts.values() for spec in contract.gives.values()}
+        losses = [term for contract in example.contracts.values() for term in contract.losses]
         every, some = subject.role.info.gives, subject.role.info.gives_one_of
         missing = sorted(every - given)
         expect(not missing, f"{example}: the contract does not give {', '.join(missing)}, which every {subject.role} gives")
         expect(not some or bool(some & given), f"{example}: the contract gives none of {', '.join(sorted(some))}")
         if subject.role.info.emits_losses:
-            expect(bool(contract.losses), f"{example}: the contract declares no loss; name them: Contract(..., losses=(...))")
+            expect(bool(losses), f"{example}: the contract declares no loss; name them: Contract(..., losses=(...))")
         else:
-            names = ", ".join(contract.losses)
-            expect(not contract.losses, f"{example}: the contract declares {names}, and no {subject.role} has losses")
-        if subject.role is Role.DECODER:
-            expect(len(given) == 1, f"{example}: a decoder gives one prediction, and the contract gives {len(given)} ports")
+            expect(not losses, f"{example}: the contract declares {', '.join(losses)}, and no {subject.role} has losses")
 
 
 @check("declaration")
@@ -105,13 +126,25 @@ def implements_its_role(subject: Subject) -> None:
     broken = [name for name in final if getattr(kind, name) is not getattr(role, name)]
     expect(not broken, f"{declaration.build} overrides {', '.join(broken)}, which is final in {role.__name__}")
     _expect_two_arguments(kind, f"{declaration.build}.__init__")
-    if subject.role is Role.TEXT_ENCODER:
-        _expect_keywords(kind.embed, ["token_ids"], f"{declaration.build}.embed")
-        _expect_keywords(kind.encode, ["text_embeddings", "text_is_valid"], f"{declaration.build}.encode")
-    elif subject.role in MODULE_ROLES:
-        for example in subject.examples:
-            wanted = [name for name, need in example.contract.needs.items() if need.dtype != "shape"]
-            _expect_keywords(kind.forward, wanted, f"{declaration.build}.forward")
+    for call in subject.each_call() if subject.role in MODULE_ROLES else ():
+        method = getattr(kind, call.name, None)
+        text = f"{declaration.build} has no method {call.name}, which {_says(subject.kind)} declares"
+        expect(callable(method), f"{text}; define it, or leave the call out")
+        wanted = [name for name, need in call.contract.needs.items() if need.dtype != "shape"]
+        _expect_keywords(method, wanted, f"{declaration.build}.{call.name}")
+
+
+@check("declaration", roles=MODULE_ROLES)
+def is_built_from_its_sizes(subject: Subject) -> None:
+    """Its builder asks for no dimension but those that a call lists under ``sizes``: only these are one number in all views."""
+    for example in subject.examples:
+        try:
+            example.build()
+        except SpecError as error:
+            wrong = next((one for one in error.problems if one.code == "MV206"), None)
+            if wrong is None:
+                raise
+            raise CheckFailed(f"{example}: {wrong.text}; {wrong.hint}") from error
 
 
 def _is_abstract(member: Any) -> bool:
@@ -162,7 +195,7 @@ for name, kind in vars(module).items():
     if isinstance(kind, type) and kind.__module__ == {module!r} and "declaration" in vars(kind):
         with contextlib.suppress(Exception), contextlib.redirect_stdout(None):  # other checks say what is wrong with it
             for one in kind.examples():
-                one.contract()
+                one.calls()
         tell(name)
 """
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
-from medvlp_core.spec.roles import ENCODERS
-from medvlp_core.testing.behaviour_checks import DETERMINISTIC, goal, train_steps
+from medvlp_core.testing.behaviour_checks import DETERMINISTIC, goal, train_steps, trained_passes
 from medvlp_core.testing.checks import NotApplicable, check, expect
-from medvlp_core.testing.subject import Example, Subject
+from medvlp_core.testing.subject import Example, ExampleCall, Subject
 
 #: How far training on two batches must lower the loss, as a share, in so many steps; whether it has is asked every ``STRIDE``.
 STEPS, STRIDE, FALL = 40, 8, 0.02
@@ -27,8 +28,8 @@ def teaches_every_parameter(subject: Subject) -> None:
         train_steps(example, module, steps=2)
         module.zero_grad()
         # Twice, so that a mask that dropout happened to draw does not look like a dead parameter.
-        for one in (*example.passes(), *example.passes()):
-            loss = goal(example.call(module, one.arguments).tensors())
+        for call, one in (*trained_passes(example), *trained_passes(example)):
+            loss = goal(call.run(module, one.arguments).tensors())
             if loss.requires_grad:
                 loss.backward()
         parameters = {name: value for name, value in module.named_parameters() if value.requires_grad}
@@ -44,35 +45,42 @@ def teaches_every_parameter(subject: Subject) -> None:
         raise NotApplicable("it has no parameters to train")
 
 
-@check("learning", roles=[role for role in DETERMINISTIC if role not in ENCODERS])
+@check("learning", roles=DETERMINISTIC)
 def passes_gradients_on(subject: Subject) -> None:
-    """A gradient reaches every feature that it takes, so that the encoders learn."""
-    for example in subject.examples:
-        module = example.build()
-        train_steps(example, module, steps=2)  # for a gate that starts at zero
+    """A gradient reaches every feature that a call takes, so that the encoders learn."""
+    calls = [call for call in subject.each_call() if any(_is_feature(call, name, value) for name, value in _arguments(call))]
+    if not calls:
+        raise NotApplicable("it takes no features")
+    for call in calls:
+        module = call.example.build()
+        train_steps(call.example, module, steps=2)  # for a gate that starts at zero
         cut: dict[str, int] = {}
-        synthetic_batches = [
-            *example.passes(),
-            *(example.make_pass("clean", (example.longest, 5, 4, 7), seed=seed) for seed in range(2, 5)),
-        ]
+        more = ((call.longest, 5, 4, 7), call.views[0])
+        synthetic_batches = [*call.passes(), *(call.make_pass(more[1], more[0], seed=seed) for seed in range(2, 5))]
         for one in synthetic_batches:
-            arguments = {name: _with_gradient(example, name, value) for name, value in one.arguments.items()}
+            arguments = {
+                name: value.clone().requires_grad_() if _is_feature(call, name, value) else value
+                for name, value in one.arguments.items()
+            }
             features = {name: value for name, value in arguments.items() if value.requires_grad}
-            loss = goal(example.call(module, arguments).tensors())
+            loss = goal(call.run(module, arguments).tensors())
             if loss.requires_grad:
                 loss.backward()
             for name, value in features.items():
                 cut[name] = cut.get(name, 0) + (value.grad is None or not bool(value.grad.any()))
             wild = [name for name, value in features.items() if value.grad is not None and not torch.isfinite(value.grad).all()]
-            expect(not wild, f"{example}: the gradient of {', '.join(wild)} is not finite")
+            expect(not wild, f"{call}: the gradient of {', '.join(wild)} is not finite")
         # In a single batch a margin may be kept by chance, and then nothing is left to learn.
         never = [name for name, times in cut.items() if times == len(synthetic_batches)]
-        expect(not never, f"{example}: no gradient reaches {', '.join(never)}; is there a detach() or a no_grad()?")
+        expect(not never, f"{call}: no gradient reaches {', '.join(never)}; is there a detach() or a no_grad()?")
 
 
-def _with_gradient(example: Example, name: str, value: Tensor) -> Tensor:
-    is_feature = value.is_floating_point() and example.contract.needs[name].port not in TARGETS
-    return value.clone().requires_grad_() if is_feature else value
+def _arguments(call: ExampleCall) -> Iterator[tuple[str, Tensor]]:
+    return (pair for one in call.passes() for pair in one.arguments.items())
+
+
+def _is_feature(call: ExampleCall, name: str, value: Tensor) -> bool:
+    return value.is_floating_point() and call.port(name) not in TARGETS
 
 
 @check("learning", roles=DETERMINISTIC)
@@ -97,4 +105,4 @@ def _loss(example: Example, module: nn.Module) -> float:
     """The goal on both passes, without dropout."""
     module.eval()
     with torch.no_grad():
-        return sum(goal(example.call(module, one.arguments).tensors()).item() for one in example.passes())
+        return sum(goal(call.run(module, one.arguments).tensors()).item() for call, one in trained_passes(example))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from medvlp_core.spec.contract import CLEAN
 from medvlp_core.spec.roles import Role
 from medvlp_core.testing.checks import NotApplicable, check, expect
 from medvlp_core.testing.subject import Example, Pass, Subject
@@ -20,12 +21,13 @@ SHARE_TOLERANCE = 0.15
 def draws(subject: Subject, *, lengths: tuple[int, ...] | None = None) -> Iterator[tuple[Example, Pass, dict[str, Tensor]]]:
     """Several plans of every example, each from another seed."""
     for example in subject.examples:
+        (call,) = example.calls
         module = example.build()
-        one = example.make_pass("clean", lengths or (9, 5, 2))
+        one = call.make_pass(CLEAN, lengths or (9, 5, 2))
         for seed in range(DRAWS):
             torch.manual_seed(seed)
             with torch.no_grad():
-                yield example, one, example.call(module, one.arguments).ports
+                yield example, one, call.run(module, one.arguments).ports
 
 
 @check("masking", roles=(Role.MASKING,))
@@ -43,7 +45,7 @@ def replaces_masked_tokens_only(subject: Subject) -> None:
     """The ids of the masked view differ from the given ones at masked tokens only, and stay inside the vocabulary."""
     kept: dict[str, list[Tensor]] = {}
     for example, one, plan in draws(subject):
-        ids, is_masked = one.synthetic_batch.fixed["token_ids", "clean"], plan["text_is_masked"]
+        ids, is_masked = one.synthetic_batch.fixed["token_ids", CLEAN], plan["text_is_masked"]
         wrong = (plan["token_ids"] != ids) & ~is_masked
         expect(not wrong.any(), f"{example}: {int(wrong.sum())} token ids changed where text_is_masked is False")
         low, high, size = int(plan["token_ids"].min()), int(plan["token_ids"].max()), one.synthetic_batch.vocabulary
@@ -106,19 +108,19 @@ def masks_the_declared_share(subject: Subject) -> None:
 def depends_on_no_padding(subject: Subject) -> None:
     """The ids at padding positions play no part: with others there, the same seed masks the same words."""
     reading = [
-        (example, name) for example in subject.examples for name, need in example.contract.needs.items() if need.port == "token_ids"
+        (call, name) for call in subject.each_call() for name, need in call.contract.needs.items() if need.port == "token_ids"
     ]
     if not reading:
         raise NotApplicable("it does not take token ids")
-    for example, name in reading:
-        module = example.build()
-        one = example.make_pass("clean", (9, 5, 2))
+    for call, name in reading:
+        module = call.example.build()
+        one = call.make_pass(CLEAN, (9, 5, 2))
         valid = one.synthetic_batch.fixed["text_is_valid", None]
         ids = torch.where(valid, one.arguments[name], FIRST_WORD + 1)
         found = []
         for arguments in (one.arguments, {**one.arguments, name: ids}):
             torch.manual_seed(7)
-            plan = example.call(module, arguments).ports
+            plan = call.run(module, arguments).ports
             found.append((plan["image_is_masked"], plan["text_is_masked"], plan["token_ids"][valid]))
         is_equal = all(torch.equal(first, second) for first, second in zip(*found, strict=True))
-        expect(is_equal, f"{example}: other ids at padding positions change what is masked; go by text_is_valid")
+        expect(is_equal, f"{call}: other ids at padding positions change what is masked; go by text_is_valid")

@@ -99,8 +99,7 @@ def _outputs(trained: Trained, model: ComposedModel, tokenizer: Tokenizer) -> di
     with torch.no_grad():
         output = model.eval()(batch)
     losses = {f"the loss {name}": value for name, value in output.losses.items()}
-    predictions = {f"the prediction of {slot}": value for slot, value in output.predictions.items()}
-    return {"token_ids": batch["token_ids"], **losses, **predictions}
+    return {"token_ids": batch["token_ids"], **losses, **output.ports}
 
 
 @check("contract")
@@ -126,5 +125,5 @@ def plans_again_from_resolved(subject: Subject) -> None:
 
 def _facts(plan: ModelPlan) -> dict[str, object]:
     """What makes two plans equal: paths in them may have become absolute."""
-    parts = {path: (one.name, one.contract, plan.dims(path)) for path, one in plan.components.items()}
-    return {"the parameters": plan.resolved(), "the contracts": parts, "the steps": plan.steps, "the losses": plan.losses}
+    parts = {path: (one.name, one.calls, plan.dims(path)) for path, one in plan.components.items()}
+    return {"the parameters": plan.resolved(), "the contracts": parts, "the calls": plan.calls, "the losses": plan.losses}

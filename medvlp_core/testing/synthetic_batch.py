@@ -6,17 +6,22 @@ positions of float ports hold garbage on purpose: a component must not read them
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 
-from medvlp_core.spec.contract import PORTS, AtLeast, Constraint, Contract, Dim, Divides, Equal, Layout, TensorSpec, View
+from medvlp_core.spec.contract import CLEAN, PORTS, AtLeast, Constraint, Contract, Dim, Divides, Equal, Layout, TensorSpec
 
 #: Ids that the made-up tokenizer uses, as ``standard.wordpiece`` does.
 PAD, CLS, MASK, FIRST_WORD, IDS = 0, 2, 3, 4, 31
+
+#: Every view but the clean one is this one: its masks are the only ones.
+MASKED = "masked"
+#: What a masking draws: there is none in the clean view.
+MASKS = ("image_is_masked", "text_is_masked")
 
 #: Ports along the text, (B, L) or (B, L, D): what stands at padding positions means nothing.
 TEXT_PORTS = frozenset(
@@ -61,6 +66,51 @@ _CANDIDATES: dict[tuple[str, int], tuple[int, ...]] = {
 }
 _ANY = (5, 8, 12, 24)
 PATCHES = 8
+
+
+def qualified(contracts: Mapping[str, Contract], call: str) -> dict[str, str]:
+    """The symbols of a call by their names among those of all calls.
+
+    One that weights depend on is the same in all calls, any other is local to its call: where several calls name it, that of the
+    call stands in front.
+
+    Example:
+        >>> calls = {"embed": Contract(needs={"a": "B L D"}, sizes=("D",)), "encode": Contract(needs={"b": "B L D"})}
+        >>> qualified(calls, "encode") == {"B": "B", "L": "encode.L", "D": "D"}
+        True
+    """
+    shared = {"B"} | {name for contract in contracts.values() for name in contract.sizes}
+    elsewhere = {name for other, contract in contracts.items() if other != call for name in _symbols(contract)}
+    return {name: name if name in shared or name not in elsewhere else f"{call}.{name}" for name in _symbols(contracts[call])}
+
+
+#: The fields of constraints that hold dimensions.
+_DIM_FIELDS = ("dim", "by", "to", "least")
+
+
+def _symbols(contract: Contract) -> set[str]:
+    dims = {getattr(one, part, None) for one in contract.require for part in _DIM_FIELDS}
+    return contract.symbols() | {dim for dim in dims if isinstance(dim, str)}
+
+
+def joined(contracts: Mapping[str, Contract]) -> Contract:
+    """The needs, gives and constraints of all calls in one, with the names of :func:`qualified`."""
+    needs: dict[str, TensorSpec] = {}
+    gives: dict[str, TensorSpec] = {}
+    require: list[Constraint] = []
+    for call, contract in contracts.items():
+        names = qualified(contracts, call)
+        for found, specs in ((needs, contract.needs), (gives, contract.gives)):
+            for key, spec in specs.items():
+                found[f"{call}.{key}"] = attrs.evolve(spec, dims=tuple(_renamed(dim, names) for dim in spec.dims))
+        for one in contract.require:
+            parts: dict[str, Any] = {part: _renamed(getattr(one, part), names) for part in _DIM_FIELDS if hasattr(one, part)}
+            require.append(attrs.evolve(one, **parts))
+    return Contract(needs=needs, gives=gives, require=tuple(require))
+
+
+def _renamed(dim: Dim, names: Mapping[str, str]) -> Dim:
+    return names.get(dim, dim) if isinstance(dim, str) else dim
 
 
 def solve_sizes(contract: Contract) -> dict[str, int]:
@@ -150,11 +200,12 @@ def _holds(constraint: Constraint, sizes: Mapping[str, int]) -> bool:
     return dim in constraint.values
 
 
-@attrs.define
+@attrs.define(kw_only=True)
 class SyntheticBatch:
     """One batch: texts of the given ``lengths``, patches of which some are masked, and the tensors of any port on demand.
 
-    ``layout`` says whether image tokens of the masked view lost the masked patches (``dropped``) or kept their places.
+    ``layout`` says whether image tokens of the masked view lost the masked patches (``dropped``) or kept their places, ``specials``
+    how many token ids there are and which is [MASK], if the component names them.
     """
 
     contract: Contract
@@ -162,18 +213,19 @@ class SyntheticBatch:
     lengths: tuple[int, ...]
     layout: Layout
     seed: int
+    patches: int
+    specials: Sequence[int | None]
     _generator: torch.Generator = attrs.field(init=False, eq=False)
-    patches: int = attrs.field(init=False)
     masked: int = attrs.field(init=False)
-    fixed: dict[tuple[str, View | None], Tensor] = attrs.field(init=False, factory=dict, eq=False)
+    fixed: dict[tuple[str, str | None], Tensor] = attrs.field(init=False, factory=dict, eq=False)
+    _made: dict[tuple[str, str], Tensor] = attrs.field(init=False, factory=dict, eq=False)
 
     def __attrs_post_init__(self) -> None:
         self._generator = torch.Generator().manual_seed(self.seed)
-        self.patches = grid_patches(self.contract, self.sizes)
         self.masked = max(1, self.patches * 5 // 8) if self.patches > 1 else 0
         self._write_text()
         order = torch.rand(self.batch, self.patches, generator=self._generator).argsort(dim=1)
-        self.fixed["image_is_masked", "masked"] = order < self.masked
+        self.fixed["image_is_masked", MASKED] = order < self.masked
 
     @property
     def batch(self) -> int:
@@ -183,11 +235,7 @@ class SyntheticBatch:
     @property
     def vocabulary(self) -> int:
         """Ids that there are: those that the component names, else those of the made-up tokenizer."""
-        return self._special(0) or IDS
-
-    def _special(self, axis: int) -> int | None:
-        need = next((spec for spec in self.contract.needs.values() if spec.port == "vocabulary"), None)
-        return number_of(need.dims[axis], self.sizes) if need else None
+        return self.specials[0] or IDS
 
     def _write_text(self) -> None:
         """Ids, validity and words: [CLS], then words of one or two pieces, then padding; a word of each is masked."""
@@ -195,7 +243,7 @@ class SyntheticBatch:
         position = torch.arange(length).expand(self.batch, length)
         is_valid = position < torch.tensor(self.lengths)[:, None]
         word_ids = torch.where(is_valid & (position > 0), (position - 1) * 2 // 3, -1)
-        mask_id = self._special(1)
+        mask_id = self.specials[1]
         ids = torch.randint(FIRST_WORD, max(self.vocabulary, FIRST_WORD + 1), (self.batch, length), generator=self._generator)
         ids = torch.where(is_valid, torch.where(position == 0, CLS, ids), PAD)
         chosen = torch.rand(self.batch, length, generator=self._generator) < 0.4
@@ -204,29 +252,30 @@ class SyntheticBatch:
         self.fixed |= {
             ("text_is_valid", None): is_valid,
             ("word_ids", None): word_ids,
-            ("token_ids", "clean"): ids,
-            ("token_ids", "masked"): ids.masked_fill(is_masked, MASK if mask_id is None else mask_id),
-            ("text_is_masked", "masked"): is_masked,
+            ("token_ids", CLEAN): ids,
+            ("token_ids", MASKED): ids.masked_fill(is_masked, MASK if mask_id is None else mask_id),
+            ("text_is_masked", MASKED): is_masked,
         }
 
-    def tensor(self, need: TensorSpec, view: View) -> Tensor | None:
+    def tensor(self, need: TensorSpec, view: str) -> Tensor | None:
         """A tensor for a need in a view; None for a mask in the clean view, where nothing is masked."""
         port = need.port or ""
-        for key in ((port, view), (port, None)):
+        for key in ((port, CLEAN if view == CLEAN else MASKED), (port, None)):
             if key in self.fixed:
                 return self.fixed[key]
-        if port in ("image_is_masked", "text_is_masked"):
+        if port in MASKS:
             return None
+        if (port, view) in self._made:  # the same port in the same view is the same tensor
+            return self._made[port, view]
         shape = self.shape(need, view)
         if need.dtype == "bool":
             return torch.rand(shape, generator=self._generator) < 0.5
         if need.dtype == "int":
             return torch.randint(0, 5, shape, generator=self._generator)
-        made = torch.randn(shape, generator=self._generator)
-        self.fixed[port, view] = made  # the same port in the same view is the same tensor
-        return made
+        self._made[port, view] = torch.randn(shape, generator=self._generator)
+        return self._made[port, view]
 
-    def shape(self, need: TensorSpec, view: View) -> tuple[int, ...]:
+    def shape(self, need: TensorSpec, view: str) -> tuple[int, ...]:
         """The shape of a port: solved sizes, and the rows, text length and patch count of this synthetic batch."""
         sizes: dict[int, int] = {0: self.batch}
         if is_along(need, TEXT_PORTS, self.contract):
@@ -235,10 +284,10 @@ class SyntheticBatch:
             sizes[1] = self.token_count(need, view)
         return tuple(sizes.get(axis) or self._number(dim) for axis, dim in enumerate(need.dims))
 
-    def token_count(self, need: TensorSpec, view: View) -> int:
+    def token_count(self, need: TensorSpec, view: str) -> int:
         """Image tokens of a view: all patches, or the visible ones where masked patches are dropped."""
         masks = [spec.dims[1] for spec in self.contract.needs.values() if spec.port == "image_is_masked"]
-        is_full = need.dims[1] in masks or view == "clean" or (need.layout or self.layout) == "replaced"
+        is_full = need.dims[1] in masks or view == CLEAN or (need.layout or self.layout) == "replaced"
         return self.patches if is_full else self.patches - self.masked
 
     def _number(self, dim: Dim) -> int:

@@ -23,7 +23,6 @@ from medvlp_core.spec.roles import Role
 from medvlp_core.testing.checks import CheckFailed, NotApplicable
 from medvlp_core.testing.stub_components import plugin as stub_components
 from medvlp_core.testing.subject import Example, Subject
-from medvlp_core.testing.synthetic_batch import number_of
 from medvlp_core.training.events import Event, StepDone
 from medvlp_core.training.loop import train
 from medvlp_core.training.metrics_file import MetricsFile
@@ -124,7 +123,9 @@ def plan_model(example: Example, host: PluginHost, folder: Path) -> ModelPlan:
         CheckFailed: it fits into none.
         NotApplicable: it needs a port that no stub component gives.
     """
-    strange = [need.port for need in example.contract.needs.values() if need.port not in PORTS and not need.is_optional]
+    needs = [need for call in example.trained for need in call.contract.needs.values() if not need.is_optional]
+    own = {spec.port for contract in example.contracts.values() for spec in contract.gives.values()}
+    strange = [need.port for need in needs if need.port not in PORTS and need.port not in own]
     if strange:
         raise NotApplicable(f"it needs {', '.join(map(str, strange))}, which no stub component of the kit gives")
     document = recipe(example)
@@ -166,35 +167,34 @@ def _is_unused(problem: Problem, example: Example) -> bool:
 def recipe(example: Example) -> dict[str, Any]:
     """A complete recipe with the example in its slot, as plain data."""
     rows, columns = _grid(example)
-    tokens = next((need for need in example.contract.needs.values() if need.port == "image_tokens"), None)
+    needs = [need for call in example.calls for need in call.contract.needs.values()]
+    layout = next((need.layout for need in needs if need.port == "image_tokens" and need.layout), "dropped")
     text_ports = ("text_tokens", "text_embeddings", "fused_text_tokens", "fused_text_embeddings")
-    width, image_width = (
-        _size(example, text_ports, 2, 24),
-        _size(example, ("image_tokens", "image_prefix", "fused_image_tokens"), 2, 24),
-    )
-    given = {spec.port for spec in example.contract.gives.values()} if example.role is Role.FUSION else {"fused_text_tokens"}
+    width = example.size(text_ports, 2, 24)
+    image_width = example.size(("image_tokens", "image_prefix", "fused_image_tokens"), 2, 24)
+    given = _gives(example) if example.role is Role.FUSION else {"fused_text_tokens"}
     has_text = bool(given & {"fused_text_tokens", "fused_text_embeddings"})
     document: dict[str, Any] = {
         "medvlp": 1,
         "data": {"use": "kit.pairs"},
         "tokenizer": {
             "use": "kit.words",
-            "size": _size(example, ("vocabulary",), 0, 64),
-            "max_length": _size(example, ("token_ids", "text_is_valid", *text_ports), 1, 24),
+            "size": example.size(("vocabulary",), 0, 64),
+            "max_length": example.size(("token_ids", "text_is_valid", *text_ports), 1, 24),
         },
         "model": {
             "masking": {"use": "kit.masking"},
             "image_encoder": {
                 "use": "kit.image_encoder",
-                "channels": _size(example, ("image", "image_target"), 1, 1),
-                "height": _size(example, ("image",), 2, 8 * rows),
-                "width": _size(example, ("image",), 3, 8 * columns),
+                "channels": example.size(("image", "image_target"), 1, 1),
+                "height": example.size(("image",), 2, 8 * rows),
+                "width": example.size(("image",), 3, 8 * columns),
                 "rows": rows,
                 "columns": columns,
                 "token_width": image_width,
                 "heads": _heads(image_width),
-                "prefix": _size(example, ("image_prefix",), 1, 1),
-                "layout": (tokens.layout if tokens else None) or "dropped",
+                "prefix": example.size(("image_prefix",), 1, 1),
+                "layout": layout,
             },
             "text_encoder": {"use": "kit.text_encoder", "width": width, "heads": _heads(width)},
             "fusion": {"use": "kit.fusion", "heads": _heads(width)},
@@ -223,28 +223,21 @@ def _put(document: dict[str, Any], example: Example) -> None:
     if example.role is Role.ALIGNMENT:
         place.pop("pairs")
     if example.role is Role.DECODER:
-        does = {spec.port for spec in example.contract.gives.values()}
         for name, port in (("image", "patch_prediction"), ("report", "word_logits")):
-            if port in does:
+            if port in _gives(example):
                 place.pop(name)
     place[TESTED] = block
 
 
-def _size(example: Example, ports: tuple[str, ...], axis: int, default: int) -> int:
-    """The number that the example needs at an axis of the first of these ports that it takes."""
-    for need in example.contract.needs.values():
-        if need.port in ports and axis < len(need.dims):
-            found = number_of(need.dims[axis], example.sizes)
-            if found is not None:
-                return found
-    return default
+def _gives(example: Example) -> set[str | None]:
+    return {spec.port for contract in example.contracts.values() for spec in contract.gives.values()}
 
 
 def _grid(example: Example) -> tuple[int, int]:
     """Rows and columns of patches: those that the example needs, or as square as its number of patches allows."""
     patches = example.patches
     rows = next(rows for rows in range(int(patches**0.5), 0, -1) if patches % rows == 0)
-    return _size(example, ("image_grid",), 0, rows), _size(example, ("image_grid",), 1, patches // rows)
+    return example.size(("image_grid",), 0, rows), example.size(("image_grid",), 1, patches // rows)
 
 
 def _heads(width: int) -> int:

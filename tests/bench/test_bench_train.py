@@ -52,8 +52,9 @@ def lap(seconds: float) -> Lap:
 
 def test_the_rival_is_written_straight_down(recipe: Path) -> None:
     lines = [line.strip() for line in forward_source(medvlp_core.plan(recipe)).splitlines()]
-    assert "encode_image_masked = part_1(image=batch.image, image_is_masked=mask.image_is_masked)" in lines
-    assert lines[-1] == "return forward"
+    image = 'model.image_encoder(image=batch["image"], image_is_masked=masking.image_is_masked)'
+    assert f"image_encoder_masked = {image}" in lines
+    assert lines[-1] == "return loss, losses"
     assert not any(word in line for line in lines for word in ("for ", "if ", "while ", "plan"))
 
 

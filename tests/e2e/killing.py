@@ -84,7 +84,7 @@ def with_bad_steps(forward: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(forward)
     def changed(self: ComposedModel, batch: Any) -> Any:
         output = forward(self, batch)
-        if self.training and int(batch.record_index.sum()) % 11 == 0:
+        if self.training and int(batch["record_index"].sum()) % 11 == 0:
             return output._replace(loss=output.loss * float("nan"))
         return output
 

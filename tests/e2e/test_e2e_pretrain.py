@@ -138,7 +138,7 @@ def outputs(model: Any, batch: Any) -> list[torch.Tensor]:
     torch.manual_seed(7)
     with torch.no_grad():
         output = model.eval()(batch)
-    return [output.loss, *output.losses.values(), *output.predictions.values(), model.embed_image(batch.image)]
+    return [output.loss, *output.losses.values(), *output.predictions.values(), model.embed_image(batch["image"])]
 
 
 def test_train_save_reload_compare_bit_for_bit(finished: tuple[RunResult, str]) -> None:
@@ -153,7 +153,7 @@ def test_train_save_reload_compare_bit_for_bit(finished: tuple[RunResult, str]) 
         assert torch.equal(one, two)
     batch = next(iter(result.built.pipeline.loader("test", batch_size=6)))
     again = next(iter(loaded.pipeline().loader("test", batch_size=6)))
-    assert torch.equal(batch.image, again.image)
+    assert torch.equal(batch["image"], again.image)
     for one, two in zip(outputs(result.built.model, batch), outputs(loaded.model, again), strict=True):
         assert torch.equal(one, two)
 

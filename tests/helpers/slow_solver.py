@@ -95,23 +95,31 @@ class Solver:
                 return found[0]
         return None
 
-    def asked(self, slot: str, call: str, argument: str, view: str) -> tuple[str, str] | None:
-        """The name and the view that an argument asks for; None if there is no such view."""
+    def asked(self, slot: str, call: str, argument: str) -> tuple[str, str | None]:
+        """The name of the port that an argument means, and the view that is named for it."""
         block = self.slots[slot]
         need = block["calls"][call].needs[argument]
         name, _, formal = block.get("needs", {}).get(argument, self.port(call, need.port, given=False)).partition("@")
-        formal = formal or need.view
-        if formal:
-            view = block.get("views", {}).get(formal, formal)
-            if view == "masked" and "masked" not in self.openers and len(self.openers) == 1:
-                view = next(iter(self.openers))
-            if view != "clean" and view not in self.openers:
-                return None
+        view = block.get("views", {}).get(formal or need.view, formal or need.view)
+        if view == "masked" and "masked" not in self.openers and len(self.openers) == 1:
+            view = next(iter(self.openers))
         return name, view
 
     def source(self, slot: str, call: str, argument: str, view: str, stack: tuple[Any, ...]) -> tuple[str, str, str] | None:
-        asked = self.asked(slot, call, argument, view)
-        return self.find(*asked, stack) if asked else None
+        name, named = self.asked(slot, call, argument)
+        if named and named != "clean" and named not in self.openers:
+            return None
+        return self.find(name, named or view, stack)
+
+    def leaks(self, slot: str, call: str, argument: str, key: tuple[str, str, str]) -> bool:
+        """Whether tokens of a view with masked patches are asked for, and an image encoder gives those of the whole image."""
+        named = self.asked(slot, call, argument)[1]
+        if not named or key[0] not in self.slots or "image_encoder" not in (self.slots[key[0]]["kind"], self.slots[key[0]]["like"]):
+            return False
+        chain = self.chain(named)
+        openers = [self.openers[view] for view in chain[: chain.index(key[2])]]
+        gives = [one.port for opener in openers for one in self.slots[opener]["calls"]["forward"].gives.values()]
+        return "image_is_masked" in gives
 
     def losses(self, slot: str, call: str) -> bool:
         return bool(self.slots[slot]["calls"][call].losses) and "follow" not in self.slots[slot]
@@ -222,6 +230,8 @@ class Solver:
                 key = self.source(slot, call, argument, self.view_of_needs(slot, call, view), ())
                 if key is None:
                     continue
+                if self.leaks(slot, call, argument, key):
+                    raise Refused(f"{argument} of {slot} is not masked")
                 here = [dim if isinstance(dim, int) else (slot, call, view, dim) for dim in need.dims]
                 dims, dtype, layout, there = self.declared(key)
                 if dtype != need.dtype or len(dims) != len(here):

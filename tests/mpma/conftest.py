@@ -49,7 +49,7 @@ class MicroTokenizerSpec(ComponentSpec):
         """Numbers that a trained tokenizer would report."""
         return Contract(
             gives={
-                "token_ids": f"B {self.length}:int @clean",
+                "token_ids": f"B {self.length}:int",
                 "text_is_valid": f"B {self.length}:bool",
                 "word_ids": f"B {self.length}:int",
                 "vocabulary": TensorSpec.parse(f"{self.vocabulary} {MASK_ID}:shape"),
@@ -99,4 +99,5 @@ def batch() -> Batch:
     token_ids[:, 0] = 2
     image_target = torch.randn(3, 3, 64, 64).double()
     image = torch.nn.functional.interpolate(image_target, size=32, mode="bicubic")
-    return Batch(image, image_target, token_ids, text_is_valid, word_ids, torch.arange(3))
+    tokens = {"token_ids": token_ids, "text_is_valid": text_is_valid, "word_ids": word_ids}
+    return {"image": image, "image_target": image_target, **tokens, "record_index": torch.arange(3)}

@@ -43,7 +43,7 @@ def test_the_target_of_448_pixels_has_cells_of_32_on_a_grid_of_14() -> None:
         image_is_masked=is_masked,
         image_target=torch.randn(1, 3, 448, 448),
     )
-    assert out.prediction.shape == (1, 196, 32 * 32 * 3) == (1, 196, 3072)
+    assert out.ports["patch_prediction"].shape == (1, 196, 32 * 32 * 3) == (1, 196, 3072)
 
 
 def test_only_masked_patches_are_scored() -> None:
@@ -51,9 +51,8 @@ def test_only_masked_patches_are_scored() -> None:
     out = decoder(**arguments)
     target = normalise_patches(patchify(arguments["image_target"], 4, 4))
     masked = arguments["image_is_masked"]
-    wanted = sum((out.prediction[b, n] - target[b, n]).square().mean() for b in range(2) for n in range(16) if masked[b, n]) / int(
-        masked.sum()
-    )
+    errors = (out.ports["patch_prediction"] - target).square().mean(dim=-1)
+    wanted = sum(errors[b, n] for b in range(2) for n in range(16) if masked[b, n]) / int(masked.sum())
     torch.testing.assert_close(out.losses["reconstruction"], wanted)
 
     grid = arguments["image_is_masked"].reshape(2, 1, 4, 4)
@@ -74,10 +73,10 @@ def test_raw_pixels_can_be_the_target() -> None:
 
 def test_the_prefix_takes_part_and_may_be_missing() -> None:
     decoder, arguments = image_decoder(), image_needs()
-    before = decoder(**arguments).prediction
+    before = decoder(**arguments).ports["patch_prediction"]
     other = {**arguments, "image_prefix": arguments["image_prefix"] + 1.0}
-    assert not torch.allclose(decoder(**other).prediction, before)
-    assert decoder(**image_needs(prefix=0)).prediction.shape == before.shape
+    assert not torch.allclose(decoder(**other).ports["patch_prediction"], before)
+    assert decoder(**image_needs(prefix=0)).ports["patch_prediction"].shape == before.shape
 
 
 def test_tokens_of_a_replacing_encoder_are_kept_and_the_masked_ones_marked() -> None:
@@ -141,7 +140,7 @@ def test_the_loss_is_the_mean_over_the_scored_positions(positions: str, scored: 
     logits = decoder.to_words(decoder.transform(arguments["fused_text_tokens"]))
     losses = -logits.log_softmax(dim=-1).gather(-1, arguments["token_ids"].unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(out.losses["mlm"], losses[scored].mean())
-    torch.testing.assert_close(out.prediction, logits[MASKED])
+    torch.testing.assert_close(out.ports["word_logits"], logits[MASKED])
 
 
 def test_logits_are_computed_only_where_they_are_needed() -> None:
@@ -166,7 +165,7 @@ def test_padding_has_no_say(positions: str) -> None:
 def test_no_masked_word_gives_zero_and_finite_gradients() -> None:
     decoder = report_decoder(ReportDecoderSpec())
     out = decoder(**report_needs(torch.zeros(3, 4).bool()))
-    assert out.prediction.shape == (0, 11)
+    assert out.ports["word_logits"].shape == (0, 11)
     assert out.losses["mlm"].item() == 0.0
     out.losses["mlm"].backward()
     assert all(p.grad is None or p.grad.isfinite().all() for p in decoder.parameters())

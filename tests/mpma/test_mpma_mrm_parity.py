@@ -116,12 +116,11 @@ class Mrm:
         return F.cross_entropy(logits.flatten(0, 1), token_ids.flatten())
 
     def losses(self, batch: Batch, image_is_masked: Tensor, text_is_masked: Tensor) -> tuple[Tensor, Tensor]:
-        assert batch.image_target is not None
         visible = int((~image_is_masked[0]).sum())
         shuffle = image_is_masked.int().argsort(dim=1, stable=True)
-        latent = self.encode(batch.image, shuffle, visible)
-        image = self.image_loss(latent, batch.image_target, shuffle, image_is_masked)
-        return image, self.report_loss(latent, batch.token_ids, text_is_masked, batch.text_is_valid)
+        latent = self.encode(batch["image"], shuffle, visible)
+        image = self.image_loss(latent, batch["image_target"], shuffle, image_is_masked)
+        return image, self.report_loss(latent, batch["token_ids"], text_is_masked, batch["text_is_valid"])
 
 
 NAMES = {
@@ -194,9 +193,9 @@ def test_mpma_without_its_own_parts_is_mrm(plan_of: Callable[[str], ModelPlan], 
     model = random_model(plan_of(AS_MRM), seed)
     out = model(batch)
     assert set(out.losses) == {"image.reconstruction", "report.mlm"}
-    assert out.mask_plan is not None
-    assert int((~out.mask_plan.image_is_masked).sum()) == 3 * 4, "4 of 16 patches stay visible, as 49 of 196"
-    image, report = Mrm(weights_of(model)).losses(batch, out.mask_plan.image_is_masked, out.mask_plan.text_is_masked)
+    image_is_masked, text_is_masked = out.ports["image_is_masked@masked"], out.ports["text_is_masked@masked"]
+    assert int((~image_is_masked).sum()) == 3 * 4, "4 of 16 patches stay visible, as 49 of 196"
+    image, report = Mrm(weights_of(model)).losses(batch, image_is_masked, text_is_masked)
     torch.testing.assert_close(out.losses["image.reconstruction"], image, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(out.losses["report.mlm"], report, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(out.loss, image + report, rtol=1e-10, atol=1e-12)
@@ -211,7 +210,7 @@ def test_mpma_without_its_own_parts_is_mrm(plan_of: Callable[[str], ModelPlan], 
 def test_each_choice_is_needed_for_the_equality(plan_of: Callable[[str], ModelPlan], batch: Batch, old: str, new: str) -> None:
     model = random_model(plan_of(AS_MRM.replace(old, new)), 0)
     out = model(batch)
-    assert out.mask_plan is not None
-    image, report = Mrm(weights_of(model)).losses(batch, out.mask_plan.image_is_masked, out.mask_plan.text_is_masked)
+    image_is_masked, text_is_masked = out.ports["image_is_masked@masked"], out.ports["text_is_masked@masked"]
+    image, report = Mrm(weights_of(model)).losses(batch, image_is_masked, text_is_masked)
     torch.testing.assert_close(out.losses["image.reconstruction"], image, rtol=1e-10, atol=1e-12)
     assert not torch.isclose(out.losses["report.mlm"], report, rtol=1e-3)

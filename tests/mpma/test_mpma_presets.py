@@ -45,7 +45,9 @@ def test_the_base_model_has_the_published_sizes(base: ModelPlan) -> None:
 
 def test_losses_weigh_one_and_each_encoder_runs_once(base: ModelPlan) -> None:
     assert base.losses == {"gla.global": 1.0, "gla.local": 1.0, "image.reconstruction": 1.0, "report.mlm": 1.0}
-    assert sorted(step.stage for step in base.steps) == ["embed_text", "encode_image", "encode_text", "fuse", "mask"]
+    heads = ["model.alignments.gla", "model.decoders.image", "model.decoders.report"]
+    encoders = ["model.image_encoder @masked", "model.text_encoder.embed @masked", "model.text_encoder.encode @masked"]
+    assert sorted(map(str, base.calls)) == sorted([*encoders, "model.fusion @masked", "model.masking @masked", *heads])
 
 
 @pytest.mark.parametrize("preset", ["mpma:base", "mpma:small"])

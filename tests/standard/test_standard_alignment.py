@@ -117,7 +117,7 @@ def mgca_side(units: list[Tensor], others: list[Tensor]) -> float:
 def test_gloria_local_loss_equals_the_loop(projection: str) -> None:
     module = build(Gloria, GloriaSpec(dim=5, projection=projection))
     given = inputs()
-    assert values(module(**given))["local"] == pytest.approx(gloria_local(*projected(module, given)), rel=1e-9)
+    assert values(module(**given).losses)["local"] == pytest.approx(gloria_local(*projected(module, given)), rel=1e-9)
 
 
 @pytest.mark.parametrize("projection", ["linear", "mlp"])
@@ -126,18 +126,18 @@ def test_mgca_local_loss_equals_the_loop(projection: str) -> None:
     given = inputs()
     pairs = zip(*projected(module, given), strict=True)
     wanted = sum(mgca_side(words, patches) + mgca_side(patches, words) for patches, words in pairs) / 3
-    assert values(module(**given))["local"] == pytest.approx(wanted, rel=1e-9)
+    assert values(module(**given).losses)["local"] == pytest.approx(wanted, rel=1e-9)
 
 
 @pytest.mark.parametrize(("module_class", "spec", "scale"), [(Gloria, GloriaSpec(), 10), (Mgca, MgcaSpec(), 1 / 0.07)])
 def test_global_losses_equal_the_loop(module_class: type, spec: object, scale: float) -> None:
     module, given = build(module_class, spec), inputs()
     image = module.embed_image(given["image_tokens"], given["image_prefix"]).detach()
-    text = module.embed_text(given["text_tokens"], given["text_is_valid"], given["word_ids"]).detach()
+    text = module.embed_text(given["text_tokens"], given["text_is_valid"]).detach()
     scores = [[scale * cosine(v, t) for t in text] for v in image]
     columns = [list(column) for column in zip(*scores, strict=True)]
     wanted = sum(cross_entropy(scores[b], b) + cross_entropy(columns[b], b) for b in range(3)) / 3
-    assert values(module(**given))["global"] == pytest.approx(wanted, rel=1e-9)
+    assert values(module(**given).losses)["global"] == pytest.approx(wanted, rel=1e-9)
 
 
 @pytest.mark.parametrize("is_ignoring", [False, True])
@@ -171,10 +171,10 @@ def test_siglip_starts_at_the_papers_scale_and_bias() -> None:
 def test_losses_are_the_declared_ones_and_embeddings_are_unit_vectors(module_class: type, spec: object) -> None:
     module = build(module_class, spec)
     given = inputs(module)
-    assert tuple(module(**given)) == spec.contract().losses
+    assert tuple(module(**given).losses) == spec.calls()["forward"].losses
     for vectors in (
         module.embed_image(given["image_tokens"], given["image_prefix"]),
-        module.embed_text(given["text_tokens"], given["text_is_valid"], inputs()["word_ids"]),
+        module.embed_text(given["text_tokens"], given["text_is_valid"]),
     ):
         assert vectors.shape == (3, 5)
         torch.testing.assert_close(vectors.norm(dim=-1), torch.ones(3).double())
@@ -184,15 +184,15 @@ def test_losses_are_the_declared_ones_and_embeddings_are_unit_vectors(module_cla
 def test_neither_padding_content_nor_padding_length_changes_a_loss(module_class: type, spec: object) -> None:
     module = build(module_class, spec)
     given = inputs(module)
-    before = values(module(**given))
+    before = values(module(**given).losses)
     is_valid = given["text_is_valid"]
     given["text_tokens"] = given["text_tokens"].masked_fill(~is_valid.unsqueeze(-1), 31.0)
-    assert values(module(**given)) == pytest.approx(before, rel=1e-9)
+    assert values(module(**given).losses) == pytest.approx(before, rel=1e-9)
     given["text_tokens"] = torch.cat([given["text_tokens"], torch.full((3, 3, 8), -7.0).double()], dim=1)
     given["text_is_valid"] = torch.cat([is_valid, torch.zeros(3, 3).bool()], dim=1)
     if "word_ids" in given:
         given["word_ids"] = torch.cat([given["word_ids"], torch.full((3, 3), -1)], dim=1)
-    assert values(module(**given)) == pytest.approx(before, rel=1e-9)
+    assert values(module(**given).losses) == pytest.approx(before, rel=1e-9)
 
 
 @pytest.mark.parametrize(("module_class", "spec"), EVERY)
@@ -209,7 +209,7 @@ def test_small_batches_and_empty_reports_stay_finite(module_class: type, spec: o
         given = {name: value[:1] for name, value in given.items()}
     for name in ("image_tokens", "text_tokens"):
         given[name].requires_grad_()
-    losses = module(**given)
+    losses = module(**given).losses
     sum(losses.values()).backward()
     found = values(losses)
     assert all(math.isfinite(value) for value in found.values())
@@ -228,7 +228,7 @@ def test_a_pair_with_an_empty_report_leaves_the_local_loss_of_the_others_alone(m
     module, given = build(module_class, spec), inputs()
     given["word_ids"][1] = -1
     others = {name: value[[0, 2]] for name, value in given.items()}
-    assert values(module(**given))["local"] == pytest.approx(values(module(**others))["local"], rel=1e-9)
+    assert values(module(**given).losses)["local"] == pytest.approx(values(module(**others).losses)["local"], rel=1e-9)
 
 
 @pytest.mark.parametrize(("module_class", "spec"), LOCAL)
@@ -236,11 +236,11 @@ def test_masked_words_are_kept_out_of_the_local_loss(module_class: type, spec: o
     module, given = build(module_class, spec), inputs()
     is_masked = torch.zeros(3, 6, dtype=torch.bool)
     is_masked[0, 2:4] = True
-    before = values(module(**given, text_is_masked=is_masked))
+    before = values(module(**given, text_is_masked=is_masked).losses)
     given["text_tokens"] = given["text_tokens"].clone()
     given["text_tokens"][0, 2:4] += 5.0
-    assert values(module(**given, text_is_masked=is_masked))["local"] == pytest.approx(before["local"], rel=1e-9)
-    assert values(module(**given))["local"] != pytest.approx(before["local"], rel=1e-3)
+    assert values(module(**given, text_is_masked=is_masked).losses)["local"] == pytest.approx(before["local"], rel=1e-9)
+    assert values(module(**given).losses)["local"] != pytest.approx(before["local"], rel=1e-3)
 
 
 def test_only_the_sum_of_a_words_pieces_matters_when_words_are_aggregated() -> None:
@@ -250,7 +250,7 @@ def test_only_the_sum_of_a_words_pieces_matters_when_words_are_aggregated() -> N
     moved["text_tokens"][0, 3] -= 1.0
     for is_aggregating in (True, False):
         module = build(Gloria, GloriaSpec(dim=5, aggregate_words=is_aggregating))
-        same = values(module(**given))["local"] == pytest.approx(values(module(**moved))["local"], rel=1e-9)
+        same = values(module(**given).losses)["local"] == pytest.approx(values(module(**moved).losses)["local"], rel=1e-9)
         assert same is is_aggregating
 
 
@@ -260,17 +260,17 @@ def test_only_the_sum_of_a_words_pieces_matters_when_words_are_aggregated() -> N
 @pytest.mark.parametrize(("module_class", "spec_class"), [(InfoNce, InfoNceSpec), (SigLip, SigLipSpec)])
 def test_pairs_with_the_same_report_are_no_negatives_if_asked(module_class: type, spec_class: type) -> None:
     spec = spec_class(dim=5, same_text="ignore")
-    assert "token_ids" in spec.contract().needs
-    assert "token_ids" not in spec_class(dim=5).contract().needs
+    assert "token_ids" in spec.calls()["forward"].needs
+    assert "token_ids" not in spec_class(dim=5).calls()["forward"].needs
     module = build(module_class, spec)
     given = inputs(module)
     for name in ("text_tokens", "text_is_valid"):
         given[name][1] = given[name][0]
     different = torch.arange(18).reshape(3, 6)
     same = different[[0, 0, 2]]
-    kept = values(module(**given, token_ids=same))["global"]
-    assert kept < values(module(**given, token_ids=different))["global"]
-    assert values(module(**given, token_ids=different)) == values(module(**given))
+    kept = values(module(**given, token_ids=same).losses)["global"]
+    assert kept < values(module(**given, token_ids=different).losses)["global"]
+    assert values(module(**given, token_ids=different).losses) == values(module(**given).losses)
 
 
 # ------------------------------------------------------------------------------------------------------- maps and contracts
@@ -298,13 +298,19 @@ def test_mgca_map_is_the_softmax_of_cosines_at_its_temperature() -> None:
 
 @pytest.mark.parametrize("spec_class", [InfoNceSpec, SigLipSpec, GloriaSpec, MgcaSpec])
 def test_contracts_name_the_view_and_the_pool(spec_class: type) -> None:
-    masked = spec_class(view="masked", image_pool="cls").contract()
+    calls = spec_class(view="masked", image_pool="cls").calls()
+    masked, clean = calls["forward"], spec_class().calls()["forward"]
     assert {masked.needs[port].view for port in ("image_tokens", "image_prefix", "text_tokens")} == {"masked"}
     assert masked.require == (AtLeast("P", 1, field="image_pool"),)
-    assert spec_class().contract().require == ()
-    assert masked.gives["text_embedding"].dims == ("B", 128)
+    assert clean.require == ()
+    assert {need.view for call in ("embed_image", "embed_text") for need in calls[call].needs.values()} == {None}, "of any view"
+    assert list(calls["embed_image"].needs) == ["image_tokens", "image_prefix"]
+    assert list(spec_class().calls()["embed_image"].needs) == ["image_tokens"], "the prefix is pooled by cls only"
+    assert calls["embed_image"].require == masked.require
+    assert calls["embed_image"].gives["image_embedding"].dims == calls["embed_text"].gives["text_embedding"].dims == ("B", 128)
+    assert (masked.mixes_rows, calls["embed_image"].mixes_rows, calls["embed_text"].mixes_rows) == (True, False, False)
     assert ("text_is_masked" in masked.needs) is (spec_class in (GloriaSpec, MgcaSpec))
-    assert "text_is_masked" not in spec_class().contract().needs
+    assert "text_is_masked" not in clean.needs
 
 
 @pytest.mark.parametrize(("module_class", "spec"), EVERY)
@@ -314,11 +320,11 @@ def test_bf16_autocast_stays_close_to_float64(module_class: type, spec: object) 
     given["text_is_valid"][1, 1:] = False
     if "word_ids" in given:
         given["word_ids"][1] = -1
-    exact = values(module(**given))
+    exact = values(module(**given).losses)
     module.float()
     given = {name: value.float() if value.is_floating_point() else value for name, value in given.items()}
     with torch.autocast("cpu", torch.bfloat16):
-        losses = module(**given)
+        losses = module(**given).losses
         if isinstance(module, (Gloria, Mgca)):
             module.attention_maps(**given)
     sum(losses.values()).backward()
@@ -330,5 +336,5 @@ def test_bf16_autocast_stays_close_to_float64(module_class: type, spec: object) 
 @pytest.mark.parametrize(("module_class", "spec"), EVERY)
 def test_every_parameter_learns(module_class: type, spec: object) -> None:
     module = build(module_class, spec)
-    sum(module(**inputs(module)).values()).backward()
+    sum(module(**inputs(module)).losses.values()).backward()
     assert [name for name, p in module.named_parameters() if p.grad is None or not p.grad.any()] == []

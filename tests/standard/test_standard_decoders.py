@@ -41,10 +41,10 @@ def reconstruction(output: Output) -> float:
 def test_patch_decoder_scores_its_prediction_against_the_image_itself(normalises: bool) -> None:
     decoder, given = patch_decoder(normalise_patches=normalises), image_inputs()
     output = decoder(**given)
-    assert output.prediction.shape == (2, 6, 16)
+    assert output.ports["patch_prediction"].shape == (2, 6, 16)
     target = patchify(given["image"], 2, 3)
     target = normalise_patches(target) if normalises else target
-    wanted = F.mse_loss(output.prediction[given["image_is_masked"]], target[given["image_is_masked"]])
+    wanted = F.mse_loss(output.ports["patch_prediction"][given["image_is_masked"]], target[given["image_is_masked"]])
     assert reconstruction(output) == pytest.approx(float(wanted.detach()), rel=1e-5)
 
 
@@ -62,7 +62,7 @@ def test_only_pixels_of_masked_patches_count() -> None:
 def test_predictions_follow_the_places_of_visible_patches() -> None:
     decoder, given = patch_decoder(), image_inputs(batch=1)
     moved = given | {"image_is_masked": given["image_is_masked"].roll(1, dims=1)}
-    assert not torch.allclose(decoder(**given).prediction, decoder(**moved).prediction)
+    assert not torch.allclose(decoder(**given).ports["patch_prediction"], decoder(**moved).ports["patch_prediction"])
 
 
 def test_a_full_sequence_is_kept_and_its_masked_places_are_marked() -> None:
@@ -82,8 +82,8 @@ def test_a_full_sequence_is_kept_and_its_masked_places_are_marked() -> None:
 def test_prefix_tokens_take_part_and_may_be_absent() -> None:
     decoder, given = patch_decoder(), image_inputs()
     other = decoder(**(given | {"image_prefix": given["image_prefix"] + 3.0 * torch.randn(2, 1, 6)}))
-    assert not torch.allclose(decoder(**given).prediction, other.prediction)
-    assert decoder(**image_inputs(prefix=0)).prediction.shape == (2, 6, 16)
+    assert not torch.allclose(decoder(**given).ports["patch_prediction"], other.ports["patch_prediction"])
+    assert decoder(**image_inputs(prefix=0)).ports["patch_prediction"].shape == (2, 6, 16)
 
 
 def test_nothing_masked_gives_zero_and_finite_gradients() -> None:
@@ -149,7 +149,7 @@ def test_mlm_loss_equals_a_loop_over_the_scored_positions(positions: str) -> Non
     output = head(**given)
     assert count == {"masked": 3, "nonpad": 8, "all": 12}[positions]
     assert float(output.losses["mlm"].detach()) == pytest.approx(total / count, rel=1e-10)
-    torch.testing.assert_close(output.prediction, full[given["text_is_masked"]])
+    torch.testing.assert_close(output.ports["word_logits"], full[given["text_is_masked"]])
 
 
 @pytest.mark.parametrize("positions", ["masked", "nonpad"])
@@ -170,7 +170,7 @@ def test_no_masked_word_gives_zero_with_zero_gradients() -> None:
     output = head(**given)
     output.losses["mlm"].backward()
     assert float(output.losses["mlm"].detach()) == 0.0
-    assert output.prediction.shape == (0, 20)
+    assert output.ports["word_logits"].shape == (0, 20)
     for parameter in head.parameters():
         assert parameter.grad is not None
         assert not parameter.grad.any()

@@ -1,6 +1,5 @@
 """Evaluators on stand-in models whose right answer is known."""
 
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +25,7 @@ from medvlp_standard.evaluators.retrieval import Retrieval, same_findings, varyi
 from medvlp_standard.evaluators.zero_shot import ZeroShot
 from medvlp_standard.specs import evaluators as specs
 from PIL import Image
+from stand_ins import stand_in_plan
 from torch import Tensor
 
 from medvlp_core.data.pipeline import ImageTextItem
@@ -33,9 +33,8 @@ from medvlp_core.data.records import Record, no_such_split
 from medvlp_core.data.tokenizer import EncodedTexts
 from medvlp_core.errors import DataError
 from medvlp_core.evaluation.protocol import Card, EvaluationRun, held_out_split
-from medvlp_core.nn.batch import Batch, ImageFeatures, Output, TokenBatch
+from medvlp_core.nn.batch import Batch, ImageFeatures
 from medvlp_core.nn.functional import normalise_patches, patchify
-from medvlp_core.spec.contract import TensorSpec
 
 CPU = torch.device("cpu")
 GRID, SIDE = 4, 16  # 4 x 4 patches of 4 x 4 pixels
@@ -121,33 +120,42 @@ class Model:
         mean = image.mean(dim=(1, 2, 3))
         return mean if self.looks else torch.zeros_like(mean)
 
-    @property
-    def decoders(self) -> dict[str, Callable[..., Output]]:
-        return {"report": self.words, "image": self.patches}
-
-    def ports(self, batch: Batch, *wanted: Any) -> dict[Any, Tensor]:
-        image_is_masked = torch.rand(len(batch.image), GRID * GRID).argsort(dim=1) >= 4
-        text_is_masked = (torch.rand(batch.token_ids.shape) < 0.6) & (batch.word_ids >= 0)
+    def ports(self, batch: Batch, *wanted: str) -> dict[str, Tensor]:
+        """Masks are drawn as a masking draws them, then the predictions; vectors need no draw."""
+        if "image_embedding" in wanted[0] or "text_embedding" in wanted[0]:
+            return {name: self.vectors(batch, name) for name in wanted}
+        image_is_masked = torch.rand(len(batch["image"]), GRID * GRID).argsort(dim=1) >= 4
+        text_is_masked = (torch.rand(batch["token_ids"].shape) < 0.6) & (batch["word_ids"] >= 0)
         found = {
-            ("image", None): batch.image,
-            ("token_ids", "clean"): batch.token_ids,
-            ("image_is_masked", "masked"): image_is_masked,
-            ("text_is_masked", "masked"): text_is_masked,
+            "image_is_masked@masked": image_is_masked,
+            "text_is_masked@masked": text_is_masked,
+            "report.word_logits": self.words(batch["image"], batch["token_ids"], text_is_masked),
+            "image.patch_prediction": self.patches(batch["image"]),
         }
-        return {key: found[key] for key in wanted}
+        return {name: found[name] for name in wanted}
 
-    def words(self, image: Tensor, token_ids: Tensor, text_is_masked: Tensor) -> Output:
+    def vectors(self, batch: Batch, name: str) -> Tensor:
+        """On one side of a line, by the image's mean gray or by the words; of what the batch holds."""
+        if name == "gla.image_embedding":
+            sign = self.sign(batch["image"]).sign()
+        else:
+            assert name == "gla.text_embedding"
+            ids = batch["token_ids"]
+            sign = (ids == 4).any(dim=1).float() - (ids == 3).any(dim=1).float()
+        return torch.stack([sign, torch.ones_like(sign)], dim=1) / 2**0.5
+
+    def words(self, image: Tensor, token_ids: Tensor, text_is_masked: Tensor) -> Tensor:
         """Position 1 is always "lungs", position 2 depends on the image."""
         logits = torch.zeros(*token_ids.shape, len(WORDS))
         logits[:, 1, WORDS.index("lungs")] = 5.0
         logits[:, 2, WORDS.index("pneumonia")] = self.sign(image).sign() * 2
         logits[:, 2, WORDS.index("clear")] = -self.sign(image).sign() * 2 + 0.1
-        return Output({}, logits[text_is_masked])
+        return logits[text_is_masked]
 
-    def patches(self, image: Tensor) -> Output:
+    def patches(self, image: Tensor) -> Tensor:
         """Half of the truth, or nothing."""
         target = normalise_patches(patchify(image, GRID, GRID))
-        return Output({}, 0.5 * target if self.looks else torch.zeros_like(target))
+        return 0.5 * target if self.looks else torch.zeros_like(target)
 
     def encode_image(self, image: Tensor) -> ImageFeatures:
         tokens = torch.randn(len(image), GRID * GRID, 3, generator=torch.Generator().manual_seed(0))
@@ -155,49 +163,16 @@ class Model:
             tokens[..., 0] += 9 * self.sign(image)[:, None]
         return ImageFeatures(tokens, tokens[:, :0])
 
-    def embed_image(self, image: Tensor, *, alignment: str | None = None) -> Tensor:
-        sign = self.sign(image).sign()
-        return torch.stack([sign, torch.ones_like(sign)], dim=1) / 2**0.5
-
-    def embed_text(self, tokens: TokenBatch, *, alignment: str | None = None) -> Tensor:
-        sign = (tokens.token_ids == 4).any(dim=1).float() - (tokens.token_ids == 3).any(dim=1).float()
-        return torch.stack([sign, torch.ones_like(sign)], dim=1) / 2**0.5
-
     def attention_maps_and_provider(self, batch: Batch) -> tuple[Tensor, str] | None:
-        maps = self.fusion.layer(torch.rand(*batch.token_ids.shape, GRID * GRID))
+        maps = self.fusion.layer(torch.rand(*batch["token_ids"].shape, GRID * GRID))
         return (maps / maps.sum(dim=-1, keepdim=True), "model.fusion") if self.has_maps else None
 
 
 def make_run(folder: Path, *, model: Model | None = None, count: int = 40, normalise: bool = True) -> Any:
-    decoder = SimpleNamespace(
-        slot="image",
-        path="image",
-        spec=SimpleNamespace(normalise_patches=normalise),
-        contract=SimpleNamespace(needs={"image": TensorSpec.parse("B C H W", port="image")}),
-    )
-    provider = SimpleNamespace
-    providers = {
-        ("patch_prediction", None): provider(path="image", spec=TensorSpec.parse("B N Q")),
-        ("word_logits", None): provider(path="report", spec=TensorSpec.parse("R V")),
-        ("image_grid", None): provider(path="encoder", spec=TensorSpec.parse(f"{GRID} {GRID}:shape")),
-    }
-    image = ("image", ("image", None))
-    masked = ("text_is_masked", ("text_is_masked", "masked"))
-    takes = {"image": (image,), "report": (image, ("token_ids", ("token_ids", "clean")), masked)}
-    plan: Any = SimpleNamespace(
-        components={
-            "image": decoder,
-            "report": SimpleNamespace(slot="report", path="report"),
-            "model.fusion": SimpleNamespace(label="model.fusion (mpma.memory_fusion)"),
-        },
-        wiring=SimpleNamespace(providers=providers, table=None),
-        inputs=SimpleNamespace(mean=0.5, std=0.25),
-        takes=takes.__getitem__,
-    )
     folder.mkdir(exist_ok=True)
     return EvaluationRun(
         model=model or Model(),  # type: ignore[arg-type]
-        plan=plan,
+        plan=stand_in_plan(folder.parent, normalise=normalise),
         pipeline=Pipeline(count),  # type: ignore[arg-type]
         device=CPU,
         seed=0,
@@ -331,13 +306,13 @@ def test_an_unknown_label_is_said_with_the_known_ones(run: Any) -> None:
 @pytest.mark.parametrize(("wanted", "sizes"), [(1, [1]), (40, [40]), (39, [39]), (None, [40]), (99, [40])])
 def test_batches_stop_at_the_asked_number(run: Any, wanted: int | None, sizes: list[int]) -> None:
     parts = list(batches(run, "test", max_pairs=wanted))
-    assert [len(part.image) for part in parts] == [len(part.token_ids) for part in parts] == sizes
+    assert [len(part["image"]) for part in parts] == [len(part["token_ids"]) for part in parts] == sizes
 
 
 def test_few_pairs_are_spread_over_the_split(tmp_path: Path) -> None:
     run = make_run(tmp_path / "pictures", count=150)
-    index = torch.cat([part.record_index for part in batches(run, "test", max_pairs=100)])
-    assert [len(part.image) for part in batches(run, "test", max_pairs=100)] == [64, 36]
+    index = torch.cat([part["record_index"] for part in batches(run, "test", max_pairs=100)])
+    assert [len(part["image"]) for part in batches(run, "test", max_pairs=100)] == [64, 36]
     assert index.tolist() == [number * 150 // 100 for number in range(100)]
     assert len(set(index.tolist())) == 100
 

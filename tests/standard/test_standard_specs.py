@@ -41,16 +41,18 @@ def test_the_twelve_components_are_listed_once() -> None:
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=lambda spec: spec.declaration.name)
-def test_forward_takes_exactly_the_tensors_that_the_contract_needs(spec: type[ComponentSpec]) -> None:
+def test_every_call_takes_exactly_the_tensors_that_its_contract_needs(spec: type[ComponentSpec]) -> None:
     module_name, class_name = spec.declaration.build.split(":")
     module_class = getattr(importlib.import_module(module_name), class_name)
-    parameters = inspect.signature(module_class.forward).parameters
-    required = {n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n != "self"}
     examples = tuple(spec.examples())
     assert len(examples) >= 2
     for example in examples:
         assert list(example.problems()) == []
-        needed = {name for name, port in example.contract().needs.items() if port.dtype != "shape"}
-        assert required <= needed <= set(parameters)
+        for name, contract in example.calls().items():
+            parameters = inspect.signature(getattr(module_class, name)).parameters
+            required = {n for n, p in parameters.items() if p.default is inspect.Parameter.empty and n != "self"}
+            needed = {argument for argument, port in contract.needs.items() if port.dtype != "shape"}
+            assert required <= needed <= set(parameters), name
+        parameters = inspect.signature(module_class.forward).parameters
         if hasattr(module_class, "attention_maps"):
             assert list(inspect.signature(module_class.attention_maps).parameters) == list(parameters)

@@ -198,13 +198,13 @@ def minilm() -> str:
 
 def limits(spec: HfTextSpec) -> list[tuple[int, str]]:
     """What the longest text and the vocabulary must fit into."""
-    return [(one.dim, one.least) for one in spec.contract().require if isinstance(one, AtLeast)]  # type: ignore[misc]
+    return [(one.dim, one.least) for one in spec.calls()["embed"].require if isinstance(one, AtLeast)]  # type: ignore[misc]
 
 
 def test_a_real_sentence_model_gives_real_embeddings(minilm: str) -> None:
     spec = HfTextSpec(model=minilm)
     assert not list(spec.problems())
-    assert spec.contract().gives["text_tokens"].dims == ("B", "L", 384)
+    assert spec.calls()["encode"].gives["text_tokens"].dims == ("B", "L", 384)
     assert limits(spec) == [(512, "L"), (30522, "V")]
     tokenizer = HfTokenizer(HfTokenizerSpec(model=minilm, max_length=32), {})
     encoder = HfText(spec, {**tokenizer.dims(), "L": 32}).eval()
@@ -234,22 +234,22 @@ def test_a_real_sentence_model_gives_real_embeddings(minilm: str) -> None:
 @pytest.mark.parametrize("spec", BertSpec.examples())
 def test_bert_examples_are_what_they_declare(spec: BertSpec) -> None:
     assert not list(spec.problems())
-    assert spec.contract().gives["text_tokens"].dims == ("B", "L", spec.width)
+    assert spec.calls()["encode"].gives["text_tokens"].dims == ("B", "L", spec.width)
     assert Bert(spec, DIMS)(*batch()).shape == (3, 7, spec.width)
 
 
 @pytest.mark.parametrize("spec", HfTextSpec.examples())
 def test_hf_examples_are_what_they_declare(spec: HfTextSpec) -> None:
     assert not list(spec.problems())
-    width = spec.contract().gives["text_embeddings"].dims[2]
+    width = spec.calls()["embed"].gives["text_embeddings"].dims[2]
     encoder = HfText(spec, DIMS)
     assert encoder.dims() == {"Dt": width}
     assert encoder(*batch()).shape == (3, 7, width)
 
 
 def test_bert_constraints() -> None:
-    assert BertSpec().contract().require == ()
-    assert BertSpec(max_positions=64).contract().require == (AtLeast(64, "L", field="max_positions"),)
+    assert BertSpec().calls()["embed"].require == ()
+    assert BertSpec(max_positions=64).calls()["embed"].require == (AtLeast(64, "L", field="max_positions"),)
     ((field, text, hint),) = BertSpec(width=100, heads=6).problems()
     assert (field, text) == ("heads", "6 heads must divide the width, 100")
     assert hint == "heads that do: 1, 2, 4, 5, 10, 20, 25"
@@ -275,12 +275,12 @@ def test_hub_names_are_looked_up_in_the_cache(tmp_path: Path, monkeypatch: pytes
     assert is_path("./radbert")
     assert is_path("models/text/radbert")
     assert local_folder("acme/radbert") is None
-    assert HfTextSpec(model="acme/radbert").contract().gives["text_tokens"].dims == ("B", "L", "Dt")
+    assert HfTextSpec(model="acme/radbert").calls()["encode"].gives["text_tokens"].dims == ("B", "L", "Dt")
     repository = tmp_path / "hub" / "models--acme--radbert"
     (repository / "refs").mkdir(parents=True)
     (repository / "refs" / "main").write_text("abc123")
     model = saved(CONFIGS["bert"], repository / "snapshots" / "abc123")
-    assert HfTextSpec(model="acme/radbert").contract().gives["text_tokens"].dims == ("B", "L", 16)
+    assert HfTextSpec(model="acme/radbert").calls()["encode"].gives["text_tokens"].dims == ("B", "L", 16)
     encoder = HfText(HfTextSpec(model="acme/radbert"), DIMS).eval()
     token_ids, is_valid = batch()
     assert torch.equal(encoder(token_ids, is_valid), model(token_ids, is_valid.long()).last_hidden_state)
@@ -355,7 +355,7 @@ def test_models_that_cannot_be_split_are_refused(config: PretrainedConfig, text:
 
 def test_specs_do_not_import_torch() -> None:
     code = (
-        "import sys; from medvlp_standard.specs import text_encoders as t; [s.contract() for k in t.SPECS for s in k.examples()];"
+        "import sys; from medvlp_standard.specs import text_encoders as t; [s.calls() for k in t.SPECS for s in k.examples()];"
         "sys.exit(bool({'torch', 'transformers', 'tokenizers', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -18,7 +18,7 @@ from medvlp_core.planning.plan import ModelPlan, plain
 from medvlp_core.plugins.host import PluginHost
 from medvlp_core.recipe.load import Node, dump_yaml, parse_yaml
 from medvlp_core.spec.component import ComponentSpec
-from medvlp_core.spec.roles import Role
+from medvlp_core.spec.roles import HEADS, Role
 
 #: Codes that say "these parts do not fit each other"; anything else would be a mistake in a component or in the composer.
 DOES_NOT_FIT = {"MV202", "MV203", "MV204"}
@@ -174,8 +174,8 @@ def test_a_sample_trains(sample: list[ModelPlan]) -> None:
             optimizer.zero_grad()
             output.loss.backward()
             optimizer.step()
-        used = {step.path for step in plan.steps} | {one.path for one in plan.of_role(Role.ALIGNMENT).values()}
-        used |= {one.path for one in plan.of_role(Role.DECODER).values()}
+        used = {call.path for call in plan.calls}
+        assert {one.path for one in plan.components.values() if one.role in HEADS} <= used
         for name, parameter in model.named_parameters():
             if parameter.requires_grad and any(f"model.{name}".startswith(f"{path}.") for path in used):
                 assert parameter.grad is not None, f"{name} has no gradient in {parts_of(plan)}"

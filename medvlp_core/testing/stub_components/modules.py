@@ -149,24 +149,18 @@ class InfoNce(Alignment):
         self.text = nn.Linear(dims["Dt"], spec.dim)
         self.scale = LearnedScale(0.1)
 
-    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> Output:
         """The loss ``global``."""
-        image, text = self._image_vector(image_tokens), self._text_vector(text_tokens, text_is_valid)
-        return {"global": symmetric_info_nce(image, text, self.scale())}
+        image, text = self.embed_image(image_tokens), self.embed_text(text_tokens, text_is_valid)
+        return Output(losses={"global": symmetric_info_nce(image, text, self.scale())})
 
-    def embed_image(self, image_tokens: Tensor, image_prefix: Tensor) -> Tensor:
+    def embed_image(self, image_tokens: Tensor) -> Tensor:
         """The mean patch in the shared space."""
-        return self._image_vector(image_tokens)
+        return F.normalize(self.image(image_tokens.mean(dim=1)), dim=-1)
 
-    def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor, word_ids: Tensor) -> Tensor:
+    def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor) -> Tensor:
         """The mean valid token in the shared space."""
-        return self._text_vector(text_tokens, text_is_valid)
-
-    def _image_vector(self, tokens: Tensor) -> Tensor:
-        return F.normalize(self.image(tokens.mean(dim=1)), dim=-1)
-
-    def _text_vector(self, tokens: Tensor, is_valid: Tensor) -> Tensor:
-        return F.normalize(self.text(masked_mean(tokens, is_valid)), dim=-1)
+        return F.normalize(self.text(masked_mean(text_tokens, text_is_valid)), dim=-1)
 
 
 class PatchDecoder(Decoder):
@@ -187,7 +181,7 @@ class PatchDecoder(Decoder):
         tokens = insert_mask_tokens(self.embed(image_tokens), image_is_masked, self.mask_token) + self.positions
         prediction = self.to_pixels(self.block(tokens))
         loss = masked_patch_loss(prediction, patchify(image, *self.grid), image_is_masked)
-        return Output({"reconstruction": loss}, prediction)
+        return Output(ports={"patch_prediction": prediction}, losses={"reconstruction": loss})
 
 
 class WordDecoder(Decoder):
@@ -200,4 +194,4 @@ class WordDecoder(Decoder):
     def forward(self, text_tokens: Tensor, token_ids: Tensor, text_is_masked: Tensor) -> Output:
         """Predict the masked words; the loss ``words`` is their mean cross-entropy."""
         logits = self.to_vocabulary(text_tokens[text_is_masked])
-        return Output({"words": word_loss(logits, token_ids[text_is_masked])}, logits)
+        return Output(ports={"word_logits": logits}, losses={"words": word_loss(logits, token_ids[text_is_masked])})

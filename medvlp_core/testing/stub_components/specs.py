@@ -73,11 +73,8 @@ class MaskingSpec(ComponentSpec):
         text = {"token_ids": "B L:int", "text_is_valid": "B L:bool", "word_ids": "B L:int"}
         return Contract(
             needs={"image_grid": "GH GW:shape", "vocabulary": "V Mask:shape", **text},
-            gives={
-                "image_is_masked": "B N:bool @masked",
-                "text_is_masked": "B L:bool @masked",
-                "masked_token_ids": TensorSpec.parse("B L:int @masked", port="token_ids"),
-            },
+            gives={"image_is_masked": "B N:bool", "text_is_masked": "B L:bool", "token_ids": "B L:int"},
+            sizes=("GH", "GW", "Mask"),
         )
 
     @classmethod
@@ -108,15 +105,15 @@ class ImageEncoderSpec(ComponentSpec):
         yield from _heads_fault(self.heads, self.token_width)
 
     def contract(self) -> Contract:
-        """Tokens of the grid, in the masked view the visible ones or a mask token in place of the others."""
+        """Tokens of the grid; with a mask the visible ones, or a mask token in place of the others."""
         patches = self.rows * self.columns
-        shown = f"Nv {self.token_width}" if self.layout == "dropped" else f"{patches} {self.token_width}"
-        masked = TensorSpec.parse(f"B {shown} @masked", port="image_tokens", layout=self.layout)  # type: ignore[arg-type]
+        shown = f"B {'Nv' if self.layout == 'dropped' else patches} {self.token_width}"
+        masked = TensorSpec.parse(shown, port="image_tokens", layout=self.layout, when="image_is_masked")  # type: ignore[arg-type]
         return Contract(
             needs={"image": f"B {self.channels} {self.height} {self.width}", "image_is_masked": f"B {patches}:bool?"},
             gives={
                 "image_grid": f"{self.rows} {self.columns}:shape",
-                "clean_tokens": TensorSpec.parse(f"B {patches} {self.token_width} @clean", port="image_tokens"),
+                "image_tokens": f"B {patches} {self.token_width}",
                 "masked_tokens": masked,
                 "image_prefix": f"B {self.prefix} {self.token_width}",
             },
@@ -140,12 +137,14 @@ class TextEncoderSpec(ComponentSpec):
         """Heads divide the width."""
         yield from _heads_fault(self.heads, self.width)
 
-    def contract(self) -> Contract:
-        """Ids to embeddings and contextual tokens."""
-        return Contract(
-            needs={"token_ids": "B L:int", "text_is_valid": "B L:bool", "vocabulary": "V Mask:shape"},
-            gives={"text_embeddings": f"B L {self.width}", "text_tokens": f"B L {self.width}"},
-        )
+    def calls(self) -> dict[str, Contract]:
+        """Ids to embeddings, these to contextual tokens."""
+        tokens = f"B L {self.width}"
+        ids = {"token_ids": "B L:int", "vocabulary": "V Mask:shape"}
+        return {
+            "embed": Contract(needs=ids, gives={"text_embeddings": tokens}, sizes=("V", "L")),
+            "encode": Contract(needs={"text_embeddings": tokens, "text_is_valid": "B L:bool"}, gives={"text_tokens": tokens}),
+        }
 
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:
@@ -165,6 +164,7 @@ class FusionSpec(ComponentSpec):
         return Contract(
             needs={"text_tokens": "B L Dt", "text_is_valid": "B L:bool", "image_tokens": "B S Di"},
             gives={"fused_text_tokens": "B L Dt"},
+            sizes=("Dt", "Di"),
             require=(Divides("Dt", by=self.heads, field="heads"),),
         )
 
@@ -182,14 +182,17 @@ class AlignmentSpec(ComponentSpec):
     dim: int = param(8, help="width of the shared space", at_least=1)
     view: str = param("clean", help="tokens of the clean or the masked view", one_of=("clean", "masked"))
 
-    def contract(self) -> Contract:
-        """One loss, ``global``."""
+    def calls(self) -> dict[str, Contract]:
+        """One loss, ``global``, on tokens of the chosen view; vectors in any."""
         tokens = {"image_tokens": f"B S Di @{self.view}", "text_tokens": f"B L Dt @{self.view}"}
-        return Contract(
-            needs={**tokens, "text_is_valid": "B L:bool"},
-            gives={"image_embedding": f"B {self.dim}", "text_embedding": f"B {self.dim}"},
-            losses=("global",),
-        )
+        words = {"text_tokens": "B L Dt", "text_is_valid": "B L:bool"}
+        return {
+            "forward": Contract(
+                needs={**tokens, "text_is_valid": "B L:bool"}, losses=("global",), sizes=("Di", "Dt"), mixes_rows=True
+            ),
+            "embed_image": Contract(needs={"image_tokens": "B S Di"}, gives={"image_embedding": f"B {self.dim}"}, sizes=("Di",)),
+            "embed_text": Contract(needs=words, gives={"text_embedding": f"B {self.dim}"}, sizes=("Dt",)),
+        }
 
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:
@@ -219,6 +222,7 @@ class ImageDecoderSpec(ComponentSpec):
                 "image": "B C H W",
             },
             gives={"patch_prediction": "B N Q"},
+            sizes=("Di", "C", "H", "W", "GH", "GW"),
             require=(Divides("H", by="GH"), Divides("W", by="GW")),
             losses=("reconstruction",),
         )
@@ -246,6 +250,7 @@ class ReportDecoderSpec(ComponentSpec):
                 "vocabulary": "V Mask:shape",
             },
             gives={"word_logits": "R V"},
+            sizes=("Df", "V"),
             losses=("words",),
         )
 

@@ -49,7 +49,7 @@ def test_a_real_fsdp_step_sends_and_holds_what_is_estimated(is_frozen: bool) -> 
     shards = sum(group.parameters for group in (*parts.layers, parts.rest)) / gpus
 
     batch = full_batch(small, 4)
-    batch.image.zero_()
+    batch["image"].zero_()
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=gpus)
     try:
         sharded = for_processes(model.train(), spec, torch.device("cpu"), gpus)

@@ -208,9 +208,9 @@ def test_a_part_that_does_not_exist(plan_text) -> None:
         build_component(plan, faulty(plan, "model.fusion", "acme_is_not_installed.fusion:Gate"))
 
 
-def test_a_dimension_that_nothing_fixes_is_named(plan_text) -> None:
+def test_a_dimension_that_is_not_declared_is_named(plan_text) -> None:
     plan, _ = plan_text()
-    with pytest.raises(SpecError, match=r"\[MV206\] model.fusion needs dimension Dx"):
+    with pytest.raises(SpecError, match=r"\[MV206\] model.fusion asks for dimension Dx, which its contract does not list"):
         plan.dims("model.fusion")["Dx"]
 
 
@@ -243,7 +243,7 @@ WRONG = {
     "alignment": ("alignments.gla", lambda found: found.losses, "returned dict of 2, expected Output of medvlp_core.nn.batch"),
     "swapped": (
         "decoders.report",
-        lambda found: Output(found.losses["mlm"], found.ports),
+        lambda found: Output(found.losses["mlm"], found.losses),
         "returned a tensor (float32 of shape ()) of ports, expected a dict with word_logits",
     ),
     "prediction": (

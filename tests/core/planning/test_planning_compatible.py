@@ -35,7 +35,7 @@ def write(folder: Path, text: str) -> str:
 def test_every_component_agrees_with_check(role: Role, preset: str, host: PluginHost, capsys: Output) -> None:
     found = fits(preset, role, host)
     assert list(found) == list(host.components.of_role(role))
-    assert len(found) >= 2
+    assert len(found) >= 2 or role is Role.PART, "no bundle here brings a part"
     for name, fit in found.items():
         slot = role.info.slot.replace("*", fit.path.rpartition(".")[2])
         assert fit.path == slot

@@ -67,7 +67,7 @@ CHECKED = """\
 
 #: What `medvlp check micro.yaml --use model.fusion=NAME.gate` says, with further overrides.
 CHECKS = {
-    ("good",): CHECKED + "micro.yaml: ok, 9 components, 4 loss terms, 5 calls a step, 1 warning\n",
+    ("good",): CHECKED + "micro.yaml: ok, 9 components, 4 loss terms, 8 calls a step, 1 warning\n",
     ("raises",): """\
 --use model.fusion=raises.gate [MV101] unknown fusion 'raises.gate': its plugin is skipped
     plugin 'raises' (acme-raises 1.2): it could not be loaded

@@ -9,11 +9,17 @@ from medvlp_core.spec.roles import BUILD_ORDER, ENCODERS, HEADS, MODEL_BLOCKS, R
 def test_the_parts_of_the_model_derive_from_the_table() -> None:
     assert ENCODERS == (Role.IMAGE_ENCODER, Role.TEXT_ENCODER)
     assert HEADS == (Role.ALIGNMENT, Role.DECODER)
-    assert list(BUILD_ORDER) == [*ENCODERS, Role.MASKING, Role.FUSION, Role.PART, *HEADS]
-    blocks = ["masking", "maskings", "image_encoder", "text_encoder", "fusion", "parts", "alignments", "decoders"]
-    assert list(MODEL_BLOCKS) == blocks
-    assert SLOTS["model.parts.*"] == (Role.IMAGE_ENCODER, Role.TEXT_ENCODER, Role.FUSION, Role.PART)
-    assert SLOTS["model.maskings.*"] == SLOTS["model.masking"] == (Role.MASKING,)
+    assert list(BUILD_ORDER)[:2] == list(ENCODERS)
+    assert set(BUILD_ORDER) == {role for role in Role if role.info.is_module}
+    assert {slot.removeprefix("model.").removesuffix(".*") for slot in SLOTS if slot.startswith("model.")} == set(MODEL_BLOCKS)
+
+
+def test_every_slot_takes_a_role_and_free_slots_take_encoders_too() -> None:
+    assert {role for roles in SLOTS.values() for role in roles} == set(Role)
+    assert all(role in SLOTS[role.info.slot] for role in Role)
+    assert {*ENCODERS, Role.FUSION, Role.PART} <= set(SLOTS["model.parts.*"])
+    assert SLOTS["model.masking"] == SLOTS["model.maskings.*"] == (Role.MASKING,)
+    assert not set(HEADS) & set(SLOTS["model.parts.*"])
 
 
 def test_every_role_can_be_called_and_returns_something_known() -> None:

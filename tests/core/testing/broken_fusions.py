@@ -49,6 +49,26 @@ class TakesOneArgument(CrossAttention):
         super().__init__(spec, {"Dt": 12, "Di": 24})
 
 
+class TakesUndeclaredSizes(Changed):
+    """Has a parameter for each image token, and their number is no size of its contract."""
+
+    def __init__(self, spec: Any, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        self.positions = nn.Parameter(torch.zeros(dims["S"], dims["Di"]))
+
+
+class SizesAsText(CrossAttention):
+    """Declares one size, and forgot the comma."""
+
+
+class GivesInAView(CrossAttention):
+    """Declares what it gives for the masked view, and gives it in every view."""
+
+
+class MarksByNothing(CrossAttention):
+    """Declares what it gives for views in which an argument is there that it does not have."""
+
+
 class GivesTooMuch(Changed):
     """Gives the image tokens too."""
 

@@ -12,7 +12,7 @@ from broken_bundle import FAULTS, SPECS, Fault, broken
 from torch import Tensor
 
 from medvlp_core.data.records import Record
-from medvlp_core.nn.batch import FusedFeatures
+from medvlp_core.nn.batch import FusedFeatures, Output
 from medvlp_core.spec.component import component, param
 from medvlp_core.spec.contract import Contract
 from medvlp_core.spec.roles import Role
@@ -35,18 +35,18 @@ class ForFewPairs(CrossAttention):
 class BurstsOnFourPairs(InfoNce):
     """Its loss is infinite in a batch of four."""
 
-    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:
-        losses = super().forward(image_tokens, text_tokens, text_is_valid)
-        return {name: value / (4 - len(image_tokens)) for name, value in losses.items()}
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> Output:
+        losses = super().forward(image_tokens, text_tokens, text_is_valid).losses
+        return Output(losses={name: value / (4 - len(image_tokens)) for name, value in losses.items()})
 
 
 @broken(AlignmentSpec, caught_by="trains_in_a_model", says="returned the losses global, extra, expected global")
 class ExtraLoss(InfoNce):
     """It gives a loss that it does not declare."""
 
-    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> dict[str, Tensor]:
-        losses = super().forward(image_tokens, text_tokens, text_is_valid)
-        return {**losses, "extra": losses["global"]}
+    def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> Output:
+        losses = super().forward(image_tokens, text_tokens, text_is_valid).losses
+        return Output(losses={**losses, "extra": losses["global"]})
 
 
 @broken(TextEncoderSpec, caught_by="reloads_from_a_checkpoint", says="in the one that was loaded the loss pairs.global differs")
@@ -117,9 +117,9 @@ class OfAnotherSpec(FusionSpec):
 class OfFloatIdsSpec(AlignmentSpec):
     """Needs ids with another dtype than every tokenizer gives."""
 
-    def contract(self) -> Contract:
-        needs = super().contract().needs
-        return attrs.evolve(super().contract(), needs={**needs, "word_ids": "B L"})
+    def calls(self) -> dict[str, Contract]:
+        calls = super().calls()
+        return {**calls, "forward": attrs.evolve(calls["forward"], needs={**calls["forward"].needs, "word_ids": "B L"})}
 
 
 SPECS += [OfAFolderSpec, ToNobodySpec, OfAnotherSpec, OfFloatIdsSpec]

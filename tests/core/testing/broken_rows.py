@@ -40,6 +40,13 @@ ROWS = (
         also={"survives_a_recipe"},  # a recipe with these parameters is refused for the same reason
     ),
     Row("other_examples", "declares_the_same_each_time", "examples() gave {'heads': 3}, and {'heads': 1} before"),
+    Row("gives_in_a_view", "has_sound_calls", "it gives fused_text_tokens in the masked view, and a port is given in the view"),
+    Row(
+        "marks_by_nothing",
+        "has_sound_calls",
+        "fused_text_tokens holds when='image_is_masked', expected the name of an optional need (none)",
+        also={"gives_the_declared_ports"},  # it holds in no view, and is given in each
+    ),
     Row("gives_another_port", "gives_what_its_role_gives", "gives none of fused_image_tokens"),
     Row("declares_a_loss", "gives_what_its_role_gives", "declares balance, and no fusion has losses"),
     Row("list_for_tuple", "survives_a_recipe", "is ListForTupleSpec(heads=2, layers=(1, 2))"),
@@ -56,7 +63,12 @@ ROWS = (
         "is torch.float64 although all weights and inputs are float32",
         also={"keeps_its_dtypes_under_autocast"},  # float64 is as wrong there
     ),
-    Row("gives_small_ints", "gives_the_declared_dtypes", "token_ids is torch.int32, and the contract says int"),
+    Row(
+        "gives_small_ints",
+        "gives_the_declared_dtypes",
+        "token_ids is torch.int32, and the contract says int",
+        also={"keeps_its_dtypes_under_autocast"},  # as wrong there
+    ),
     Row("has_a_secret_loss", "gives_the_declared_losses", "['global', 'local'], and the contract declares ['global']"),
     Row("reports_other_sizes", "reports_the_declared_sizes", "dims() reports Dt=7 (planned 12)"),
     Row("shadows_dims", "reports_the_declared_sizes", "its attribute `dims` shadows the method"),
@@ -95,7 +107,21 @@ ROWS = (
         also={"is_the_same_alone_and_in_a_batch"},  # alone it has no padding
     ),
     Row("averages_padding_in_its_loss", "ignores_padding", "other content at the padding of text_tokens changes loss.global"),
-    Row("averages_the_batch", "is_the_same_alone_and_in_a_batch", "pair 1 of 3 has another fused_text_tokens alone"),
+    Row(
+        "averages_the_batch",
+        "is_the_same_alone_and_in_a_batch",
+        "pair 1 of 3 has another fused_text_tokens alone",
+        also={"mixes_rows_as_declared"},  # with others beside it as well
+    ),
+    Row("forgets_that_it_mixes", "mixes_rows_as_declared", "what the loss global asks of image_tokens of pair 1 of 3 depends on"),
+    Row("root_of_the_mean", "mixes_rows_as_declared", "the loss reconstruction asks of image_tokens of pair 1 of 3 depends on"),
+    Row(
+        "leaks_the_next_word",
+        "sees_only_the_past",
+        "next_word_logits is declared with sees='past', and up to position 0 it is another with other tokens after it",
+        also={"does_not_see_the_answer"},  # the next word is what it has to find
+    ),
+    Row("tells_the_length", "sees_only_the_past", "up to position 0 it is another with the text ending there"),
     Row(
         "keeps_a_plain_tensor",
         "survives_a_state_dict",
@@ -104,6 +130,7 @@ ROWS = (
     ),
     Row("keeps_a_fleeting_buffer", "survives_a_state_dict", "a parameter or a persistent buffer"),
     Row("keeps_a_view", "survives_a_state_dict", "cannot be saved and loaded again"),
+    Row("computes_ids_as_floats", "keeps_its_dtypes_under_autocast", "token_ids is torch.bfloat16, expected int"),
     Row("loses_precision", "keeps_its_dtypes_under_autocast", "loss.global is torch.bfloat16, expected torch.float32"),
     Row("branches_on_data", "compiles", "Data-dependent branching"),
     Row("rests_every_other_step", "works_under_ddp", "use them in every step"),
@@ -143,8 +170,22 @@ ROWS = (
     Row("does_not_look_at_pairs", "tells_pairs_from_others", "with texts exchanged; expected a clearly higher one"),
 )
 
-#: Nothing works with these: named apart, so that the table stays a table.
-UNUSABLE = ("takes_other_names", "takes_one_argument")
+#: Nothing works with these: the check comes first, and many fail after it.
+UNUSABLE = (
+    Row("sizes_as_text", "has_sound_calls", "sizes='Dt' is str, expected a tuple of symbols"),
+    Row(
+        "takes_other_names",
+        "implements_its_role",
+        "forward does not take text_tokens, text_is_valid, image_tokens, which the contract needs",
+    ),
+    Row("takes_one_argument", "implements_its_role", "__init__ takes (spec), expected (spec, dims)"),
+    Row("lacks_a_method", "implements_its_role", "broken_heads:LacksAMethod has no method embed_text, which calls() declares"),
+    Row(
+        "takes_undeclared_sizes",
+        "is_built_from_its_sizes",
+        "asks for dimension S, which its contract does not list: sizes=('Dt', 'Di'); add 'S' to the sizes",
+    ),
+)
 
 HOST = PluginHost()
 for spec in (*broken_specs.SPECS, broken_heavy_specs.ImportsTorchSpec):

@@ -43,10 +43,11 @@ def variant(base: type[ComponentSpec], build: str, change: Change | None = None)
     class VariantSpec(base):  # type: ignore[valid-type, misc]
         """A stub component of the kit with one thing changed."""
 
-        def contract(self) -> Contract:
-            """The stub component's, changed."""
-            contract = super().contract()
-            return change(contract) if change else contract
+        def calls(self) -> dict[str, Contract]:
+            """The stub component's, its first one changed."""
+            calls = dict(super().calls())
+            first = next(iter(calls))
+            return {**calls, first: change(calls[first])} if change else calls
 
     SPECS.append(VariantSpec)
 
@@ -100,6 +101,10 @@ for name in (
     "reverses_gradients",
 ):
     variant(FusionSpec, name)
+variant(FusionSpec, "takes_undeclared_sizes")
+variant(FusionSpec, "sizes_as_text", lambda contract: attrs.evolve(contract, sizes="Dt"))
+variant(FusionSpec, "gives_in_a_view", giving(fused_text_tokens="B L Dt @masked"))
+variant(FusionSpec, "marks_by_nothing", giving(fused_text_tokens=TensorSpec.parse("B L Dt", when="image_is_masked")))
 variant(FusionSpec, "wants_the_optional", needing(text_is_valid="B L:bool?"))
 variant(FusionSpec, "declares_a_loss", lambda contract: attrs.evolve(contract, losses=("balance",)))
 variant(FusionSpec, "gives_another_port", giving_only(mixed_tokens="B L Dt"))
@@ -109,6 +114,7 @@ for name in ("turns_the_raster", "mixes_before_it_drops", "shuffles_visible_toke
     variant(ImageEncoderSpec, name)
 for name in (
     "gives_small_ints",
+    "computes_ids_as_floats",
     "masks_cls",
     "changes_other_ids",
     "keeps_masked_ids",
@@ -131,12 +137,28 @@ for name in (
     "pushes_pairs_apart",
     "does_not_look_at_pairs",
     "keeps_a_view",
+    "lacks_a_method",
 ):
     variant(AlignmentSpec, name)
-for name in ("clips_the_image", "peeks_at_pixels", "ignores_the_image"):
+variant(AlignmentSpec, "forgets_that_it_mixes", lambda contract: attrs.evolve(contract, mixes_rows=False))
+for name in ("root_of_the_mean", "clips_the_image", "peeks_at_pixels", "ignores_the_image"):
     variant(ImageDecoderSpec, name)
 WRITER = needing_only("text_tokens", "text_is_valid", "token_ids", "vocabulary")
 variant(ReportDecoderSpec, "writes_from_the_answer", lambda contract: WRITER(needing(text_is_valid="B L:bool")(contract)))
+
+
+def next_words(contract: Contract) -> Contract:
+    """Needs an image and the words so far, gives the next word at every position."""
+    return attrs.evolve(
+        contract,
+        needs={"image_tokens": "B S Di", "token_ids": "B L:int", "text_is_valid": "B L:bool", "vocabulary": "V Mask:shape"},
+        gives={"next_word_logits": TensorSpec.parse("B L V", sees="past")},
+        sizes=("Di", "V"),
+    )
+
+
+for name in ("leaks_the_next_word", "tells_the_length"):
+    variant(ReportDecoderSpec, name, next_words)
 
 
 # -------------------------------------------------------------------------------------------------------- broken in the spec
@@ -232,21 +254,10 @@ variant(
     giving_only(fused_image_tokens="B S Di"),
 )
 variant(FusionSpec, "good_port_of_its_own", giving(word_gates="B L 1"))
-variant(
-    AlignmentSpec,
-    "good_alignment_without_parameters",
-    lambda contract: attrs.evolve(
-        contract,
-        needs={
-            name: attrs.evolve(spec, dims=tuple("D" if dim in ("Di", "Dt") else dim for dim in spec.dims))
-            for name, spec in contract.needs.items()
-        },
-        gives=dict.fromkeys(contract.gives, "B D"),
-    ),
-)
 variant(AlignmentSpec, "good_alignment_with_a_queue")
 variant(MaskingSpec, "good_masking_with_kept_ids")
 variant(ReportDecoderSpec, "good_tied_decoder")
+variant(ReportDecoderSpec, "good_next_words", next_words)
 variant(ReportDecoderSpec, "good_writer", lambda contract: WRITER(needing(text_is_valid="B L:bool")(contract)))
 
 
@@ -261,5 +272,28 @@ class WordsAloneSpec(MaskingSpec):
         return (cls(image_ratio=0.0), cls(image_ratio=0.0, text_ratio=0.6))
 
 
-SPECS.append(WordsAloneSpec)
+@component("broken.good_alignment_without_parameters", role=Role.ALIGNMENT, build="broken_heads:GoodAlignmentWithoutParameters")
+@attrs.frozen(kw_only=True)
+class WithoutParametersSpec(AlignmentSpec):
+    """Compares tokens of one width."""
+
+    def calls(self) -> dict[str, Contract]:
+        """The stub component's, with one width in all calls."""
+        calls = super().calls()
+        gives = {"embed_image": {"image_embedding": "B D"}, "embed_text": {"text_embedding": "B D"}}
+        return {
+            name: attrs.evolve(
+                contract,
+                needs={
+                    argument: attrs.evolve(spec, dims=tuple("D" if dim in ("Di", "Dt") else dim for dim in spec.dims))
+                    for argument, spec in contract.needs.items()
+                },
+                gives=gives.get(name, {}),
+                sizes=("D",),
+            )
+            for name, contract in calls.items()
+        }
+
+
+SPECS += [WordsAloneSpec, WithoutParametersSpec]
 GOOD = tuple(spec.declaration.name for spec in SPECS[GOOD_FROM:])

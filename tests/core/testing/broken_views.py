@@ -90,6 +90,15 @@ class GivesSmallInts(ChangedMasking):
         return plan._replace(token_ids=plan.token_ids.int())
 
 
+class ComputesIdsAsFloats(ChangedMasking):
+    """Multiplies ids as if they were features, and turns them back only where they kept their precision."""
+
+    def change(self, plan: MaskPlan, token_ids: Tensor) -> MaskPlan:
+        """Under autocast a product is shorter."""
+        ids = (plan.token_ids[..., None].float() @ torch.ones(1, 1, device=token_ids.device))[..., 0]
+        return plan._replace(token_ids=ids.long() if ids.dtype == torch.float32 else ids)
+
+
 class MasksCls(ChangedMasking):
     """Masks the first token too."""
 

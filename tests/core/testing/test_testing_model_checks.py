@@ -96,7 +96,7 @@ def test_stub_components_take_the_sizes_that_a_part_asks_for(tmp_path: Path) -> 
     encoder = plan.components["model.image_encoder"].spec
     assert (encoder.token_width, encoder.layout) == (48, "replaced")  # type: ignore[attr-defined]
     assert plan.components["model.text_encoder"].spec.width == 36  # type: ignore[attr-defined]
-    assert "encode_fused model.text_encoder @masked" in map(str, plan.steps)
+    assert "model.text_encoder.fused @masked" in map(str, plan.calls)
     assert set(plan.losses) == {"pairs.global", "image.reconstruction", "report.words"}
 
 
@@ -104,8 +104,8 @@ def test_decoders_read_what_a_fusion_gives(tmp_path: Path) -> None:
     plan = planned("broken.of_images", tmp_path)
     encoder = plan.components["model.image_encoder"].spec
     assert (encoder.rows, encoder.columns, encoder.prefix) == (2, 3, 2)  # type: ignore[attr-defined]
-    takes = dict(plan.takes("model.decoders.image"))
-    assert takes["image_tokens"] == ("fused_image_tokens", "masked")
+    takes = dict(plan.wiring.takes("model.decoders.image"))
+    assert takes["image_tokens"] == ("fusion.fused_image_tokens", "masked")
 
 
 def test_losses_that_a_part_cannot_have_are_skipped(tmp_path: Path) -> None:

@@ -66,8 +66,7 @@ def losses(plan: ModelPlan, batch: Batch, steps: int) -> list[float]:
 
 @pytest.mark.parametrize("memory", ["cmn_topk", "cmn_softmax", "kv_slots"])
 def test_training_gives_the_same_losses_on_every_path(plan_of: Callable[[str], ModelPlan], batch: Batch, memory: str) -> None:
-    assert batch.image_target is not None
-    batch = batch._replace(image=batch.image.float(), image_target=batch.image_target.float())
+    batch = batch | {name: batch[name].float() for name in ("image", "image_target")}
     changes = {backend: f"model: {{fusion: {{memory: {memory}, kernel: {backend}}}}}" for backend in BACKENDS}
     wanted = losses(plan_of(changes["reference"]), batch, steps=40)
     assert sum(wanted[-10:]) < sum(wanted[:10]) - 5.0, "it learns"
