@@ -222,8 +222,9 @@ def _slopes(call: ExampleCall, module: nn.Module, arguments: dict[str, Tensor]) 
     """The gradient of every loss at every float argument that it depends on."""
     if not call.contract.losses:
         return {}
-    given = {name: value.clone().requires_grad_(value.is_floating_point()) for name, value in arguments.items()}
-    features = {name: value for name, value in given.items() if value.requires_grad}
+    leaves = {name: value.clone().requires_grad_(value.is_floating_point()) for name, value in arguments.items()}
+    features = {name: value for name, value in leaves.items() if value.requires_grad}
+    given = {name: value.clone() for name, value in leaves.items()}  # it may write into them, which is checked elsewhere
     found: dict[tuple[str, str], Tensor] = {}
     torch.manual_seed(7)
     for loss, value in call.run(module, given).losses.items():

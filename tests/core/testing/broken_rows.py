@@ -44,7 +44,7 @@ ROWS = (
     Row(
         "marks_by_nothing",
         "has_sound_calls",
-        "fused_text_tokens holds when='image_is_masked', expected the name of an optional need (none)",
+        "fused_text_tokens holds when='image_is_masked', expected the name of a need: text_tokens, text_is_valid, image_tokens",
         also={"gives_the_declared_ports"},  # it holds in no view, and is given in each
     ),
     Row("gives_another_port", "gives_what_its_role_gives", "gives none of fused_image_tokens"),

@@ -246,6 +246,7 @@ variant(
         needing_only("image")(contract), gives={name: spec for name, spec in contract.gives.items() if name != "masked_tokens"}
     ),
 )
+variant(ImageEncoderSpec, "good_encoder_that_needs_a_mask", needing(image_is_masked="B N:bool"))
 variant(FusionSpec, "good_gate_that_starts_at_zero")
 variant(FusionSpec, "good_names_of_its_own")
 variant(
