@@ -24,7 +24,7 @@ INPUT_SIZES = ("C", "H", "W", "Ht", "Wt")
 
 
 class SolvedDims(dict[str, int]):
-    """Sizes of one component and their numbers; asking for a free one, or for one that is not declared, is an error that names it."""
+    """Sizes of one component and their numbers; asking for a free or an undeclared one is an error that names it."""
 
     def __init__(self, owner: str, values: Mapping[str, int], declared: Iterable[str]) -> None:
         super().__init__(values)
