@@ -22,8 +22,8 @@ class Draw(NamedTuple):
     seed: int
 
 
-def seed_of(purpose: str, *numbers: int) -> int:
-    """A seed for one purpose that depends on all the numbers and their order, the same on every machine.
+def seed_of(purpose: str, *numbers: int | str) -> int:
+    """A seed for one purpose that depends on all the numbers (or names) and their order, the same on every machine.
 
     Example:
         >>> seed_of("masks", 0, 1) == seed_of("masks", 0, 1), seed_of("masks", 0, 1) == seed_of("masks", 1, 0)

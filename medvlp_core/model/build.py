@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import attrs
 import torch
 from torch import nn
 
+from medvlp_core.data.order import seed_of
 from medvlp_core.data.pipeline import InputGeometry, InputPipeline
 from medvlp_core.data.records import DataSource
 from medvlp_core.data.tokenizer import Tokenizer
@@ -44,7 +47,7 @@ class BuiltRun(Displayed):
 
         Random also where the recipe begins with pretrained weights.
         """
-        with torch.random.fork_rng(), skip_pretrained_init():
+        with skip_pretrained_init():
             return build_model(self.plan, seed=seed)
 
 
@@ -150,22 +153,31 @@ def build_tokenizer(plan: ModelPlan, *, folder: Path | None = None, texts: list[
 def build_model(plan: ModelPlan, *, seed: int) -> ComposedModel:
     """Build the model with weights drawn from ``seed``. The tokenizer must be built before, for the vocabulary's size.
 
-    Parts that no loss leads to are frozen: they get no gradient, for which several processes would wait.
+    Each component draws from a seed of its own, which ``seed`` and its path give: adding a part does not change how another one
+    begins. Torch's random state stays as it was. Parts that no loss leads to are frozen: they get no gradient, for which several
+    processes would wait.
     """
-    torch.manual_seed(seed)
     parts: dict[str, nn.Module] = {}
     for role in BUILD_ORDER:
         for component in plan.of_role(role).values():
-            if component.follows is not None:
-                with torch.random.fork_rng(), skip_pretrained_init():  # it gets the weights of its source
+            if component.shares is None:
+                # what follows another component gets the weights of that one
+                with _own_seed(seed, component.path), skip_pretrained_init() if component.follows else nullcontext():
                     parts[component.path] = build_component(plan, component)
-            elif component.shares is None:
-                parts[component.path] = build_component(plan, component)
     for path in plan.unused & set(parts):
         parts[path].requires_grad_(False)
     model = ComposedModel(plan, parts)
-    plan.host.observe("medvlp_model_built", plan=plan, model=model)
+    with _own_seed(seed, "hooks"):
+        plan.host.observe("medvlp_model_built", plan=plan, model=model)
     return model
+
+
+@contextmanager
+def _own_seed(seed: int, owner: str) -> Iterator[None]:
+    """Draws inside depend on a seed and an owner alone; afterwards torch's random state is as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of("weights", seed, owner))  # not torch.manual_seed, which would seed GPUs too
+        yield
 
 
 def image_geometry(plan: ModelPlan) -> InputGeometry:
