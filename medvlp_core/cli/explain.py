@@ -12,6 +12,7 @@ from medvlp_core.cli.json_output import add_json_argument, print_json
 from medvlp_core.cli.plan_parts import beneficiaries, blocks_of, losses_of
 from medvlp_core.describe.code import forward_source
 from medvlp_core.describe.wording import yaml_value
+from medvlp_core.planning.losses import weight_text
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.planning.wiring import INPUTS, PlannedComponent, PortKey
 from medvlp_core.spec.component import params_of
@@ -67,7 +68,7 @@ def explanation(plan: ModelPlan) -> Iterator[str]:
     yield from call_lines(plan)
     yield ""
     yield "losses"
-    rows = [(term, f"weight {weight:g}", origin(plan, f"losses.{term}")) for term, weight in plan.losses.items()]
+    rows = [(term, f"weight {weight_text(weight)}", origin(plan, f"losses.{term}")) for term, weight in plan.losses.items()]
     yield from columns(rows)
     if plan.evaluators or plan.skipped:
         yield ""

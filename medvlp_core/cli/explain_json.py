@@ -6,6 +6,7 @@ from typing import Any
 
 from medvlp_core.cli.json_output import position_data
 from medvlp_core.cli.plan_parts import beneficiaries, blocks_of, losses_of
+from medvlp_core.planning.losses import weight_data
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.planning.wiring import Call, PlannedComponent, PortKey
 from medvlp_core.spec.component import params_of
@@ -23,7 +24,8 @@ def explanation_data(plan: ModelPlan) -> Data:
         "views": [{"name": one.name, "of": one.parent, "opened_by": one.opener} for one in plan.wiring.views.values()],
         "calls": [_call(plan, call) for call in plan.calls],
         "losses": [
-            {"term": term, "weight": weight, **position_data(plan.source(f"losses.{term}"))} for term, weight in plan.losses.items()
+            {"term": term, "weight": weight_data(weight), **position_data(plan.source(f"losses.{term}"))}
+            for term, weight in plan.losses.items()
         ],
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from medvlp_core.planning.losses import Ramp, Weight
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.planning.wiring import Call, PortKey
 from medvlp_core.spec.contract import CLEAN
@@ -10,7 +11,8 @@ from medvlp_core.spec.contract import CLEAN
 def forward_source(plan: ModelPlan) -> str:
     """A function ``forward(model, batch)`` that returns the weighted loss and all terms, to the bit what the model computes.
 
-    One call a line, in the order of ``plan.calls``. ``batch`` is what the input pipeline makes, ``model`` the composed model.
+    One call a line, in the order of ``plan.calls``. ``batch`` is what the training loop gives: what the
+    input pipeline makes, and ``progress``, a scalar. ``model`` is the composed model.
     """
     names = {call: _name(call) for call in plan.calls}
     lines = [f"{names[call]} = {_module(plan, call)}({_arguments(plan, call, names)})" for call in plan.calls]
@@ -20,9 +22,13 @@ def forward_source(plan: ModelPlan) -> str:
         for term in plan.components[call.path].calls[call.name].losses
     }
     lines += ["losses = {", *(f"    {name!r}: {value}," for name, value in terms.items()), "}"]
-    lines.append(f"loss = {' + '.join(f'{plan.losses[name]!r} * losses[{name!r}]' for name in terms)}")
+    lines.append(f"loss = {' + '.join(f'{_weight(plan.losses[name])} * losses[{name!r}]' for name in terms)}")
     lines.append("return loss, losses")
     return "\n".join(["def forward(model, batch):", *(f"    {line}" for line in lines), ""])
+
+
+def _weight(weight: Weight) -> str:
+    return weight.code('batch["progress"]') if isinstance(weight, Ramp) else repr(weight)
 
 
 def _name(call: Call) -> str:

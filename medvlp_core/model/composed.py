@@ -12,11 +12,14 @@ from medvlp_core.errors import DataError, MedvlpError, Problem, SpecError, descr
 from medvlp_core.nn.batch import Batch, ImageFeatures, Output, StepOutput, TokenBatch
 from medvlp_core.nn.interfaces import Fusion, HasAttentionMaps, ImageEncoder, Masking, TextEncoder
 from medvlp_core.planning.connect import why_missing
+from medvlp_core.planning.losses import weight_at
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.planning.wiring import INPUTS, Call, Missing, PlannedComponent, PortKey
 from medvlp_core.spec.roles import Role
 
 Ports = dict[PortKey, Tensor]
+#: How far training has come: a scalar that the training loop puts into every batch.
+PROGRESS = PortKey("progress")
 
 
 class PartFailed(SpecError):
@@ -59,7 +62,8 @@ class ComposedModel(nn.Module):
             component = self.plan.components[call.path]
             if component.opens is not None or component.role.info.emits_losses:
                 shown |= {str(key): value for key, value in given.items()}
-        loss = sum(self.plan.losses[name] * value for name, value in losses.items())
+        progress = ports[PROGRESS]
+        loss = sum(weight_at(self.plan.losses[name], progress) * value for name, value in losses.items())
         assert isinstance(loss, Tensor)
         return StepOutput(loss=loss, losses=losses, ports=shown)
 
@@ -126,7 +130,7 @@ class ComposedModel(nn.Module):
         return found
 
     def _given(self, batch: Batch) -> Ports:
-        """What a batch brings, by port and view.
+        """What a batch brings, by port and view; where it holds no ``progress``, that is 1.
 
         Raises:
             DataError: a tensor has another dtype or shape than the model takes (MV505).
@@ -135,7 +139,13 @@ class ComposedModel(nn.Module):
             self.check_image(batch["image"])
         if "token_ids" in batch:
             _check_tokens(batch)
-        return {PortKey.parse(name): value for name, value in batch.items() if name != "record_index"}
+        given = {PortKey.parse(name): value for name, value in batch.items() if name != "record_index"}
+        if PROGRESS not in given:
+            given[PROGRESS] = torch.ones((), device=next(iter(batch.values())).device) if batch else torch.ones(())
+        elif given[PROGRESS].ndim or not given[PROGRESS].is_floating_point():
+            text = f"progress must be a float of shape (), found {_described(given[PROGRESS])}"
+            raise DataError(Problem(code="MV505", text=text, hint="leave it out after training: it is 1 then"))
+        return given
 
     def _output(self, component: PlannedComponent, call: Call, returned: Any) -> Output:
         if call.returns == "output" and isinstance(returned, Output):

@@ -10,6 +10,7 @@ import attrs
 
 from medvlp_core.display import Displayed, DisplayRow
 from medvlp_core.errors import Position, Problem, SpecError
+from medvlp_core.planning.losses import Weight, weight_data, weight_text
 from medvlp_core.planning.wiring import INPUTS, Call, PlannedComponent, Wiring
 from medvlp_core.recipe.load import Node, dump_yaml, escape_references
 from medvlp_core.spec.blocks import InitSpec, InputSpec, TrainSpec
@@ -52,8 +53,9 @@ class SkippedEvaluator:
 class ModelPlan(Displayed):
     """What :func:`medvlp_core.planning.compose.compose` makes of a recipe without a problem.
 
-    ``components`` is keyed by path (``model.fusion``), ``losses`` by full term name (``gla.global``), both in the order in which
-    they run. ``calls`` are the calls of a training step, ``warnings`` what a user should see before it starts.
+    ``components`` is keyed by path (``model.fusion``), ``losses`` (numbers and ramps) by full term name (``gla.global``), both
+    in the order in which they run. ``calls`` are the calls of a training step, ``warnings`` what a user should see before it
+    starts.
     """
 
     name: str
@@ -61,7 +63,7 @@ class ModelPlan(Displayed):
     inputs: InputSpec
     init_from: InitSpec
     train: TrainSpec
-    losses: dict[str, float]
+    losses: dict[str, Weight]
     calls: tuple[Call, ...]
     skipped: tuple[SkippedEvaluator, ...]
     warnings: tuple[Problem, ...]
@@ -74,7 +76,7 @@ class ModelPlan(Displayed):
         parts = [one for one in self.components.values() if one.role is not Role.EVALUATOR]
         rows = [(one.path.removeprefix("model."), one.name) for one in parts]
         if self.losses:
-            weighted = (name if weight == 1 else f"{weight:g} x {name}" for name, weight in self.losses.items())
+            weighted = (name if weight == 1 else f"{weight_text(weight)} x {name}" for name, weight in self.losses.items())
             rows.append(("losses", ", ".join(weighted)))
         train = self.train
         length = f"{train.steps:,} steps" if train.steps is not None else f"{train.epochs:g} epochs"
@@ -140,7 +142,7 @@ class ModelPlan(Displayed):
             block[slot] = _resolved_block(component)
         for term, weight in self.losses.items():
             slot, _, name = term.partition(".")
-            document.setdefault("losses", {}).setdefault(slot, {})[name] = weight
+            document.setdefault("losses", {}).setdefault(slot, {})[name] = weight_data(weight)
         document["inputs"] = plain(self.inputs)
         if self.init_from.path is not None:
             document["init_from"] = plain(self.init_from, has_absolute_paths=True)

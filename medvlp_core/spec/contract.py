@@ -50,6 +50,7 @@ PORTS: dict[str, str] = {
     "fused_image_tokens": "patch tokens that have seen the text, (B, N, Df)",
     "image_embedding": "L2-normalised image vector in the shared space of an alignment, (B, E)",
     "text_embedding": "L2-normalised text vector in the shared space of an alignment, (B, E)",
+    "progress": "share of the optimiser steps that are done, a scalar from 0; 1 in validation, evaluation and inference",
     "patch_prediction": "reconstructed pixels of every patch, (B, N, Q)",
     "word_logits": "vocabulary logits at scored text positions, (R, V)",
 }
@@ -85,7 +86,7 @@ class TensorSpec:
         when: str | None = None,
         sees: Sees | None = None,
     ) -> TensorSpec:
-        """Read the short form ``"B L Dt"``, ``"B L:bool"``, ``"B N Di @masked"``, ``"B N:bool?"`` (optional).
+        """Read the short form ``"B L Dt"``, ``"B L:bool"``, ``"B N Di @masked"``, ``"B N:bool?"`` (optional), ``":float"``.
 
         Raises:
             ValueError: the text is not of that form.
@@ -115,7 +116,7 @@ class TensorSpec:
 
     def __str__(self) -> str:
         text = " ".join(str(dim) for dim in self.dims)
-        text += f":{self.dtype}" if self.dtype != "float" else ""
+        text += f":{self.dtype}" if self.dtype != "float" or not self.dims else ""
         text += "?" if self.is_optional else ""
         text += f" @{self.view}" if self.view else ""
         return text + (f" ({self.layout})" if self.layout else "")

@@ -99,7 +99,8 @@ def train(
     for step in range(state.step, steps):
         torch.manual_seed(seed_of("masks", spec.seed, step, share.rank))  # and dropout
         learning_rate = set_learning_rate(state.optimizer, step, steps, spec)
-        local = forward_backward(state, forward, batches, spec, pairs=order.size(step), device=device)
+        progress = step / steps
+        local = forward_backward(state, forward, batches, spec, pairs=order.size(step), progress=progress, device=device)
         grad_norm = clip_gradients(state, spec.max_grad_norm)
         metrics = reduce_metrics(local, grad_norm, read_statistics(modules), is_stopping=stop.signal is not None)
         is_applied = apply_update(state, metrics)
@@ -123,11 +124,18 @@ def train(
 
 
 def forward_backward(
-    state: TrainState, forward: nn.Module, batches: Iterator[Batch], spec: TrainSpec, *, pairs: int, device: torch.device
+    state: TrainState,
+    forward: nn.Module,
+    batches: Iterator[Batch],
+    spec: TrainSpec,
+    *,
+    pairs: int,
+    progress: float,
+    device: torch.device,
 ) -> LocalStep:
     """Forward and backward passes over the micro-batches of one step; leaves the summed gradients in the parameters.
 
-    ``pairs``: image-text pairs of the step, over all processes and micro-batches.
+    ``pairs``: image-text pairs of the step, over all processes and micro-batches. ``progress``: share of the steps that are done.
     """
     state.optimizer.zero_grad(set_to_none=True)
     state.save_buffers()
@@ -144,13 +152,18 @@ def forward_backward(
         weight = len(batch["record_index"]) / pairs
         with sync_gradients(forward, is_last=micro_batch + 1 == spec.gradient_accumulation_steps):
             with autocast(device, spec.precision):
-                output: StepOutput = forward(to_device(batch, device))
+                output: StepOutput = forward(with_progress(to_device(batch, device), progress, device))
             state.scaler.scale(output.loss * (weight * world_size())).backward()
         weighted = torch.stack([output.loss, *output.losses.values()]).detach().float() * weight
         losses, names = weighted if losses is None else losses + weighted, tuple(output.losses)
         del output  # its predictions would stay in memory during the next micro-batch
     assert losses is not None
     return LocalStep(losses=losses, names=names, rows=tuple(rows), pairs=pairs, data_seconds=data_seconds)
+
+
+def with_progress(batch: Batch, progress: float, device: torch.device) -> Batch:
+    """A batch with the port ``progress``, which components may need and weights of losses may depend on."""
+    return {**batch, "progress": torch.full((), progress, device=device)}
 
 
 def clip_gradients(state: TrainState, max_norm: float | None) -> Tensor:

@@ -19,7 +19,7 @@ from medvlp_core.describe import forward_source
 from medvlp_core.nn import Batch
 from medvlp_core.planning import ModelPlan, TrainSpec
 from medvlp_core.runtime import autocast, to_device
-from medvlp_core.training import learning_rate_at, parameter_groups
+from medvlp_core.training import learning_rate_at, parameter_groups, with_progress
 
 Forward = Callable[[Batch], tuple[Tensor, list[Tensor]]]
 
@@ -82,7 +82,7 @@ class PlainLoop:
                 batch = next(batches)
                 data_seconds += time.perf_counter() - before
                 with autocast(self.device, spec.precision):
-                    loss, terms = self.forward(to_device(batch, self.device))
+                    loss, terms = self.forward(with_progress(to_device(batch, self.device), step / steps, self.device))
                 share = len(batch["image"]) / spec.batch_size
                 scaler.scale(loss * share).backward()
                 numbers = numbers + torch.stack([loss, *terms] if is_seeded else [loss]).detach().float() * share
