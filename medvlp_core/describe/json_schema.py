@@ -20,7 +20,7 @@ from medvlp_core.planning.losses import RAMP_KEYS
 from medvlp_core.planning.plan import FORMAT_VERSION
 from medvlp_core.plugins.registry import ComponentRegistry
 from medvlp_core.spec.blocks import InitSpec, InputSpec, TrainSpec
-from medvlp_core.spec.component import Param, SpecBlock, params_of
+from medvlp_core.spec.component import Param, SpecBlock, blocks_in, params_of
 from medvlp_core.spec.roles import ROLES, Role
 
 Schema = dict[str, Any]
@@ -203,6 +203,8 @@ def _value(kind: Any, param: Param) -> Schema:
         return {**inner, "type": [*_as_list(inner["type"]), "null"]}
     if origin is tuple:
         return _or_reference({"type": "array", "items": _value(args[0], param)}, complaint)
+    if (blocks := blocks_in(kind)) is not None:
+        return _block(additionalProperties=_core_block(blocks))
     if origin is dict:
         return _block(additionalProperties=_value(args[1], param))
     if rules.one_of is not None:

@@ -18,6 +18,7 @@ from medvlp_core.data.tokenizer import Tokenizer
 from medvlp_core.display import Displayed, DisplayRow
 from medvlp_core.errors import Diagnostics, MedvlpError, PluginError, Problem, SpecError, describe_error
 from medvlp_core.model.composed import ComposedModel
+from medvlp_core.model.freezing import freeze
 from medvlp_core.planning.connect import check_constraints
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.planning.wiring import INPUTS, PlannedComponent
@@ -155,7 +156,10 @@ def build_model(plan: ModelPlan, *, seed: int) -> ComposedModel:
 
     Each component draws from a seed of its own, which ``seed`` and its path give: adding a part does not change how another one
     begins. Torch's random state stays as it was. Parts that no loss leads to are frozen: they get no gradient, for which several
-    processes would wait.
+    processes would wait. What ``train.freeze`` names is frozen too.
+
+    Raises:
+        SpecError: a component cannot be built (MV303), or ``train`` names parameters that there are not (MV102).
     """
     parts: dict[str, nn.Module] = {}
     for role in BUILD_ORDER:
@@ -167,6 +171,7 @@ def build_model(plan: ModelPlan, *, seed: int) -> ComposedModel:
     for path in plan.unused & set(parts):
         parts[path].requires_grad_(False)
     model = ComposedModel(plan, parts)
+    model.frozen_modules = freeze(model, plan)
     with _own_seed(seed, "hooks"):
         plan.host.observe("medvlp_model_built", plan=plan, model=model)
     return model

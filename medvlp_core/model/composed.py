@@ -42,6 +42,8 @@ class ComposedModel(nn.Module):
         self.parts = _block(parts, "model.parts")
         self.alignments = _block(parts, "model.alignments")
         self.decoders = _block(parts, "model.decoders")
+        #: Modules that the recipe freezes wholly, by name.
+        self.frozen_modules: tuple[str, ...] = ()
         self.reset_followers()
 
     def forward(self, batch: Batch) -> StepOutput:
@@ -94,8 +96,10 @@ class ComposedModel(nn.Module):
         return method
 
     def train(self, mode: bool = True) -> ComposedModel:
-        """As torch has it; what follows the weights of another component stays in evaluation mode."""
+        """As torch has it; followers, and modules that the recipe freezes wholly (``train.freeze``), stay in evaluation mode."""
         super().train(mode)
+        for name in self.frozen_modules:
+            self.get_submodule(name).eval()
         for follower, _, _ in self._followers():
             follower.eval()
         return self

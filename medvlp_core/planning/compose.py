@@ -11,6 +11,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from medvlp_core.errors import Diagnostics, did_you_mean
 from medvlp_core.planning.components import read_components
 from medvlp_core.planning.connect import connect, report_missing, why_missing
+from medvlp_core.planning.freezing import check_names
 from medvlp_core.planning.losses import read_losses
 from medvlp_core.planning.parameters import B, describe, read_block
 from medvlp_core.planning.plan import FORMAT_VERSION, ModelPlan, SkippedEvaluator
@@ -65,6 +66,8 @@ def compose(recipe: Node, host: Host, diagnostics: Diagnostics, *, name: str = "
     train = _core_block(recipe, "train", TrainSpec, diagnostics)
     heads = [one for one in components.values() if one.role in HEADS]
     wiring, calls = connect(components, broken, diagnostics)
+    if train is not None and not broken:
+        check_names(recipe, train, components, diagnostics)
     if not heads and not broken & set(HEADS):
         hint = "add a block under model.alignments or model.decoders"
         diagnostics.add("MV105", "nothing to train: the model has no alignment and no decoder", at=recipe.position, hint=hint)

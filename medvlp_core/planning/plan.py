@@ -183,14 +183,17 @@ def plain(block: SpecBlock, *, has_absolute_paths: bool = False) -> dict[str, An
         values |= {
             param.name: os.path.abspath(values[param.name]) for param in params if param.rules.is_path and values[param.name]
         }
-    return {name: _plain_value(value) for name, value in values.items()}
+    return {name: plain_value(value) for name, value in values.items()}
 
 
-def _plain_value(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """The value of a parameter as plain data: texts as a recipe has to write them, lists instead of tuples, mappings of blocks."""
+    if isinstance(value, SpecBlock):
+        return plain(value)
     if isinstance(value, str):
         return escape_references(value)
     if isinstance(value, tuple):
-        return [_plain_value(item) for item in value]
+        return [plain_value(item) for item in value]
     if isinstance(value, dict):
-        return {key: _plain_value(item) for key, item in value.items()}
+        return {key: plain_value(item) for key, item in value.items()}
     return value

@@ -163,7 +163,13 @@ def type_name(kind: Any) -> str:
         return f"list of {type_name(args[0])}"
     if origin in (typing.Union, types.UnionType):
         return " | ".join("None" if arg is type(None) else type_name(arg) for arg in args)
-    return getattr(kind, "__name__", str(kind))
+    return "mapping" if origin is dict else getattr(kind, "__name__", str(kind))
+
+
+def blocks_in(kind: Any) -> type[SpecBlock] | None:
+    """``X`` if a parameter's type is ``dict[str, X]`` with a block of parameters ``X``: several blocks by name."""
+    args = typing.get_args(kind) if typing.get_origin(kind) is dict else ()
+    return args[1] if args and isinstance(args[1], type) and issubclass(args[1], SpecBlock) else None
 
 
 def params_of(spec: type) -> tuple[Param, ...]:

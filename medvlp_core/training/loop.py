@@ -25,7 +25,7 @@ from medvlp_core.runtime.device import autocast, to_device
 from medvlp_core.runtime.distributed import all_gather_object, rank, sum_over_ranks, world_size
 from medvlp_core.spec.blocks import TrainSpec
 from medvlp_core.training.events import Observer, StepDone, StepSkipped, Stopped
-from medvlp_core.training.optim import set_learning_rate
+from medvlp_core.training.optim import TimedFreeze, set_learning_rate
 from medvlp_core.training.parallel import sync_gradients, warm_up_ddp_buckets
 from medvlp_core.training.state import TrainState
 from medvlp_core.training.stop import StopRequest
@@ -94,6 +94,7 @@ def train(
     modules = {name: module for name, module in state.model.named_modules() if isinstance(module, ReportsStatistics)}
     warm_up_ddp_buckets(forward, pipeline.training_batches(order, range(1), share=share), device, spec.precision)
     read_statistics(modules)  # what that pass counted belongs to no step
+    timed_freeze = TimedFreeze.of(state.model, spec.parameters)
     clock = time.perf_counter()
 
     for step in range(state.step, steps):
@@ -101,6 +102,7 @@ def train(
         learning_rate = set_learning_rate(state.optimizer, step, steps, spec)
         progress = step / steps
         local = forward_backward(state, forward, batches, spec, pairs=order.size(step), progress=progress, device=device)
+        timed_freeze.drop_gradients(progress)
         grad_norm = clip_gradients(state, spec.max_grad_norm)
         metrics = reduce_metrics(local, grad_norm, read_statistics(modules), is_stopping=stop.signal is not None)
         is_applied = apply_update(state, metrics)
