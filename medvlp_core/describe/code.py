@@ -15,7 +15,10 @@ def forward_source(plan: ModelPlan) -> str:
     input pipeline makes, and ``progress``, a scalar. ``model`` is the composed model.
     """
     names = {call: _name(call) for call in plan.calls}
-    lines = [f"{names[call]} = {_module(plan, call)}({_arguments(plan, call, names)})" for call in plan.calls]
+    lines = []
+    for call in plan.calls:
+        line = f"{names[call]} = {_module(plan, call)}({_arguments(plan, call, names)})"
+        lines += [line] if plan.components[call.path].follows is None else ["with torch.no_grad():", f"    {line}"]
     terms = {
         f"{plan.components[call.path].slot}.{term}": f"{names[call]}.losses[{term!r}]"
         for call in plan.calls
@@ -24,7 +27,8 @@ def forward_source(plan: ModelPlan) -> str:
     lines += ["losses = {", *(f"    {name!r}: {value}," for name, value in terms.items()), "}"]
     lines.append(f"loss = {' + '.join(f'{_weight(plan.losses[name])} * losses[{name!r}]' for name in terms)}")
     lines.append("return loss, losses")
-    return "\n".join(["def forward(model, batch):", *(f"    {line}" for line in lines), ""])
+    imports = ["import torch", "", ""] if "with torch.no_grad():" in lines else []
+    return "\n".join([*imports, "def forward(model, batch):", *(f"    {line}" for line in lines), ""])
 
 
 def _weight(weight: Weight) -> str:

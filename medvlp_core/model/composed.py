@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -78,7 +79,8 @@ class ComposedModel(nn.Module):
         """
         component = self.plan.components[call.path]
         try:
-            returned = self._method(call)(**arguments)
+            with torch.no_grad() if component.follows is not None else nullcontext():
+                returned = self._method(call)(**arguments)
         except (MedvlpError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -110,17 +112,18 @@ class ComposedModel(nn.Module):
         for follower, source, component in self._followers():
             follower.requires_grad_(False)
             if component.path not in but:
-                follower.load_state_dict(source.state_dict())
+                _copy(follower.parameters(), source.parameters())
+                _copy(follower.buffers(), source.buffers())
             follower.eval()
 
     @torch.no_grad()
     def update_followers(self) -> None:
         """``follower = decay * follower + (1 - decay) * source``, after a step that changed the weights; buffers are copied."""
         for follower, source, component in self._followers():
-            for average, value in zip(follower.parameters(), source.parameters(), strict=True):
-                average.lerp_(value, 1 - component.decay)
-            for mine, theirs in zip(follower.buffers(), source.buffers(), strict=True):
-                mine.copy_(theirs)
+            averages, values = list(follower.parameters()), list(source.parameters())
+            if averages:
+                torch._foreach_lerp_(averages, values, 1 - component.decay)
+            _copy(follower.buffers(), source.buffers())
 
     def _followers(self) -> Iterator[tuple[nn.Module, nn.Module, PlannedComponent]]:
         for component in self.plan.components.values():
@@ -296,6 +299,11 @@ class ComposedModel(nn.Module):
             hint = f"alignments of this model: {', '.join(self.alignments)}"
             raise SpecError(Problem(code="MV201", text=f"this model has no alignment {slot!r}", hint=hint))
         return slot or next(iter(self.alignments))
+
+
+def _copy(to: Iterable[Tensor], source: Iterable[Tensor]) -> None:
+    for mine, theirs in zip(to, source, strict=True):
+        mine.copy_(theirs)
 
 
 def _block(parts: dict[str, nn.Module], path: str) -> nn.ModuleDict:

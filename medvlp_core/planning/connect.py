@@ -142,7 +142,8 @@ def _training_calls(wiring: Wiring, diagnostics: Diagnostics) -> tuple[Call, ...
     missing: list[Missing] = []
     for component in wiring.components.values():
         for name, contract in component.calls.items():
-            if component.role.info.emits_losses and (contract.losses or name == "forward"):
+            # what follows a head has no losses: its calls are offers
+            if component.role.info.emits_losses and component.follows is None and (contract.losses or name == "forward"):
                 found = wiring.call(component.path, name)
                 if isinstance(found, Call):
                     heads.append(found)
