@@ -115,6 +115,7 @@ def dimension_text(plan: ModelPlan, path: str) -> str:
 
 def call_lines(plan: ModelPlan) -> Iterator[str]:
     """The calls of a training step in the order in which they run, with the tensors that they take and give."""
+    after, first_calls = plan.after, {call.path: call for call in reversed(plan.calls)}
     yield f"  inputs give {shape(plan, PortKey('image'))}" + _target(plan)
     for index, call in enumerate(plan.calls, start=1):
         yield f"  {index}. {call}"
@@ -122,6 +123,8 @@ def call_lines(plan: ModelPlan) -> Iterator[str]:
             name = f"{argument} = " if argument != key.name else ""
             yield f"       takes {name}{shape(plan, key)} from {plan.wiring.provider(key).path}"
         yield from (f"       gives {shape(plan, key)}" for key in call.gives)
+        for argument, key in after.get(call.path, ()) if call == first_calls[call.path] else ():
+            yield f"       after the step: after_step({argument} = {shape(plan, key)}, of all records)"
         if losses := losses_of(plan, call):
             yield f"       losses {', '.join(losses)}"
         if found := beneficiaries(plan, call):

@@ -23,6 +23,9 @@ def explanation_data(plan: ModelPlan) -> Data:
         "blocks": {path: parameters_data(plan, path, block) for path, block in blocks_of(plan).items()},
         "views": [{"name": one.name, "of": one.parent, "opened_by": one.opener} for one in plan.wiring.views.values()],
         "calls": [_call(plan, call) for call in plan.calls],
+        "after": {
+            path: [{"argument": argument, **_tensor(plan, key)} for argument, key in rows] for path, rows in plan.after.items()
+        },
         "losses": [
             {"term": term, "weight": weight_data(weight), **position_data(plan.source(f"losses.{term}"))}
             for term, weight in plan.losses.items()

@@ -15,10 +15,10 @@ def forward_source(plan: ModelPlan) -> str:
     input pipeline makes, and ``progress``, a scalar. ``model`` is the composed model.
     """
     names = {call: _name(call) for call in plan.calls}
-    lines = []
+    lines, trained = [], plan.trained_calls
     for call in plan.calls:
         line = f"{names[call]} = {_module(plan, call)}({_arguments(plan, call, names)})"
-        lines += [line] if plan.components[call.path].follows is None else ["with torch.no_grad():", f"    {line}"]
+        lines += [line] if call in trained else ["with torch.no_grad():", f"    {line}"]
     terms = {
         f"{plan.components[call.path].slot}.{term}": f"{names[call]}.losses[{term!r}]"
         for call in plan.calls

@@ -19,6 +19,7 @@ from medvlp_core.display import Displayed, DisplayRow
 from medvlp_core.errors import Diagnostics, MedvlpError, PluginError, Problem, SpecError, describe_error
 from medvlp_core.model.composed import ComposedModel
 from medvlp_core.model.freezing import freeze
+from medvlp_core.nn.interfaces import HasAfterStep
 from medvlp_core.planning.connect import check_constraints
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.planning.wiring import INPUTS, PlannedComponent
@@ -90,6 +91,9 @@ def build_component(plan: ModelPlan, component: PlannedComponent) -> Any:
         text = f"{component.label}: {declaration.build} does not implement {interface.__name__}"
         hint = f"derive it from {interface.__module__}.{interface.__name__}"
         raise PluginError(Problem(code="MV302", text=text, position=component.position(), details=(origin,), hint=hint))
+    if any(contract.after for contract in component.calls.values()) and not isinstance(built, HasAfterStep):
+        text = f"{component.label}: its contract says what it gets after a step, and {declaration.build} has no method after_step"
+        raise PluginError(Problem(code="MV302", text=text, position=component.position(), details=(origin,)))
     if component.role is not Role.TOKENIZER:
         adopt_dims(plan, component, built)
     return built

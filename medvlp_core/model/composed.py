@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from medvlp_core.errors import DataError, MedvlpError, Problem, SpecError, describe_error
+from medvlp_core.model.between_steps import BetweenSteps, PartFailed
 from medvlp_core.nn.batch import Batch, ImageFeatures, Output, StepOutput, TokenBatch
 from medvlp_core.nn.interfaces import Fusion, HasAttentionMaps, ImageEncoder, Masking, TextEncoder
 from medvlp_core.planning.connect import why_missing
@@ -23,16 +24,11 @@ Ports = dict[PortKey, Tensor]
 PROGRESS = PortKey("progress")
 
 
-class PartFailed(SpecError):
-    """The code of a part of the model raised something; that is the cause."""
-
-
-class ComposedModel(nn.Module):
+class ComposedModel(BetweenSteps):
     """The trainable parts of a plan, each under its slot's name. Made by :func:`medvlp_core.model.build.build_model`."""
 
     def __init__(self, plan: ModelPlan, parts: dict[str, nn.Module]) -> None:
-        super().__init__()
-        self.plan = plan
+        super().__init__(plan)
         dims = plan.dims(INPUTS)
         self.image_shape = (dims.get("C"), dims.get("H"), dims.get("W"))
         self.masking: Masking | None = parts.get("model.masking")  # type: ignore[assignment]
@@ -43,8 +39,7 @@ class ComposedModel(nn.Module):
         self.parts = _block(parts, "model.parts")
         self.alignments = _block(parts, "model.alignments")
         self.decoders = _block(parts, "model.decoders")
-        #: Modules that the recipe freezes wholly, by name.
-        self.frozen_modules: tuple[str, ...] = ()
+        self._trained_calls = plan.trained_calls
         self.reset_followers()
 
     def forward(self, batch: Batch) -> StepOutput:
@@ -59,7 +54,8 @@ class ComposedModel(nn.Module):
         losses: dict[str, Tensor] = {}
         shown: dict[str, Tensor] = {}
         for call in self.plan.calls:
-            output = self.run(call, {argument: ports[key] for argument, key in call.takes})
+            with nullcontext() if call in self._trained_calls else torch.no_grad():
+                output = self.run(call, {argument: ports[key] for argument, key in call.takes})
             ports |= (given := {key: output.ports[key.name] for key in call.gives})
             losses |= output.losses
             component = self.plan.components[call.path]
@@ -68,7 +64,10 @@ class ComposedModel(nn.Module):
         progress = ports[PROGRESS]
         loss = sum(weight_at(self.plan.losses[name], progress) * value for name, value in losses.items())
         assert isinstance(loss, Tensor)
-        return StepOutput(loss=loss, losses=losses, ports=shown)
+        rows = {str(key): ports[key].detach() for taken in self._after.values() for _, key in taken}
+        if any(len(one) != len(batch["record_index"]) for one in rows.values() if "record_index" in batch):
+            raise self._wrong_rows(rows, len(batch["record_index"]))
+        return StepOutput(loss=loss, losses=losses, ports=shown, rows=rows)
 
     def run(self, call: Call, arguments: dict[str, Tensor]) -> Output:
         """What a call gives: its ports by name, its losses by their full names.
@@ -86,7 +85,7 @@ class ComposedModel(nn.Module):
         except Exception as error:
             text = f"{component.label} failed: {describe_error(error)}"
             raise PartFailed(
-                Problem(code="MV306", text=text, position=component.position(), details=(self._origin(component),))
+                Problem(code="MV306", text=text, position=component.position(), details=(self.origin(component),))
             ) from error
         output = self._output(component, call, returned)
         losses = {} if component.follows is not None else self._checked_losses(component, call, output.losses)
@@ -96,39 +95,6 @@ class ComposedModel(nn.Module):
         part = self.part(call.path)
         method: Callable[..., Any] = part if call.method == "forward" else getattr(part, call.method)
         return method
-
-    def train(self, mode: bool = True) -> ComposedModel:
-        """As torch has it; followers, and modules that the recipe freezes wholly (``train.freeze``), stay in evaluation mode."""
-        super().train(mode)
-        for name in self.frozen_modules:
-            self.get_submodule(name).eval()
-        for follower, _, _ in self._followers():
-            follower.eval()
-        return self
-
-    @torch.no_grad()
-    def reset_followers(self, *, but: Collection[str] = ()) -> None:
-        """Give components that follow others the weights of these, and freeze them; ``but``: paths that have weights already."""
-        for follower, source, component in self._followers():
-            follower.requires_grad_(False)
-            if component.path not in but:
-                _copy(follower.parameters(), source.parameters())
-                _copy(follower.buffers(), source.buffers())
-            follower.eval()
-
-    @torch.no_grad()
-    def update_followers(self) -> None:
-        """``follower = decay * follower + (1 - decay) * source``, after a step that changed the weights; buffers are copied."""
-        for follower, source, component in self._followers():
-            averages, values = list(follower.parameters()), list(source.parameters())
-            if averages:
-                torch._foreach_lerp_(averages, values, 1 - component.decay)
-            _copy(follower.buffers(), source.buffers())
-
-    def _followers(self) -> Iterator[tuple[nn.Module, nn.Module, PlannedComponent]]:
-        for component in self.plan.components.values():
-            if component.follows is not None:
-                yield self.part(component.path), self.part(component.follows), component
 
     def part(self, path: str) -> nn.Module:
         """The module of a component, by its path in the recipe: ``model.alignments.gla``; that of another one if it shares it."""
@@ -187,14 +153,15 @@ class ComposedModel(nn.Module):
                 raise self._wrong_output(component, call, f"{_kind(value)} as the loss {term!r}", "a scalar tensor")
         return {f"{component.slot}.{term}": value for term, value in losses.items()}
 
+    def _wrong_rows(self, rows: Mapping[str, Tensor], count: int) -> SpecError:
+        found = ", ".join(f"{name} ({len(one)} rows)" for name, one in rows.items() if len(one) != count)
+        text = f"after a step every record has one row, and in a batch of {count} there came {found}"
+        return SpecError(Problem(code="MV206", text=text, hint="its first axis must be the batch"))
+
     def _wrong_output(self, component: PlannedComponent, call: Call, found: str, expected: str) -> SpecError:
         method = "" if call.name == "forward" else f" from {call.method}"
         text = f"{component.label} returned {found}{method}, expected {expected}"
-        return SpecError(Problem(code="MV206", text=text, position=component.position(), details=(self._origin(component),)))
-
-    def _origin(self, component: PlannedComponent) -> str:
-        distribution = self.plan.host.components.distribution(component.name) or "no distribution"
-        return f"{type(component.spec).declaration.build} from {distribution}"
+        return SpecError(Problem(code="MV206", text=text, position=component.position(), details=(self.origin(component),)))
 
     # ------------------------------------------------------------------------------------------------- use after training
 
@@ -299,11 +266,6 @@ class ComposedModel(nn.Module):
             hint = f"alignments of this model: {', '.join(self.alignments)}"
             raise SpecError(Problem(code="MV201", text=f"this model has no alignment {slot!r}", hint=hint))
         return slot or next(iter(self.alignments))
-
-
-def _copy(to: Iterable[Tensor], source: Iterable[Tensor]) -> None:
-    for mine, theirs in zip(to, source, strict=True):
-        mine.copy_(theirs)
 
 
 def _block(parts: dict[str, nn.Module], path: str) -> nn.ModuleDict:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import attrs
 
 from medvlp_core.errors import Diagnostics, did_you_mean
+from medvlp_core.planning.after import calls_for_rows, check_rows, rows_of
 from medvlp_core.planning.wiring import (
     BATCH,
     INPUT_PORTS,
@@ -50,7 +51,7 @@ def connect(
     wiring = Wiring(components, _views(components, broken_roles, diagnostics), broken_roles=broken_roles)
     _register(wiring, diagnostics)
     try:
-        calls = _training_calls(wiring, diagnostics)
+        calls = calls_for_rows(wiring, _training_calls(wiring, diagnostics), diagnostics)
         others = (*_offers(wiring, diagnostics), *wiring.route(key for _, _, key in _evaluator_needs(wiring)))
     except Circle as circle:
         at = next((one for one in components.values() if one.losses), next(iter(components.values())))
@@ -58,6 +59,8 @@ def connect(
         return wiring, ()
     for call in dict.fromkeys((*calls, *others)):
         _tie(wiring, call, diagnostics)
+    for call in calls:
+        _tie_rows(wiring, call, diagnostics)
     for component, need, key in _evaluator_needs(wiring):
         _tie_need(wiring, component, "forward", CLEAN, need, key, diagnostics)
     for call in dict.fromkeys((*calls, *others)):
@@ -198,6 +201,16 @@ def _tie(wiring: Wiring, call: Call, diagnostics: Diagnostics) -> None:
             symbol := wiring.symbol(call.path, call.name, call.view, provider.spec.dims[1]), Symbol
         ):
             wiring.table.bind(symbol, Axis(f"visible {key}"), call.path)
+
+
+def _tie_rows(wiring: Wiring, call: Call, diagnostics: Diagnostics) -> None:
+    """The same for what the component gets after a step. Later, when it is known which axes are the batch."""
+    component = wiring.components[call.path]
+    for argument, key in rows_of(wiring, call).items():
+        if isinstance(key, PortKey):
+            row = component.calls[call.name].after[argument]
+            _tie_need(wiring, component, call.name, call.view, row, key, diagnostics)
+            check_rows(wiring, component, argument, key, diagnostics)
 
 
 def _tie_need(

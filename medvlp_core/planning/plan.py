@@ -10,6 +10,7 @@ import attrs
 
 from medvlp_core.display import Displayed, DisplayRow
 from medvlp_core.errors import Position, Problem, SpecError
+from medvlp_core.planning.after import Rows, rows_by_component
 from medvlp_core.planning.losses import Weight, weight_data, weight_text
 from medvlp_core.planning.wiring import INPUTS, Call, PlannedComponent, Wiring
 from medvlp_core.recipe.load import Node, dump_yaml, escape_references
@@ -121,9 +122,26 @@ class ModelPlan(Displayed):
         return tuple(sorted(named & set(self.components[path].sizes) - set(self.dims(path))))
 
     @property
+    def after(self) -> dict[str, Rows]:
+        """What components are handed after a step, by path: arguments of ``after_step``, and the ports that they come from."""
+        return rows_by_component(self.wiring, self.calls)
+
+    @property
+    def trained_calls(self) -> frozenset[Call]:
+        """The calls that get a gradient: those that losses need; but no follower, and nothing that only followers need."""
+        found: set[Call] = set()
+        pending = [call for call in self.calls if self.components[call.path].calls[call.name].losses]
+        while pending:
+            call = pending.pop()
+            if call not in found and self.components[call.path].follows is None:
+                found.add(call)
+                pending += [source for _, key in call.takes if (source := self.wiring.call_of(key)) is not None]
+        return frozenset(found)
+
+    @property
     def unused(self) -> frozenset[str]:
         """Parts of the model that no loss leads to."""
-        used = {self.components[call.path].owner for call in self.calls if self.components[call.path].follows is None}
+        used = {self.components[call.path].owner for call in self.trained_calls}
         return frozenset(path for path in self.components if path.startswith("model.") and path not in used)
 
     def source(self, path: str) -> Position | None:

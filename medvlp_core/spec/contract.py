@@ -169,13 +169,16 @@ def _specs(ports: Mapping[str, TensorSpec | str]) -> dict[str, TensorSpec]:
 
 @attrs.frozen(kw_only=True)
 class Contract:
-    """What one call of a component needs, gives, requires of dimensions, and which loss terms it emits.
+    """What one call of a component needs, gives, requires of dimensions, which loss terms it emits, and what it gets after a step.
 
     ``needs`` maps an *argument name of the method* to a spec, ``gives`` a label to a spec; the port is the key unless the spec says
     otherwise. A call that emits ``losses`` runs once in a training step and reads the clean view where a need names no other. Any
     other call is an offer: it runs in each view in which somebody needs what it gives, and a need without a view means that view.
 
     ``sizes`` are the symbols that weights depend on: one number over all calls and views, and what the builder gets.
+    ``after`` are rows that the module's method ``after_step`` gets after each step that changed the weights, of the whole step in
+    the order of its records, for queues and prototypes: arguments of this call, or ports that the component gives. Their first
+    axis is ``T``, the records of the step (``after={"image_embedding": "T E"}``).
     ``mixes_rows``: the result of a row of the batch depends on other rows, as in a contrast.
 
     Example:
@@ -189,10 +192,11 @@ class Contract:
     require: tuple[Constraint, ...] = ()
     losses: tuple[str, ...] = ()
     mixes_rows: bool = False
+    after: dict[str, TensorSpec] = attrs.field(factory=dict, converter=_specs)
 
     def symbols(self) -> set[str]:
         """Every symbol that the contract names."""
-        specs = (*self.needs.values(), *self.gives.values())
+        specs = (*self.needs.values(), *self.gives.values(), *self.after.values())
         return {dim for spec in specs for dim in spec.dims if isinstance(dim, str)}
 
 

@@ -17,7 +17,7 @@ from medvlp_core.data.order import DataOrder, Share
 from medvlp_core.errors import Diagnostics
 from medvlp_core.model.build import build_model
 from medvlp_core.model.composed import ComposedModel
-from medvlp_core.nn import Batch, Decoder, ImageEncoder, ImageFeatures, Output, Part
+from medvlp_core.nn import Alignment, Batch, Decoder, ImageEncoder, ImageFeatures, Output, Part
 from medvlp_core.planning.compose import compose
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.plugins.host import PluginHost
@@ -155,7 +155,102 @@ class Distil(Decoder):
         return Output(losses={"distance": (self.linear(image_tokens) - teacher_tokens).square().mean()})
 
 
-SPECS: list[type[ComponentSpec]] = [EncoderSpec, PoolSpec, FitSpec, DistilSpec]
+@component("st.queue", role=Role.DECODER, build="state_bundle:Queue")
+@attrs.frozen(kw_only=True)
+class QueueSpec(Small):
+    """A loss against the vectors of earlier steps."""
+
+    length: int = param(12, help="vectors that are kept", at_least=1)
+    draws: bool = param(False, help="add noise to what is kept")
+    after: str = param("pooled: T D", help="what it says that it gets after a step")
+    fault: str = param("", help="what is wrong with it", one_of=("", "raises", "transient", "shape", "lost"))
+
+    def contract(self) -> Contract:
+        name, _, row = self.after.partition(": ")
+        return Contract(
+            needs={"pooled": "B D", "extra": "B D?", "image_tokens": "B S D"},
+            gives={"projected": "B D", "norm": ":float"},
+            sizes=("D",),
+            losses=("far",),
+            after={name: row},
+        )
+
+
+class Queue(Decoder):
+    """``far = mean((W x . q)^2)`` over the queue q, to which the projected or given rows of every step are added."""
+
+    def __init__(self, spec: QueueSpec, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        self.spec = spec
+        self.linear = nn.Linear(dims["D"], dims["D"])
+        self.register_buffer("queue", torch.zeros(spec.length, dims["D"]), persistent=spec.fault != "lost")
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))
+        self.handed: list[Tensor] = []
+
+    def forward(self, pooled: Tensor, image_tokens: Tensor, extra: Tensor | None = None) -> Output:
+        projected = self.linear(pooled)
+        far = (1 + projected @ self.queue.T.to(projected.dtype)).square().mean()
+        return Output({"projected": projected, "norm": projected.norm()}, {"far": far})
+
+    def after_step(self, **rows: Tensor) -> None:
+        (found,) = rows.values()
+        self.handed.append(found.clone())
+        if self.spec.fault == "raises":
+            raise ValueError("the queue is full")
+        if self.spec.fault == "shape":
+            self.queue = torch.cat([self.queue, found])
+            return
+        noise = torch.randn_like(found) if self.spec.draws else 0
+        self.queue.copy_(torch.cat([found + noise, self.queue])[: self.spec.length])
+        self.steps += 1
+
+
+@component("st.forgetful", role=Role.DECODER, build="state_bundle:Distil")
+@attrs.frozen(kw_only=True)
+class ForgetfulSpec(DistilSpec):
+    """Wants rows, and has no method for them."""
+
+    def contract(self) -> Contract:
+        return Contract(
+            needs={"image_tokens": "B S D", "teacher_tokens": "B S D"},
+            sizes=("D",),
+            losses=("distance",),
+            after={"image_tokens": "T S D"},
+        )
+
+
+@component("st.contrast", role=Role.ALIGNMENT, build="state_bundle:Contrast")
+@attrs.frozen(kw_only=True)
+class ContrastSpec(Small):
+    """A loss on pooled vectors, and a queue of embeddings that another call makes, of a layer of its own."""
+
+    def calls(self) -> dict[str, Contract]:
+        return {
+            "forward": Contract(needs={"pooled": "B D"}, sizes=("D",), losses=("size",), after={"image_embedding": "T D"}),
+            "embed_image": Contract(needs={"image_tokens": "B S D"}, gives={"image_embedding": "B D"}, sizes=("D",)),
+        }
+
+
+class Contrast(Alignment):
+    """``size = mean(x^2)``."""
+
+    def __init__(self, spec: ContrastSpec, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("mean", torch.zeros(dims["D"]))
+
+    def forward(self, pooled: Tensor) -> Output:
+        return Output(losses={"size": (self.scale * pooled).square().mean()})
+
+    def embed_image(self, image_tokens: Tensor) -> Tensor:
+        assert not torch.is_grad_enabled() or not self.training, "no loss needs it"
+        return nn.functional.normalize(image_tokens.mean(dim=1), dim=-1)
+
+    def after_step(self, image_embedding: Tensor) -> None:
+        self.mean.copy_(image_embedding.mean(dim=0))
+
+
+SPECS: list[type[ComponentSpec]] = [EncoderSpec, PoolSpec, FitSpec, DistilSpec, QueueSpec, ForgetfulSpec, ContrastSpec]
 
 
 @hookimpl
@@ -252,9 +347,11 @@ class Run:
         def notify(event: Any) -> None:
             self.events.append(event)
             seen(self)
-            if stop_after is not None and self.state.step + 1 >= stop_after:
+            if stop_after is not None and self.state.step + 1 == stop_after:
                 stop.signal = "SIGINT"  # taken note of in the next step
 
+        if stop_after is not None and self.state.step + 1 == stop_after:
+            stop.signal = "SIGINT"
         train(
             self.state,
             self.images,  # type: ignore[arg-type]
