@@ -236,7 +236,7 @@ class Contrast(Alignment):
 
     def __init__(self, spec: ContrastSpec, dims: Dims) -> None:
         super().__init__(spec, dims)
-        self.scale = nn.Parameter(torch.ones(()))
+        self.scale = nn.Parameter(torch.ones(1))
         self.register_buffer("mean", torch.zeros(dims["D"]))
 
     def forward(self, pooled: Tensor) -> Output:
