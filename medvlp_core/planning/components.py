@@ -196,7 +196,9 @@ def _read_borrowed(
             text = f"{slot.path} has no parameter {key!r}: its parameters are those of {source.path}"
             diagnostics.add("MV102", text, at=child.key_position or child.position, hint=f"set it at {source.path}")
     if not follows:
-        return _tied(attrs.evolve(component, shares=source.path), diagnostics, extra=("share",))
+        # state of its own (a queue) belongs to the owner of the weights, which is handed its rows once
+        calls = {name: attrs.evolve(contract, after={}) for name, contract in source.calls.items()}
+        return _tied(attrs.evolve(component, shares=source.path, calls=calls), diagnostics, extra=("share",))
     decay = slot.node.get("decay")
     value = decay.value if decay is not None else None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
@@ -205,7 +207,7 @@ def _read_borrowed(
         hint = "decay: 0.999 keeps 999 parts of 1,000 of the average at every step"
         diagnostics.add("MV104" if decay is not None else "MV105", text, at=(decay or slot.node).position, hint=hint)
         return None
-    calls = {name: attrs.evolve(contract, losses=()) for name, contract in source.calls.items()}
+    calls = {name: attrs.evolve(contract, losses=(), after={}) for name, contract in source.calls.items()}
     return _tied(
         attrs.evolve(component, follows=source.path, decay=float(value), calls=calls), diagnostics, extra=("follow", "decay")
     )

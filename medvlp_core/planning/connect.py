@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import attrs
 
 from medvlp_core.errors import Diagnostics, did_you_mean
+from medvlp_core.planning.after import calls_for_rows, check_rows, rows_of
 from medvlp_core.planning.fields import check_absence, check_sizes_of_fields, register_fields
 from medvlp_core.planning.wiring import (
     BATCH,
@@ -55,7 +56,8 @@ def connect(
     register_fields(wiring, inputs, recipe, diagnostics)
     _register(wiring, diagnostics)
     try:
-        calls, missing = _training_calls(wiring)
+        needed, missing = _training_calls(wiring)
+        calls = calls_for_rows(wiring, needed, diagnostics)
         offers, lacking = _offers(wiring)
         report_missing(wiring, (*missing, *lacking), diagnostics)
         others = (*offers, *wiring.route(key for _, _, key in _evaluator_needs(wiring)))
@@ -68,6 +70,8 @@ def connect(
     for call in dict.fromkeys((*calls, *others)):
         _tie(wiring, call, diagnostics)
         _check_masked(wiring, call, diagnostics)
+    for call in calls:
+        _tie_rows(wiring, call, diagnostics)
     for component, need, key in _evaluator_needs(wiring):
         _tie_need(wiring, component, "forward", CLEAN, need, key, diagnostics)
     for call in dict.fromkeys((*calls, *others)):
@@ -252,6 +256,16 @@ def _check_masked(wiring: Wiring, call: Call, diagnostics: Diagnostics) -> None:
         text = f"{component.label} needs {', '.join(names)} in the {view} view, and {label} gives {'them' if names[1:] else 'it'}"
         text += f" only in the {other} view: it masks no patches"
         diagnostics.add("MV205", text, at=component.position(), hint="another image_encoder may give both views")
+
+
+def _tie_rows(wiring: Wiring, call: Call, diagnostics: Diagnostics) -> None:
+    """The same for what the component gets after a step. Later, when it is known which axes are the batch."""
+    component = wiring.components[call.path]
+    for argument, key in rows_of(wiring, call).items():
+        if isinstance(key, PortKey):
+            row = component.calls[call.name].after[argument]
+            _tie_need(wiring, component, call.name, call.view, row, key, diagnostics)
+            check_rows(wiring, component, argument, key, diagnostics)
 
 
 def _tie_need(

@@ -74,6 +74,7 @@ def register_fields(wiring: Wiring, inputs: InputSpec | None, recipe: Node, diag
     if "text" in lacks:
         wiring.batch[PortKey("text_is_known")] = Provider(INPUTS, "", TensorSpec(("B",), "bool", port="text_is_known"))
         wiring.field_ports["text_is_known"] = "text"
+    wiring.batch[PortKey("progress")] = Provider(INPUTS, "", attrs.evolve(INPUT_PORTS["progress"], port="progress"))
     if len(wiring.fields["image"].axes) == 3:
         target = attrs.evolve(INPUT_PORTS["image_target"], port="image_target")
         wiring.batch[PortKey("image_target")] = Provider(INPUTS, "", target)

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from medvlp_core.errors import Diagnostics, did_you_mean, nearest
 from medvlp_core.recipe.load import Node
-from medvlp_core.spec.component import Param, SpecBlock, params_of, type_name
+from medvlp_core.spec.component import Param, SpecBlock, blocks_in, params_of, type_name
 
 B = TypeVar("B", bound=SpecBlock)
 
@@ -130,10 +130,12 @@ def read_block(kind: type[B], node: Node, *, path: str, diagnostics: Diagnostics
 
 
 def _read_param(param: Param, node: Node, values: dict[str, Any], label: str, diagnostics: Diagnostics) -> bool:
-    if (kind := nested_block(param.type)) is not None and isinstance(node.value, dict):
-        place = f"{label}.{param.name}"
-        blocks = {key: read_block(kind, child, path=f"{place}.{key}", diagnostics=diagnostics) for key, child in node.value.items()}
-        values[param.name] = {name: block for name, block in blocks.items() if block is not None}
+    if (kind := blocks_in(param.type)) is not None and isinstance(node.value, dict):
+        label = f"{label}.{param.name}"
+        blocks = {
+            key: read_block(kind, child, path=f"{label}[{key!r}]", diagnostics=diagnostics) for key, child in node.value.items()
+        }
+        values[param.name] = blocks
         return None not in blocks.values()
     try:
         value = convert(param.type, node)
@@ -150,15 +152,6 @@ def _read_param(param: Param, node: Node, values: dict[str, Any], label: str, di
             is_good = False
     values[param.name] = value
     return is_good
-
-
-def nested_block(kind: Any) -> type[SpecBlock] | None:
-    """The block that a parameter maps names to: ``ViewSpec`` of ``dict[str, ViewSpec] | None``; None of other types."""
-    for one in (kind, *typing.get_args(kind)):
-        args = typing.get_args(one)
-        if typing.get_origin(one) is dict and isinstance(args[1], type) and issubclass(args[1], SpecBlock):
-            return args[1]
-    return None
 
 
 def _items(name: str, value: Any, node: Node) -> Iterator[tuple[str, Any, Node]]:

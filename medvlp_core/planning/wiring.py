@@ -23,8 +23,12 @@ from medvlp_core.spec.roles import Role
 INPUTS = "inputs"
 #: Slots whose ports go by their short names: a recipe has one component there at most.
 FIXED_SLOTS = ("model.image_encoder", "model.text_encoder", "model.fusion")
-#: What the input pipeline itself gives; its sizes are solved from the components that need them.
-INPUT_PORTS = {"image": TensorSpec.parse("B C H W"), "image_target": TensorSpec.parse("B C Ht Wt")}
+#: What the core itself gives: images, whose sizes are solved from the components that need them, and how far training has come.
+INPUT_PORTS = {
+    "image": TensorSpec.parse("B C H W"),
+    "image_target": TensorSpec.parse("B C Ht Wt"),
+    "progress": TensorSpec.parse(":float"),
+}
 #: The rows of a batch: every batch axis is this one.
 BATCH = Axis("batch")
 #: The symbol of the tokenizer's second axis, the length of the texts of a batch.

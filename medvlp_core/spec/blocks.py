@@ -82,6 +82,16 @@ TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 @attrs.frozen(kw_only=True)
+class ParameterRule(SpecBlock):
+    """How the parameters of the model that a name in ``train.parameters`` matches are trained."""
+
+    lr_scale: float = param(1.0, help="their learning rate as a share of the others'", above=0)
+    freeze_until: float = param(
+        0.0, help="share of the steps in which they stay as they are, at the beginning", at_least=0, below=1
+    )
+
+
+@attrs.frozen(kw_only=True)
 class TrainSpec(SpecBlock):
     """The training loop: one of ``steps`` and ``epochs`` gives its length."""
 
@@ -99,6 +109,10 @@ class TrainSpec(SpecBlock):
     layer_decay: float = param(
         1.0, help="learning rate of an encoder's layer as a share of the next one's; 1 = all the same", above=0, at_most=1
     )
+    parameters: dict[str, ParameterRule] = param(
+        {}, help="parameters of the model by name, with * and ? (image_encoder.*), that learn more slowly or later"
+    )
+    freeze: tuple[str, ...] = param((), help="parameters of the model by name, with * and ?, that are not trained at all")
     betas: tuple[float, ...] = param((0.9, 0.95), help="AdamW betas", at_least=0, below=1)
     max_grad_norm: float | None = param(1.0, help="largest gradient norm; null = no clipping", above=0)
     ema_decay: float | None = param(

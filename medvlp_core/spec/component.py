@@ -162,12 +162,21 @@ def type_name(kind: Any) -> str:
     if origin is tuple:
         return f"list of {type_name(args[0])}"
     if origin is dict:
-        return f"mapping of names to {type_name(args[1])}"
+        return "mapping"
     if isinstance(kind, type) and issubclass(kind, SpecBlock):
         return "block"
     if origin in (typing.Union, types.UnionType):
         return " | ".join("None" if arg is type(None) else type_name(arg) for arg in args)
     return getattr(kind, "__name__", str(kind))
+
+
+def blocks_in(kind: Any) -> type[SpecBlock] | None:
+    """``X`` if a parameter's type is ``dict[str, X]``, or that or None, with a block of parameters ``X``: blocks by name."""
+    for one in (kind, *typing.get_args(kind)):
+        args = typing.get_args(one) if typing.get_origin(one) is dict else ()
+        if args and isinstance(args[1], type) and issubclass(args[1], SpecBlock):
+            return args[1]
+    return None
 
 
 def params_of(spec: type) -> tuple[Param, ...]:

@@ -36,7 +36,8 @@ class NearestText(Evaluator):
         scores = (images @ texts.t()).cpu()
         gray = ((scores + 1) * 127.5).clamp(0, 255).to(torch.uint8).numpy()
         Image.fromarray(gray).resize((128, 128), Image.Resampling.NEAREST).save(run.folder / PICTURE)
-        is_own = torch.tensor([[one.text == other.text for other in items] for one in items])
+        texts_of = [run.pipeline.records(run.split)[item.row].text for item in items]
+        is_own = torch.tensor([[one == other for other in texts_of] for one in texts_of])
         hits = is_own.gather(1, scores.argmax(dim=1, keepdim=True)).float()
         row = Row(
             metric="nearest text is its own",
