@@ -26,6 +26,8 @@ def forward_source(plan: ModelPlan) -> str:
     lines, trained = [], plan.trained_calls
     for call in plan.calls:
         line = f"{names[call]} = {_module(plan, call)}({_arguments(plan, call, names)})"
+        if call.folds:
+            line = f"{names[call]} = run_each({_module(plan, call)}, {call.folds!r}, {_arguments(plan, call, names)})"
         lines += [line] if call in trained else ["with torch.no_grad():", f"    {line}"]
     terms = {
         f"{plan.components[call.path].slot}.{term}": f"{names[call]}.losses[{term!r}]"
@@ -35,7 +37,9 @@ def forward_source(plan: ModelPlan) -> str:
     lines += ["losses = {", *(f"    {name!r}: {value}," for name, value in terms.items()), "}"]
     lines.append(f"loss = {' + '.join(f'{_weight(plan.losses[name])} * losses[{name!r}]' for name in terms)}")
     lines.append("return loss, losses")
-    imports = ["import torch", "", ""] if "with torch.no_grad():" in lines else []
+    imports = ["import torch"] if "with torch.no_grad():" in lines else []
+    imports += ["from medvlp_core.model import run_each"] if any(call.folds for call in plan.calls) else []
+    imports += ["", ""] if imports else []
     return "\n".join([*imports, "def forward(model, batch):", *(f"    {line}" for line in lines), ""])
 
 

@@ -16,6 +16,7 @@ from medvlp_core.model.build import (
     interface_of,
 )
 from medvlp_core.model.composed import ComposedModel
+from medvlp_core.model.each import run_each
 from medvlp_core.model.weights import Adapt, LoadedWeights, fit_weights, read_weights
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "image_geometry",
     "interface_of",
     "read_weights",
+    "run_each",
 ]

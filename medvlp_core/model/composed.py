@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from medvlp_core.errors import DataError, MedvlpError, Problem, SpecError, describe_error
 from medvlp_core.model.between_steps import BetweenSteps, PartFailed
+from medvlp_core.model.each import run_each
 from medvlp_core.nn.batch import Batch, ImageFeatures, Output, StepOutput, TokenBatch
 from medvlp_core.nn.interfaces import Fusion, HasAttentionMaps, ImageEncoder, Masking, TextEncoder
 from medvlp_core.planning.connect import why_missing
 from medvlp_core.planning.losses import weight_at
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.planning.wiring import INPUTS, Call, Missing, PlannedComponent, PortKey
+from medvlp_core.spec.contract import Symbol
 from medvlp_core.spec.roles import Role
 
 Ports = dict[PortKey, Tensor]
@@ -81,7 +83,8 @@ class ComposedModel(BetweenSteps):
         component = self.plan.components[call.path]
         try:
             with torch.no_grad() if component.follows is not None else nullcontext():
-                returned = self._method(call)(**arguments)
+                method = self._method(call)
+            returned = run_each(method, call.folds, **arguments) if call.folds else method(**arguments)
         except (MedvlpError, torch.OutOfMemoryError):
             raise
         except Exception as error:
@@ -120,7 +123,7 @@ class ComposedModel(BetweenSteps):
         Raises:
             DataError: a tensor has another dtype or shape than the model takes (MV505).
         """
-        if "image" in batch:
+        if "image" in batch and len(self.plan.wiring.fields["image"].axes) == 3:
             self.check_image(batch["image"])
         if "token_ids" in batch:
             _check_tokens(batch)
@@ -130,7 +133,23 @@ class ComposedModel(BetweenSteps):
         elif given[PROGRESS].ndim or not given[PROGRESS].is_floating_point():
             text = f"progress must be a float of shape (), found {_described(given[PROGRESS])}"
             raise DataError(Problem(code="MV505", text=text, hint="leave it out after training: it is 1 then"))
+        for key, value in given.items():
+            self._check_port(key, value)
         return given
+
+    def _check_port(self, key: PortKey, value: Tensor) -> None:
+        """Refuse a tensor of another kind, rank or size than the plan has solved for it (MV505)."""
+        wiring = self.plan.wiring
+        if (provider := wiring.batch.get(key)) is None or wiring.views[key.view].opener is not None:
+            return
+        dims = [wiring.symbol(provider.path, provider.call, provider.view, dim) for dim in provider.spec.dims]
+        wanted = [wiring.table.size(dim) if isinstance(dim, Symbol) else dim for dim in dims]
+        kind = "bool" if value.dtype == torch.bool else "float" if value.is_floating_point() else "int"
+        sizes = zip(value.shape, wanted, strict=False)
+        if kind != provider.spec.dtype or value.ndim != len(wanted) or any(isinstance(b, int) and a != b for a, b in sizes):
+            shape = ", ".join(str(b) if isinstance(b, int) else str(a) for a, b in zip(provider.spec.dims, wanted, strict=True))
+            text = f"{key} must be {provider.spec.dtype} of shape ({shape}), found {_described(value)}"
+            raise DataError(Problem(code="MV505", text=text, hint="the input pipeline makes such batches from records"))
 
     def _output(self, component: PlannedComponent, call: Call, returned: Any) -> Output:
         if call.returns == "output" and isinstance(returned, Output):

@@ -232,11 +232,18 @@ def _tie(wiring: Wiring, call: Call, diagnostics: Diagnostics) -> None:
     for argument, need in contract.needs.items():
         key = wiring.source(component, argument, need, view)
         if isinstance(key, PortKey):
-            _tie_need(wiring, component, call.name, call.view, need, key, diagnostics)
+            folded = (
+                attrs.evolve(need, dims=(need.dims[0], str(component.each), *need.dims[1:])) if argument in call.folds else need
+            )
+            _tie_need(wiring, component, call.name, call.view, folded, key, diagnostics)
+    if component.each is not None and not call.folds and call.takes:
+        text = f"{component.label}: each: {component.each}: nothing that {call} takes has a further axis behind the batch"
+        diagnostics.add("MV202", text, at=component.position("each"), hint="re-point one of its needs, or take `each` out")
     for key in call.gives:
         provider = wiring.provider(key)
+        place = 2 if call.folds else 1
         if provider.spec.layout == "dropped" and isinstance(
-            symbol := wiring.symbol(call.path, call.name, call.view, provider.spec.dims[1]), Symbol
+            symbol := wiring.symbol(call.path, call.name, call.view, provider.spec.dims[place]), Symbol
         ):
             wiring.table.bind(symbol, Axis(f"visible {key}"), call.path)
 

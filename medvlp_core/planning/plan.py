@@ -188,6 +188,8 @@ def _resolved_block(component: PlannedComponent) -> dict[str, Any]:
     tied: dict[str, Any] = {name: dict(value) for name in ("needs", "views") if (value := getattr(component, name))}
     if component.opens is not None and component.of != CLEAN:
         tied["of"] = component.of
+    if component.each is not None:
+        tied["each"] = component.each
     if component.shares is not None:
         return {"share": component.shares, **tied}
     if component.follows is not None:

@@ -186,23 +186,9 @@ class Solver:
         for argument in self.slots[slot]["calls"][call].needs:
             source = self.source(slot, call, argument, self.view_of_needs(slot, call, view), ())
             if source:
-                self.look_for_whole_images(slot, call, argument, view, source)
                 giving = self.giving(source)
                 if giving:
                     self.visit(source[0], giving[0], source[2])
-
-    def look_for_whole_images(self, slot: str, call: str, argument: str, view: str, source: tuple[str, str, str]) -> None:
-        """Tokens of an image encoder that masks nothing must not stand in for those of a view with masked patches."""
-        asked = self.asked(slot, call, argument, "")  # only where a view is named
-        giver = self.slots.get(source[0])
-        if not asked or not asked[1] or giver is None or "image_encoder" not in (giver["kind"], giver["like"]):
-            return
-        for at in self.chain(asked[1]):
-            if at == source[2]:
-                return
-            gives = self.slots[self.openers[at]]["calls"]["forward"].gives.values()
-            if any(one.port == "image_is_masked" for one in gives):
-                raise Refused(f"{slot} gets whole images")
 
     def giving(self, key: tuple[str, str, str]) -> tuple[str, Any] | None:
         """The call that gives a port, and what it declares of it there."""

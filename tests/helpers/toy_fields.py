@@ -122,7 +122,33 @@ class Keeper(Decoder):
 def toy_host() -> PluginHost:
     """The bundles here with these two."""
     host = load_plugins()
-    for kind in (ToyFieldsSpec, KeeperSpec):
+    for kind in (ToyFieldsSpec, ToyStudiesSpec, KeeperSpec):
         if kind.declaration.name not in host.components:
             host.components.add(kind)
     return host
+
+
+@component("toy.studies", role=Role.DATA, build="toy_fields:ToyStudies")
+@attrs.frozen(kw_only=True)
+class ToyStudiesSpec(ComponentSpec):
+    """Studies of one to three radiographs, and their sentences."""
+
+    def contract(self) -> Contract:
+        """Images and sentences, as many as there are."""
+        return Contract(fields={"images": Field("B V C H W", kind="image"), "sentences": Field("B S L", kind="text")})
+
+    @classmethod
+    def examples(cls) -> tuple[ComponentSpec, ...]:
+        """One."""
+        return (cls(), cls())
+
+
+class ToyStudies(ToyFields):
+    """The images of neighbouring records, and the parts of a report between full stops."""
+
+    def __init__(self, spec: ToyStudiesSpec, dims: Any) -> None:
+        super().__init__(ToyFieldsSpec(), dims)
+
+    def record(self, number: int, record: Record) -> Record:
+        sentences = [one.strip() for one in record.text.split(".") if one.strip()][: 1 + number % 4]
+        return attrs.evolve(record, fields={"images": [record.image_path] * (1 + number % 3), "sentences": sentences})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from toy_fields import SEEN, toy_host
 
 from medvlp_core.data import boxes_to_original
 from medvlp_core.data import samples as samples_module
+from medvlp_core.describe import forward_source
 from medvlp_core.errors import Diagnostics, Problem
 from medvlp_core.model.build import BuiltRun, build_run
 from medvlp_core.planning.compose import compose
@@ -209,3 +211,77 @@ def test_what_cannot_be_is_said(name: str, host: PluginHost) -> None:
     assert [error.code for error in errors] == [code]
     assert text in str(errors[0])
     assert errors[0].position is not None
+
+
+# -------------------------------------------------------------------------------------------------------------- folded axes
+
+STUDIES = {
+    "medvlp": 1,
+    "data": {"use": "toy.studies"},
+    "tokenizer": {"use": "standard.wordpiece", "vocab_size": 200, "max_length": 24},
+    "inputs": {"crop_scale": 1.0},
+    "model": {
+        "image_encoder": {
+            "use": "standard.timm_vit", "image_size": 32, "patch_size": 8, "width": 16, "depth": 1, "heads": 2, "channels": 1,
+            "each": "V", "needs": {"image": "images"},
+        },
+        "text_encoder": {
+            "use": "standard.bert", "width": 16, "layers": 1, "heads": 2, "dropout": 0.0, "each": "S",
+            "needs": {"token_ids": "sentences_token_ids", "text_is_valid": "sentences_is_valid"},
+        },
+        "decoders": {
+            "keeper": {
+                "use": "toy.keeper",
+                "takes": {"image_tokens": "B V N 16", "images_is_valid": "B V:bool", "text_tokens": "B S L 16",
+                          "sentences_is_valid": "B S L:bool"},
+            }
+        },
+    },
+    "train": {"steps": 1, "batch_size": 6},
+}  # fmt: skip
+
+
+def test_an_encoder_runs_over_each_image_of_a_study_and_each_sentence(host: PluginHost) -> None:
+    run = built(STUDIES, host)
+    seen = step(run)
+    assert seen["image_tokens"].shape[:2] == seen["images_is_valid"].shape == (6, 3)
+    assert seen["images_is_valid"].sum(dim=1).tolist() == [1, 2, 3, 1, 2, 3]
+    assert seen["text_tokens"].shape[:3] == seen["sentences_is_valid"].shape
+    assert all(bool(value.isfinite().all()) for name, value in seen.items() if name.endswith("tokens"))
+    images = run.pipeline.collate()([run.pipeline.dataset("train", is_training=False)[row] for row in range(6)])["images"]
+    encoder = run.model.image_encoder
+    assert encoder is not None
+    alone = encoder(image=images[2, 1:2]).image_tokens
+    assert torch.allclose(alone, run.model.ports({"images": images}, "image_tokens")["image_tokens"][2, 1:2], atol=1e-6)
+
+
+def test_code_of_a_folded_axis_is_bit_equal(host: PluginHost) -> None:
+    run = built(STUDIES, host)
+    batch = run.pipeline.collate()([run.pipeline.dataset("train", is_training=False)[row] for row in range(6)])
+    space: dict[str, Any] = {}
+    exec(forward_source(run.plan), space)
+    loss, _ = space["forward"](run.model, {**batch, "progress": torch.ones(())})
+    assert torch.equal(loss, run.model(batch).loss)
+
+
+@pytest.mark.parametrize(
+    ("path", "each", "code"),
+    [("image_encoder", "B", "MV103"), ("image_encoder", 3, "MV103"), ("decoders.keeper", "V", "MV102")],
+)
+def test_what_cannot_run_over_an_axis_is_said(path: str, each: Any, code: str, host: PluginHost) -> None:
+    document = copy.deepcopy(STUDIES)
+    block = document["model"]
+    for name in path.split("."):
+        block = block[name]  # type: ignore[index, assignment]
+    block["each"] = each  # type: ignore[index]
+    plan, errors = planned(document, host)
+    assert plan is None
+    assert code in {error.code for error in errors}
+
+
+def test_an_axis_that_nothing_has_is_said(host: PluginHost) -> None:
+    document = copy.deepcopy(STUDIES)
+    del document["model"]["image_encoder"]["needs"]  # type: ignore[index]
+    plan, errors = planned(document, host)
+    assert plan is None
+    assert any("has a further axis" in str(error) for error in errors)
