@@ -66,7 +66,7 @@ def test_what_authors_declare_with_is_light() -> None:
 def test_every_bundle_declares_without_torch() -> None:
     assert len(BUNDLES) >= 3
     statements = "from medvlp_core.plugins.host import load_plugins\nhost = load_plugins()\nassert not host.broken, host.broken\n"
-    statements += "for name in host.components:\n    [example.contract() for example in host.components[name].examples()]"
+    statements += "for name in host.components:\n    [example.calls() for example in host.components[name].examples()]"
     assert heavy_after(statements) == set()
 
 

@@ -110,4 +110,4 @@ def test_the_list_of_checks(capsys: pytest.CaptureFixture[str]) -> None:
     assert [line.removesuffix(":") for line in lines if not line.startswith(" ")] == list(typing.get_args(Group))
     assert [line.split()[0] for line in lines if line.startswith(" ")] == list(CHECKS)
     (line,) = [line for line in lines if line.startswith("  gives_the_declared_losses ")]
-    assert line.endswith("Forward returns exactly the loss terms of the contract, each a finite scalar. [alignment, decoder]")
+    assert line.endswith("A call returns exactly the loss terms of its contract, each a finite scalar. [alignment, decoder]")
