@@ -223,7 +223,7 @@ class ComposedModel(BetweenSteps):
         found = wiring.resolve(port, view) if view in wiring.views else Missing("", port, view)
         if isinstance(found, PortKey) and found not in wiring.shapes:
             return found
-        given = sorted({key.name for key in wiring.batch} | set(wiring.givers))
+        given = sorted({key.name for key in wiring.batch} | set(wiring.declared))
         text = f"this model does not give the port {name}"
         if isinstance(found, Missing) and (found.candidates or found.causes):
             text = f"this model does not give {why_missing(wiring, [found])}"

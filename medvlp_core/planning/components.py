@@ -13,7 +13,7 @@ from medvlp_core.planning.parameters import RESERVED, describe, read_block
 from medvlp_core.planning.wiring import INPUTS, PlannedComponent
 from medvlp_core.recipe.load import Node
 from medvlp_core.spec.component import SpecBlock, calls_of, params_of
-from medvlp_core.spec.contract import CLEAN
+from medvlp_core.spec.contract import CLEAN, Contract
 from medvlp_core.spec.host import Host
 from medvlp_core.spec.roles import MODEL_BLOCKS, SLOTS, Role
 
@@ -133,7 +133,7 @@ def _read_component(slot: Slot, host: Host, diagnostics: Diagnostics) -> Planned
         diagnostics.add("MV109", text, at=use.position, hint=kind.declaration.deprecated, is_warning=True)
     try:
         spec = read_block(kind, node, path=path, diagnostics=diagnostics, who=use.value)
-        calls = calls_of(spec) if spec is not None else None
+        calls = _sound(calls_of(spec)) if spec is not None else None
     except Exception as error:  # of the plugin's own code: problems(), contract()
         text = f"{path} ({use.value}): its spec failed: {describe_error(error)}"
         details = (f"{kind.__module__}.{kind.__qualname__} from {host.components.distribution(use.value) or 'no distribution'}",)
@@ -144,6 +144,20 @@ def _read_component(slot: Slot, host: Host, diagnostics: Diagnostics) -> Planned
     _warn_missing_paths(path, use.value, spec, node, diagnostics)
     component = PlannedComponent(path=path, name=use.value, role=role, spec=spec, calls=calls, node=node)
     return _tied(component, diagnostics, extra=("of",) if role is Role.MASKING else ())
+
+
+def _sound(calls: dict[str, Contract]) -> dict[str, Contract]:
+    """The calls.
+
+    Raises:
+        ValueError: one says in which view it gives a port, which is that of the call.
+    """
+    for name, contract in calls.items():
+        for label, spec in contract.gives.items():
+            if spec.view is not None:
+                text = f"{name} gives {label!r} in the view {spec.view!r}, and what a call gives names no view"
+                raise ValueError(f"{text}; a shape that an optional need changes is marked with when=ARGUMENT")
+    return calls
 
 
 def _warn_missing_paths(path: str, name: str, spec: SpecBlock, node: Node, diagnostics: Diagnostics) -> None:

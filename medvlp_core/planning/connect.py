@@ -158,8 +158,8 @@ def _register_port(wiring: Wiring, component: PlannedComponent, call: str, spec:
     elif component.role.info.is_module and component.opens is None:
         if known := wiring.batch.get(PortKey(port)):
             _complain_of_two(wiring, component, port, known.path, diagnostics)
-        elif (component.path, call) not in (givers := wiring.givers.setdefault(port, [])):
-            givers.append((component.path, call))
+        elif (component.path, call) not in (declared := wiring.declared.setdefault(port, [])):
+            declared.append((component.path, call))
     elif known := wiring.batch.get(key):
         _complain_of_two(wiring, component, port, known.path, diagnostics)
     else:
@@ -256,9 +256,9 @@ def _check_masked(wiring: Wiring, call: Call, diagnostics: Diagnostics) -> None:
         at = wiring.asked_view(component, argument, component.calls[call.name].needs[argument])
         between = list(wiring.chain(at))[: list(wiring.chain(at)).index(key.view)] if at else ()
         if any(PortKey("image_is_masked", view) in wiring.batch for view in between):
-            giver = wiring.components.get(wiring.provider(key).path)
-            if giver is not None and giver.role is Role.IMAGE_ENCODER:
-                ports.setdefault((str(at), key.view, giver.label), []).append(key.name)
+            encoder = wiring.components.get(wiring.provider(key).path)
+            if encoder is not None and encoder.role is Role.IMAGE_ENCODER:
+                ports.setdefault((str(at), key.view, encoder.label), []).append(key.name)
     for (view, other, label), names in ports.items():
         text = f"{component.label} needs {', '.join(names)} in the {view} view, and {label} gives {'them' if names[1:] else 'it'}"
         text += f" only in the {other} view: it masks no patches"
@@ -341,10 +341,10 @@ def _may_tell(wiring: Wiring, symbol: Symbol) -> bool:
     component = wiring.components.get(symbol.owner)
     if component is None or (symbol.name not in component.sizes and component.role.info.is_module):
         return False
-    gives = [spec for contract in component.calls.values() for spec in contract.gives.values()]
-    return any(symbol.name in spec.dims for spec in gives) and not any(
-        symbol.name in spec.dims for contract in component.calls.values() for spec in contract.needs.values()
-    )
+    contracts = [contract for name, contract in component.calls.items() if name != "fused"]
+    gives = {spec.port: spec for contract in contracts for spec in contract.gives.values()}
+    needs = [spec for contract in contracts for spec in contract.needs.values() if spec.port not in gives]  # not its own embeddings
+    return any(symbol.name in spec.dims for spec in gives.values()) and not any(symbol.name in spec.dims for spec in needs)
 
 
 def _clash(need: TensorSpec, give: TensorSpec) -> str | None:
@@ -412,7 +412,7 @@ def report_missing(wiring: Wiring, missing: Iterable[Missing], diagnostics: Diag
             where = "" if role is Role.MASKING and port not in Role.TOKENIZER.info.ports else f" in the {one.view} view"
             absent.setdefault(Role.MASKING, {}).setdefault(one.path, []).append(port + where)
         elif "." in one.port:
-            names = [f"{path.rpartition('.')[2]}.{name}" for name, givers in wiring.givers.items() for path, _ in givers]
+            names = [f"{path.rpartition('.')[2]}.{name}" for name, calls in wiring.declared.items() for path, _ in calls]
             text = f"{component.label} needs {one.port}, and no component gives it"
             place = next((key for key, found in component.needs.items() if found.partition("@")[0] == one.port), None)
             at = component.position(None if place is None else f"needs.{place}")
@@ -424,7 +424,7 @@ def report_missing(wiring: Wiring, missing: Iterable[Missing], diagnostics: Diag
             diagnostics.add("MV205", text, at=component.position(), hint=f"another {role} may give both views" if role else None)
         else:
             near = f"not every {role} gives it; `medvlp show NAME` tells" if role else None
-            known = {key.name for key in (*wiring.batch, *wiring.shapes)} | set(wiring.givers) | set(PORTS)
+            known = {key.name for key in (*wiring.batch, *wiring.shapes)} | set(wiring.declared) | set(PORTS)
             near = near or did_you_mean(port, known, what="ports")
             text = f"{component.label} needs {port}, and no component gives it"
             diagnostics.add("MV201", text, at=component.position(), hint=near)

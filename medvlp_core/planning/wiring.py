@@ -180,7 +180,7 @@ class Call:
 class Missing:
     """A need that cannot be met: which component needs which port in which view, and why there is none.
 
-    ``causes`` are the unmet needs of the calls that would give it; ``candidates`` are full names, if there are several givers.
+    ``causes`` are the unmet needs of the calls that would give it; ``candidates`` are full names, if several components give it.
     """
 
     path: str
@@ -219,7 +219,7 @@ class Wiring:
     #: Ports that carry dimensions only: specs say them, and no call computes them.
     shapes: dict[PortKey, Provider] = attrs.field(factory=dict)
     #: The calls that declare a port, as (path, call).
-    givers: dict[str, list[tuple[str, str]]] = attrs.field(factory=dict)
+    declared: dict[str, list[tuple[str, str]]] = attrs.field(factory=dict)
     table: SymbolTable = attrs.field(factory=SymbolTable)
     _calls: dict[tuple[str, str, str], Call | tuple[Missing, ...]] = attrs.field(factory=dict, init=False)
     _pending: list[tuple[str, str, str]] = attrs.field(factory=list, init=False)
@@ -256,10 +256,10 @@ class Wiring:
             if (provider := self.batch.get(PortKey(port, at))) is not None and slot in ("", provider.path.rpartition(".")[2]):
                 call = self.call(provider.path, provider.call, at) if self.views[at].opener == provider.path else None
                 return Missing("", reference, view, causes=call) if isinstance(call, tuple) else PortKey(port, at)
-        givers = [one for one in self.givers.get(port, ()) if slot in ("", one[0].rpartition(".")[2])]
+        declaring = [one for one in self.declared.get(port, ()) if slot in ("", one[0].rpartition(".")[2])]
         causes: list[Missing] = []
         # a short name means the fixed slot's port where there is one
-        for group in ([one for one in givers if one[0] in FIXED_SLOTS], [one for one in givers if one[0] not in FIXED_SLOTS]):
+        for group in ([one for one in declaring if one[0] in FIXED_SLOTS], [one for one in declaring if one[0] not in FIXED_SLOTS]):
             calls = []
             for path, name in group:
                 call = self.call(path, name, view)
@@ -374,7 +374,7 @@ class Wiring:
             call = self.call(provider.path, provider.call, key.view) if self.views[key.view].opener == provider.path else None
             assert not isinstance(call, tuple)
             return call
-        for path, name in self.givers[key.name]:
+        for path, name in self.declared[key.name]:
             if path.rpartition(".")[2] == key.slot:
                 call = self.call(path, name, key.view)
                 if isinstance(call, Call) and key in call.gives:

@@ -200,15 +200,6 @@ class Contract:
 
     after: dict[str, TensorSpec] = attrs.field(factory=dict, converter=_specs)
 
-    def __attrs_post_init__(self) -> None:
-        for name, spec in self.gives.items():
-            if spec.view is not None:
-                text = f"a call gives {name!r} in the view {spec.view!r}, and what a call gives names no view"
-                raise ValueError(f"{text}: mark a shape that an optional need changes with when=ARGUMENT")
-            need = None if spec.when is None else self.needs.get(spec.when)
-            if spec.when is not None and (need is None or not need.is_optional):
-                raise ValueError(f"the spec of {name!r} holds when {spec.when!r} is there, which is no optional need of the call")
-
     def symbols(self) -> set[str]:
         """Every symbol that the contract names."""
         specs = (*self.needs.values(), *self.gives.values(), *self.after.values())

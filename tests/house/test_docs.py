@@ -153,7 +153,8 @@ def test_golden_messages_are_quoted_exactly() -> None:
 
 def declared_tensors(host: PluginHost) -> list[TensorSpec]:
     """What the components here need and give, with the parameters of their examples."""
-    contracts = [example.contract() for name in host.components for example in host.components[name].examples()]
+    examples = [example for name in host.components for example in host.components[name].examples()]
+    contracts = [contract for example in examples for contract in example.calls().values()]
     return [spec for one in contracts for spec in (*one.needs.values(), *one.gives.values())]
 
 

@@ -78,7 +78,7 @@ def pairs(spec: ComponentSpec) -> dict[str, Tensor]:
         "text_is_masked": is_masked,
         "token_ids": ids,
     }
-    needed = spec.contract().needs
+    needed = spec.calls()["forward"].needs
     return {name: value for name, value in given.items() if name in needed}
 
 
@@ -93,7 +93,7 @@ def step(forward: nn.Module, given: dict[str, Tensor], weight: float) -> dict[st
     """Losses, and gradients of inputs and parameters, as the training loop computes them."""
     leaves = {name: value.clone().requires_grad_() for name, value in given.items() if value.is_floating_point()}
     forward.zero_grad()
-    losses = forward(**{**given, **leaves})
+    losses = forward(**{**given, **leaves}).losses
     total = sum(factor * loss for factor, loss in zip((1.0, 0.3), losses.values(), strict=False))
     assert isinstance(total, Tensor)
     (total * weight).backward()

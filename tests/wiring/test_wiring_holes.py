@@ -203,6 +203,14 @@ def test_an_evaluator_that_needs_the_port_of_two_must_say_which() -> None:
     assert {argument: str(key) for argument, key in takes} == needs
 
 
+def test_what_a_call_gives_names_no_view() -> None:
+    former = Contract(needs=ENCODER.needs, gives={"image_tokens": "B 4 6 @masked"})
+    code, text, hint = refused({"model.image_encoder": former, "model.decoders.head": HEAD})
+    assert (code, hint) == ("MV306", "its author must repair it")
+    assert "forward gives 'image_tokens' in the view 'masked', and what a call gives names no view" in text
+    assert "marked with when=ARGUMENT" in text
+
+
 def test_an_encoder_may_give_more_and_its_prefix_may_be_missing() -> None:
     more = Contract(needs=ENCODER.needs, gives={**ENCODER.gives, "pooled": "B 6"})
     wants = Contract(needs={"pooled": "B Di"}, losses=("loss",))

@@ -126,7 +126,7 @@ FAULTS = {
     "offers run for the clean view only": (wiring, "needs_view = CLEAN if contract.losses else view", "needs_view = CLEAN"),
     "needs are not re-pointed": (wiring, "component.needs.get(argument, need.port or argument)", "(need.port or argument)"),
     "views are not bound": (wiring, "name = component.views.get(formal, formal)", "name = formal"),
-    "the first of several givers is taken": (wiring, "if len(calls) == 1:", "if calls:"),
+    "the first of several is taken": (wiring, "if len(calls) == 1:", "if calls:"),
     "a call without its needs is made": (wiring, "        if missing:\n            return tuple(missing)\n", ""),
     "the shape of masked tokens always holds": (
         wiring, "if spec.port == key.name and (spec.when is None or spec.when in filled)]", "if spec.port == key.name]"

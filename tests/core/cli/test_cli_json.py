@@ -146,18 +146,25 @@ def test_explain(capsys: Output, recipe: str) -> None:
         one for one in parameters if not any(line.startswith(one["name"]) and line.endswith(place(one)) for line in lines)
     ] == []
     for index, call in enumerate(document["calls"], start=1):
-        view = f" @{call['view']}" if call["view"] else ""
-        assert f"{index}. {call['stage'].replace('_', ' ')}: {call['component']}{view}" in lines
-        assert f"for {', '.join(call['for'])}" in lines
-    for index, head in enumerate(document["heads"], start=len(document["calls"]) + 1):
-        assert f"{index}. {head['role']}: {head['component']}" in lines
-        assert f"losses {', '.join(head['losses'])}" in lines
-    tensors = [tensor for one in document["calls"] + document["heads"] for tensor in [*one["takes"], *one.get("gives", [])]]
+        view = f" @{call['view']}" if call["view"] != "clean" else ""
+        method = f".{call['call']}" if call["call"] != "forward" else ""
+        assert f"{index}. {call['component']}{method}{view}" in lines
+        assert bool(call["for"]) != bool(call["losses"])
+        assert f"for {', '.join(call['for'])}" in lines or not call["for"]
+        assert f"losses {', '.join(call['losses'])}" in lines or not call["losses"]
+        assert call["mixes_rows"] is (call["component"] == "model.alignments.gla")
+    assert document["views"] == [
+        {"name": "clean", "of": None, "opened_by": None},
+        {"name": "masked", "of": "clean", "opened_by": "model.masking"},
+    ]
+    assert "masked, of clean, opened by model.masking: 3 components; run in another view too: model.text_encoder" in lines
+    tensors = [tensor for one in document["calls"] for tensor in [*one["takes"], *one["gives"]]]
+    assert {"image", "token_ids", "image_encoder.image_tokens", "report.word_logits"} <= {tensor["port"] for tensor in tensors}
     for tensor in tensors:
         dims = [
             name if size in (None, name) else f"{name}={size}" for name, size in zip(tensor["dims"], tensor["sizes"], strict=True)
         ]
-        assert f"{tensor['port']} ({', '.join(map(str, dims))})" in text
+        assert f"{tensor['port'].rpartition('.')[2]} ({', '.join(map(str, dims))})" in text
     assert [f"{one['term']} weight {one['weight']:g} {place(one)}" for one in document["losses"]] == [
         line for line in lines if " weight " in line
     ]
@@ -230,12 +237,14 @@ def test_list(capsys: Output, host: PluginHost) -> None:
 
 
 def test_list_of_what_fits(capsys: Output) -> None:
-    document, text = both(capsys, "list", "--role", "decoder", "--compatible-with", "mpma:small")
+    document, text = both(capsys, "list", "--role", "image_encoder", "--compatible-with", "mpma:small")
     good, rest = text.split("\ndo not fit with default parameters:")
     for fit in document["fits"]:
         assert f"  {fit['name']}" in (good if fit["fits"] else rest)
         assert all(f"[{problem['code']}]" in text for problem in fit["problems"])
     assert {fit["fits"] for fit in document["fits"]} == {True, False}
+    assert document["slot"] == "model.image_encoder"
+    document, _ = both(capsys, "list", "--role", "decoder", "--compatible-with", "mpma:small")
     assert document["slot"] == "model.decoders.*"
     document, _ = both(capsys, "list", "--role", "fusion", "--compatible-with", "gone.yaml")
     assert (document["fits"], [one["code"] for one in document["problems"]]) == ([], ["MV001"])
@@ -250,17 +259,23 @@ def test_list_names_broken_plugins(tmp_path: Path, capsys: Output, monkeypatch: 
 
 
 def test_show(capsys: Output, host: PluginHost) -> None:
-    for name in ("mpma.memory_fusion", "standard.hf_text", "open_cxr.pairs"):
+    calls = {"mpma.memory_fusion": ["forward"], "standard.hf_text": ["embed", "encode"], "open_cxr.pairs": ["forward"]}
+    calls["mpma.global_local"] = ["forward", "embed_image", "embed_text"]
+    for name in calls:
         document, text = both(capsys, "show", name)
         lines = squeezed(text)
         assert lines[0] == f"{name}: {document['role']}, from {document['distribution']}"
         heads = [f"{one['name']} {one['type']}" for one in document["parameters"]]
         assert [head for head in heads if not any(line.startswith(head) for line in lines)] == []
         assert " ".join(document["parameters"][0]["help"].split()) in " ".join(text.split())
-        contract = document["contract"]
-        assert [one for one in contract["needs"] if f"needs {one['argument']}" not in " ".join(lines)] == []
-        assert [one for one in contract["gives"] if f"gives {one['port']} {one['tensor']}" not in lines] == []
-        assert [one for one in contract["requires"] if f"requires {one}" not in lines] == []
+        assert list(document["calls"]) == calls[name]
+        for call, contract in document["calls"].items():
+            assert call == "forward" or call in lines
+            assert [one for one in contract["needs"] if f"needs {one['argument']}" not in " ".join(lines)] == []
+            assert [one for one in contract["gives"] if f"gives {one['port']} {one['tensor']}" not in lines] == []
+            assert [one for one in contract["requires"] if f"requires {one}" not in lines] == []
+            assert [one for one in contract["losses"] if f"loss {one}" not in lines] == []
+            assert not contract["sizes"] or f"sizes {', '.join(contract['sizes'])}" in lines
         assert squeezed(document["recipe"])[0] in lines
     document, text = both(capsys, "show", "mpma:base")
     assert (document["kind"], document["text"]) == ("preset", text)

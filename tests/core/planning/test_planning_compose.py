@@ -78,6 +78,14 @@ def test_widths_are_solved_and_handed_on(plan_text) -> None:
     assert plan.dims("model.decoders.report")["V"] == 300
 
 
+def test_a_width_that_only_the_built_model_knows_is_no_error(plan_text, micro, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    plan, diagnostics = plan_text(micro, "use model.text_encoder=standard.hf_text", "set model.text_encoder.model=acme/radbert")
+    assert codes(diagnostics) == ["MV210"], "the words are numbered in another way"
+    assert plan.free_symbols("model.fusion") == ("Dt",)
+    assert "Dt" not in plan.dims("model.text_encoder")
+
+
 def test_resolved_yaml_gives_the_same_plan_again(plan_text, micro) -> None:
     plan, _ = plan_text(micro, "set losses.gla.local=0.5")
     again, diagnostics = plan_text(plan.resolved_yaml())

@@ -1,4 +1,4 @@
-"""Which call computes a port in a view: names, views that fall back, several givers, what cannot be fed, circles."""
+"""Which call computes a port in a view: names, views that fall back, several that give one port, what cannot be fed, circles."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_what_the_batch_brings_goes_by_the_port_alone() -> None:
     assert missing(wiring, "image_encoder.token_ids") == Missing("", "image_encoder.token_ids", "clean")
 
 
-def test_a_shape_has_the_slot_of_its_giver_and_no_call() -> None:
+def test_a_shape_has_the_slot_that_gives_it_and_no_call() -> None:
     wiring = wiring_of({})
     found = wiring.resolve("image_grid")
     assert found == PortKey("image_encoder.image_grid")
@@ -77,7 +77,7 @@ def test_a_short_name_means_the_fixed_slot_before_any_other() -> None:
     assert wiring.short(PortKey("regions.image_tokens")) == "regions.image_tokens"
 
 
-def test_a_short_name_means_the_only_giver() -> None:
+def test_a_short_name_means_the_only_port_of_that_name() -> None:
     wiring = wiring_of({"model.alignments.nce": CONTRAST})
     assert key(wiring, "image_embedding") == "nce.image_embedding"
     assert wiring.short(PortKey("nce.image_embedding")) == "image_embedding"
@@ -93,7 +93,7 @@ def test_a_name_with_several_meanings_names_them_all() -> None:
     )
 
 
-def test_a_giver_that_cannot_be_fed_makes_no_name_ambiguous() -> None:
+def test_a_call_that_cannot_be_fed_makes_no_name_ambiguous() -> None:
     starved = CONTRAST | {"embed_image": Contract(needs={"lung_mask": "B N"}, gives={"image_embedding": "B 3"})}
     wiring = wiring_of({"model.alignments.nce": CONTRAST, "model.alignments.again": starved})
     assert key(wiring, "image_embedding") == "nce.image_embedding"
@@ -212,7 +212,7 @@ def test_the_reason_is_the_need_at_the_bottom() -> None:
     assert texts == {"model.parts.region (rnd.model_parts_region) needs lung_mask, and no component gives it"}
 
 
-def test_an_optional_need_is_left_out_and_an_ambiguous_one_is_not() -> None:
+def test_an_optional_need_may_be_missing_and_an_ambiguous_one_may_not() -> None:
     wants = Contract(needs={"image_tokens": "B S Di", "image_embedding": "B E?"}, losses=("loss",))
     wiring = wiring_of({"model.decoders.wants": wants})
     assert [argument for argument, _ in wiring.takes("model.decoders.wants")] == ["image_tokens"]
@@ -321,6 +321,6 @@ def test_resolving_raises_what_planning_reports() -> None:
     plan = planned({**BASE, "model.decoders.head": HEAD})
     component = attrs.evolve(plan.components["model.decoders.head"], calls={"forward": own})
     wiring = Wiring({component.path: component}, plan.wiring.views)
-    wiring.givers["guess"] = [("model.decoders.head", "forward")]
+    wiring.declared["guess"] = [("model.decoders.head", "forward")]
     with pytest.raises(Circle, match=r"model\.decoders\.head -> model\.decoders\.head"):
         wiring.resolve("guess")

@@ -93,18 +93,6 @@ def test_the_long_form_holds_what_the_short_one_cannot() -> None:
     assert TensorSpec.parse("B L D @mae").view == "mae"
 
 
-def test_what_a_call_gives_names_no_view() -> None:
-    with pytest.raises(ValueError, match=r"gives 'tokens' in the view 'masked', and what a call gives names no view") as caught:
-        Contract(gives={"tokens": "B Nv Di @masked"})
-    assert "when=" in str(caught.value)
-
-
-@pytest.mark.parametrize("needs", [{}, {"image_is_masked": "B N:bool"}])
-def test_a_shape_depends_on_an_optional_need(needs: dict[str, str]) -> None:
-    with pytest.raises(ValueError, match=r"'tokens' holds when 'image_is_masked' is there, which is no optional need of the call"):
-        Contract(needs=needs, gives={"tokens": TensorSpec.parse("B Nv Di", when="image_is_masked")})
-
-
 def test_a_ragged_axis_is_equal_to_itself_only() -> None:
     table = SymbolTable()
     text, other = Symbol("text", "L", "embed@clean"), Symbol("other", "L")
