@@ -41,6 +41,7 @@ def in_two_processes(function: Callable[..., None], *arguments: Any) -> None:
 def _ranked(rank: int, function: Callable[..., None], address: dict[str, str], arguments: tuple[Any, ...]) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", **address)
     torch.set_num_threads(1)
+    multiprocessing.set_start_method(None, force=True)
     function(rank, *arguments)
 
 
@@ -95,6 +96,7 @@ def _run_module(
     texts: tuple[Path, Path],
     before: Callable[[], object] | None,
 ) -> None:
+    multiprocessing.set_start_method(None, force=True)  # what it starts itself is started as in a fresh interpreter
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
