@@ -16,7 +16,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # variable goes again, so that commands and pages show what a user sees.
 os.environ["TRITON_INTERPRET"] = "1"
 with contextlib.suppress(ImportError):  # there are builds for Linux only
-    import triton.language  # noqa: F401
+    import triton.runtime.interpreter
+    from triton_patch import patch_language_once
+
+    patch_language_once(triton.runtime.interpreter)
 del os.environ["TRITON_INTERPRET"]
 
 import pytest

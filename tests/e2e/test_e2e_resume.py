@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import killing
 import pytest
+from forked import Forked
 from running import resume_run
 
 import medvlp_core
@@ -21,9 +20,10 @@ from medvlp_core.training.resume import read_resume, set_aside_later
 
 def killed(*words: str) -> str:
     """What ``killing.py`` prints."""
-    done = subprocess.run([sys.executable, killing.__file__, *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    process = Forked("killing", *words)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return out
 
 
 def test_runs_that_are_killed_end_with_the_same_bits() -> None:

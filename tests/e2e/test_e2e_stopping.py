@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ import attrs
 import killing
 import pytest
 import safetensors.torch
-from running import resume_run, start
+from forked import Forked
+from running import resume_run, wait_for_metrics
 
 import medvlp_core
 from medvlp_core.cli import main
@@ -59,12 +59,12 @@ def test_a_full_disk_keeps_the_checkpoint_before(
 def test_a_limit_on_the_size_of_files_is_a_message(recipe: Path, tmp_path: Path) -> None:
     """The operating system itself says no, in the middle of the weights."""
     run = tmp_path / "run"
-    command = [sys.executable, "-m", "medvlp_core.cli", "pretrain", str(recipe), "--out", str(run), "--device", "cpu"]
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))  # noqa: E731
-    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
-    assert done.returncode == 1
-    assert f"[MV507] {run}/checkpoints/step-0000003: the checkpoint cannot be written (" in done.stderr
-    assert "File too large" in done.stderr
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (100_000, 100_000))
+    process = Forked("medvlp_core.cli", "pretrain", str(recipe), "--out", str(run), "--device", "cpu", before=limit)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"[MV507] {run}/checkpoints/step-0000003: the checkpoint cannot be written (" in err
+    assert "File too large" in err
     assert not list((run / "checkpoints").iterdir())
 
 
@@ -91,7 +91,8 @@ def test_a_signal_saves_and_stops(
     recipe: Path, whole: Path, tmp_path: Path, number: signal.Signals, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run = tmp_path / "run"
-    process = start("medvlp_core.cli", "pretrain", str(recipe), "--out", str(run), "--device", "cpu", run=run, lines=1)
+    process = Forked("medvlp_core.cli", "pretrain", str(recipe), "--out", str(run), "--device", "cpu")
+    wait_for_metrics(process, run, lines=1)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
     assert process.returncode == code, err

@@ -14,6 +14,7 @@ from medvlp_mpma.kernels.memory_attention import benchmark as attention
 from medvlp_mpma.kernels.memory_attention import composite, tuning
 from medvlp_mpma.kernels.memory_topk import benchmark as topk
 from medvlp_mpma.plugin import KERNELS
+from triton_patch import at_startup
 
 from medvlp_core.cli import main
 from medvlp_core.kernels.benchmark import Contender, KernelBenchmark, check, load_benchmark
@@ -186,7 +187,7 @@ print("all right")
 
 def test_triton_kernels_with_other_tiles_in_the_interpreter() -> None:
     pytest.importorskip("triton")
-    environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    environment = at_startup({**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"})
     done = subprocess.run([sys.executable, "-c", INTERPRETED], env=environment, capture_output=True, text=True, check=False)
     assert done.stdout == "all right\n", done.stderr
 

@@ -5,17 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import signal
 import statistics
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import attrs
 import pytest
+from forked import Forked
 from rich.console import Console
 
 from medvlp_core.ablation import run_all as ablate_run
@@ -379,11 +377,7 @@ def test_a_killed_run_resumes_or_is_done_anew(tmp_path: Path, micro: str, capsys
     changes += ["--set", f"train.checkpoint_every_steps={'null' if every is None else every}"]
     command = ["ablate", str(recipe), "--over", "train.steps=2,30", *changes, "--out"]
     killed, whole = tmp_path / "killed", tmp_path / "whole"
-    process = subprocess.Popen(
-        [sys.executable, "-m", "medvlp_core.cli", *command, str(killed)],
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    process = Forked("medvlp_core.cli", *command, str(killed), environment={"OMP_NUM_THREADS": "1"})
     metrics = killed / "steps=30" / "seed-0" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     is_begun = read_metrics if every is None else lambda path: list_checkpoints(path.parent)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from forked import in_two_processes
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
@@ -129,10 +128,8 @@ def run(change: dict[str, Any], *, is_bad: bool = False) -> dict[str, Any]:
     }
 
 
-def one_of_two(rank: int, port: int, folder: Path) -> None:
+def one_of_two(rank: int, folder: Path) -> None:
     """What each of two processes does."""
-    os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    torch.set_num_threads(1)
     with process_group(CPU):
         found = {name: run(change) for name, change in CASES.items()}
         found["bad"] = run({"gradient_accumulation_steps": 2}, is_bad=True)
@@ -144,10 +141,7 @@ def one_of_two(rank: int, port: int, folder: Path) -> None:
 def sync_errors(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What two processes found, by case."""
     folder = tmp_path_factory.mktemp("two")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(one_of_two, (port, folder), nprocs=2)
+    in_two_processes(one_of_two, folder)
     found: dict[str, dict[str, Any]] = torch.load(folder / "found.pt", weights_only=True)
     return found
 

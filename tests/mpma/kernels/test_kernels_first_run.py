@@ -14,12 +14,13 @@ import torch
 from medvlp_mpma.kernels import sweep
 from medvlp_mpma.kernels.memory_attention import tuning as attention_tuning
 from medvlp_mpma.kernels.memory_topk import tuning as topk_tuning
+from triton_patch import at_startup
 
 COMMAND = ("-m", "medvlp_core.cli", "bench", "kernels", "--first-run")
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    environment = at_startup({**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""})
     command = [sys.executable, *COMMAND, "--out", str(folder / "out"), *options]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
