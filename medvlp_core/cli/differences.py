@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from medvlp_core.planning.losses import weight_data
 from medvlp_core.planning.plan import ModelPlan, plain
 from medvlp_core.planning.wiring import INPUTS
 from medvlp_core.spec.component import SpecBlock
@@ -17,8 +18,12 @@ def block_values(a: ModelPlan, b: ModelPlan) -> dict[str, tuple[Mapping[str, Any
         "inputs": (values_of(a.inputs), values_of(b.inputs)),
         "init_from": (values_of(a.init_from), values_of(b.init_from)),
         "train": (values_of(a.train), values_of(b.train)),
-        "losses": (a.losses, b.losses),
+        "losses": (_weights(a), _weights(b)),
     }
+
+
+def _weights(plan: ModelPlan) -> dict[str, Any]:
+    return {term: weight_data(weight) for term, weight in plan.losses.items()}
 
 
 def paths_of_both(a: ModelPlan, b: ModelPlan) -> list[str]:
@@ -29,7 +34,7 @@ def paths_of_both(a: ModelPlan, b: ModelPlan) -> list[str]:
 
 
 def changed_order(a: ModelPlan, b: ModelPlan, slot: str) -> tuple[list[str], list[str]] | None:
-    """Slots in another order: weights are drawn in the order of the recipe, so it is a difference."""
+    """Slots in another order: losses are added in the order of the recipe, so it is a difference."""
     base = slot.removesuffix("*")
     old = [path.removeprefix(base) for path in a.components if path.startswith(base) and path in b.components]
     new = [path.removeprefix(base) for path in b.components if path.startswith(base) and path in a.components]

@@ -12,6 +12,7 @@ from medvlp_core.cli.json_output import add_json_argument, print_json
 from medvlp_core.cli.plan_parts import beneficiaries, blocks_of, losses_of
 from medvlp_core.describe.code import forward_source
 from medvlp_core.describe.wording import yaml_value
+from medvlp_core.planning.losses import weight_text
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.planning.wiring import INPUTS, PlannedComponent, PortKey
 from medvlp_core.spec.component import params_of
@@ -67,7 +68,7 @@ def explanation(plan: ModelPlan) -> Iterator[str]:
     yield from call_lines(plan)
     yield ""
     yield "losses"
-    rows = [(term, f"weight {weight:g}", origin(plan, f"losses.{term}")) for term, weight in plan.losses.items()]
+    rows = [(term, f"weight {weight_text(weight)}", origin(plan, f"losses.{term}")) for term, weight in plan.losses.items()]
     yield from columns(rows)
     if plan.evaluators or plan.skipped:
         yield ""
@@ -114,6 +115,7 @@ def dimension_text(plan: ModelPlan, path: str) -> str:
 
 def call_lines(plan: ModelPlan) -> Iterator[str]:
     """The calls of a training step in the order in which they run, with the tensors that they take and give."""
+    after, first_calls = plan.after, {call.path: call for call in reversed(plan.calls)}
     yield f"  inputs give {shape(plan, PortKey('image'))}" + _target(plan)
     for index, call in enumerate(plan.calls, start=1):
         yield f"  {index}. {call}"
@@ -121,6 +123,8 @@ def call_lines(plan: ModelPlan) -> Iterator[str]:
             name = f"{argument} = " if argument != key.name else ""
             yield f"       takes {name}{shape(plan, key)} from {plan.wiring.provider(key).path}"
         yield from (f"       gives {shape(plan, key)}" for key in call.gives)
+        for argument, key in after.get(call.path, ()) if call == first_calls[call.path] else ():
+            yield f"       after the step: after_step({argument} = {shape(plan, key)}, of all records)"
         if losses := losses_of(plan, call):
             yield f"       losses {', '.join(losses)}"
         if found := beneficiaries(plan, call):

@@ -6,9 +6,10 @@ from typing import Any
 
 from medvlp_core.cli.json_output import position_data
 from medvlp_core.cli.plan_parts import beneficiaries, blocks_of, losses_of
-from medvlp_core.planning.plan import ModelPlan
+from medvlp_core.planning.losses import weight_data
+from medvlp_core.planning.plan import ModelPlan, plain
 from medvlp_core.planning.wiring import Call, PlannedComponent, PortKey
-from medvlp_core.spec.component import params_of
+from medvlp_core.spec.component import SpecBlock, params_of
 
 Data = dict[str, Any]
 
@@ -22,8 +23,12 @@ def explanation_data(plan: ModelPlan) -> Data:
         "blocks": {path: parameters_data(plan, path, block) for path, block in blocks_of(plan).items()},
         "views": [{"name": one.name, "of": one.parent, "opened_by": one.opener} for one in plan.wiring.views.values()],
         "calls": [_call(plan, call) for call in plan.calls],
+        "after": {
+            path: [{"argument": argument, **_tensor(plan, key)} for argument, key in rows] for path, rows in plan.after.items()
+        },
         "losses": [
-            {"term": term, "weight": weight, **position_data(plan.source(f"losses.{term}"))} for term, weight in plan.losses.items()
+            {"term": term, "weight": weight_data(weight), **position_data(plan.source(f"losses.{term}"))}
+            for term, weight in plan.losses.items()
         ],
     }
 
@@ -31,7 +36,16 @@ def explanation_data(plan: ModelPlan) -> Data:
 def parameters_data(plan: ModelPlan, path: str, block: object) -> list[Data]:
     """Every parameter of a block with its value and where that was written; ``file`` is None for a default."""
     names = [param.name for param in params_of(type(block))]
-    return [{"name": name, "value": getattr(block, name), **position_data(plan.source(f"{path}.{name}"))} for name in names]
+    return [{"name": name, "value": _value(getattr(block, name)), **position_data(plan.source(f"{path}.{name}"))} for name in names]
+
+
+def _value(value: Any) -> Any:
+    """As JSON has it: several blocks of parameters are a mapping of mappings."""
+    return (
+        {key: plain(item) if isinstance(item, SpecBlock) else item for key, item in value.items()}
+        if isinstance(value, dict)
+        else value
+    )
 
 
 def _component(plan: ModelPlan, component: PlannedComponent) -> Data:

@@ -90,6 +90,7 @@ def contract_text(contract: Contract) -> list[str]:
     rows += [("sizes", ", ".join(contract.sizes), "")] if contract.sizes else []
     rows += [("requires", constraint_text(constraint), "") for constraint in contract.require]
     rows += [("loss", term, "") for term in contract.losses]
+    rows += [("after a step", name, str(spec)) for name, spec in contract.after.items()]
     return columns(rows) if rows else ["  none"]
 
 
@@ -138,4 +139,5 @@ def contract_data(contract: Contract) -> dict[str, Any]:
         "requires": requires,
         "losses": list(contract.losses),
         "mixes_rows": contract.mixes_rows,
+        "after": {name: str(spec) for name, spec in contract.after.items()},
     }

@@ -12,8 +12,9 @@ from medvlp_core.data.fields import (
 )
 from medvlp_core.data.geometry import Geometry, boxes_to_original, to_original
 from medvlp_core.data.order import DataOrder, Share, seed_of
-from medvlp_core.data.pipeline import Collate, InputPipeline
+from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.data.records import DataSource, Record, RecordsBySplit, fingerprint_records, list_splits, no_such_split
+from medvlp_core.data.samples import Collate, Sample
 from medvlp_core.data.tokenizer import EncodedTexts, Tokenizer
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "InputPipeline",
     "Record",
     "RecordsBySplit",
+    "Sample",
     "Share",
     "Tokenizer",
     "boxes_to_original",

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import itertools
 from typing import NamedTuple
 
 import attrs
@@ -22,8 +23,8 @@ class Draw(NamedTuple):
     seed: int
 
 
-def seed_of(purpose: str, *numbers: int) -> int:
-    """A seed for one purpose that depends on all the numbers and their order, the same on every machine.
+def seed_of(purpose: str, *numbers: int | str) -> int:
+    """A seed for one purpose that depends on all the numbers (or names) and their order, the same on every machine.
 
     Example:
         >>> seed_of("masks", 0, 1) == seed_of("masks", 0, 1), seed_of("masks", 0, 1) == seed_of("masks", 1, 0)
@@ -89,7 +90,21 @@ class Share:
             >>> [[draw.row for draw in one] for one in Share(rank=1, world=2).of(pairs)]
             [[3, 4]]
         """
-        slices = self.world * self.micro_batches
-        edges = [len(pairs) * number // slices + (len(pairs) * number % slices > 0) for number in range(slices + 1)]
+        edges = self._edges(len(pairs))
         mine = (number * self.world + self.rank for number in range(self.micro_batches))
         return [pairs[edges[number] : edges[number + 1]] for number in mine]
+
+    def sizes(self, count: int) -> list[list[int]]:
+        """How many of ``count`` pairs each process has in each of its micro-batches, by process.
+
+        Example:
+            >>> Share(world=2, micro_batches=2).sizes(7)
+            [[2, 2], [2, 1]]
+        """
+        edges = self._edges(count)
+        slices = [after - before for before, after in itertools.pairwise(edges)]
+        return [slices[process :: self.world] for process in range(self.world)]
+
+    def _edges(self, count: int) -> list[int]:
+        slices = self.world * self.micro_batches
+        return [count * number // slices + (count * number % slices > 0) for number in range(slices + 1)]

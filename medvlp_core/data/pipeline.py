@@ -1,106 +1,72 @@
-"""From a data source to batches: which records count as pairs, reading, transforming, tokenising, loading."""
+"""From a data source to batches: which records count, reading, cutting, tokenising, loading."""
 
 from __future__ import annotations
 
 import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from medvlp_core.data.images import GrayArray, read_gray, reduce_to
+from medvlp_core.data.images import Pixels
 from medvlp_core.data.order import DataOrder, Draw, Share
 from medvlp_core.data.records import DataSource, Record, list_splits, no_such_split
+from medvlp_core.data.samples import Collate, Sample, SampleReader, reduced, value_of
 from medvlp_core.data.tokenizer import Tokenizer
-from medvlp_core.data.transforms import ImageTransform, InputGeometry
-from medvlp_core.errors import DataError, MedvlpError, Problem
+from medvlp_core.errors import DataError, MedvlpError, Problem, SpecError
 from medvlp_core.nn.batch import Batch
+from medvlp_core.planning.fields import InputPlan
 from medvlp_core.spec.blocks import InputSpec
 
-__all__ = ["BatchLoader", "ImageTextDataset", "ImageTextItem", "InputGeometry", "InputPipeline"]
+__all__ = ["BatchLoader", "InputPipeline", "RecordDataset"]
 
 
-class ImageTextItem(NamedTuple):
-    """One pair, before it is tokenised.
+class RecordDataset(Dataset[Sample]):
+    """Reads a record's fields and cuts them when it is asked for.
 
-    Shape:
-        image: (C, H, W). image_target: (C, Ht, Wt) or None. record_index: row of the record in its split.
+    With ``inputs.cache_images`` the decoded pixels of its image stay in memory, scaled down to what the smallest crop needs. Each
+    data loader process keeps its own.
     """
 
-    image: Tensor
-    image_target: Tensor | None
-    text: str
-    record_index: int
-
-
-class ImageTextDataset(Dataset[ImageTextItem]):
-    """Reads and transforms the image of a record when it is asked for.
-
-    With ``keeps_images`` the decoded pixels stay in memory, scaled down to what the smallest crop needs. Each data loader process
-    keeps its own.
-    """
-
-    def __init__(self, records: Sequence[Record], transform: ImageTransform, *, keeps_images: bool = False) -> None:
+    def __init__(self, records: Sequence[Record], reader: SampleReader) -> None:
         self.records = records
-        self.transform = transform
-        self._kept: dict[int, GrayArray] | None = {} if keeps_images else None
+        self.reader = reader
+        self._kept: dict[int, Pixels] | None = {} if reader.inputs.cache_images else None
 
     def __len__(self) -> int:
         return len(self.records)
 
-    def __getitem__(self, key: int | Draw) -> ImageTextItem:
-        """Read one pair. Its crop is drawn from the seed of a :class:`Draw`, or from torch's global random state.
+    def __getitem__(self, key: int | Draw) -> Sample:
+        """Read one record. Its crops are drawn from the seed of a :class:`Draw`, or from torch's global random state.
 
         Raises:
-            DataError: the image cannot be read (MV501).
+            DataError: an image cannot be read (MV501), or a value is not one of its field (MV512).
         """
         if isinstance(key, int):
-            return self._item(key)
+            return self._sample(key, None)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(key.seed)  # not torch.manual_seed, which would seed GPUs too
-            return self._item(key.row)
+            return self._sample(key.row, key.seed)
 
-    def _item(self, index: int) -> ImageTextItem:
-        image, image_target = self.transform(self._read(index))
-        return ImageTextItem(image=image, image_target=image_target, text=self.records[index].text, record_index=index)
-
-    def _read(self, index: int) -> GrayArray:
-        if self._kept is not None and index in self._kept:
-            return self._kept[index]
-        values = read_gray(self.records[index].image_path, at_least=self.transform.least_side)
-        if self._kept is not None:
-            self._kept[index] = values = reduce_to(values, self.transform.least_side)
-        return values
+    def _sample(self, row: int, seed: int | None) -> Sample:
+        record = self.records[row]
+        values = self.reader.read(record, None if self._kept is None else self._kept.get(row))
+        if self._kept is not None and row not in self._kept and isinstance(values.get("image"), Pixels):
+            side = self.reader.least_side("image")
+            assert side is not None
+            self._kept[row] = values["image"] = reduced(values["image"], side)
+        return self.reader.cut(row, record, values, seed)
 
 
-class Collate:
-    """Stacks images and tokenises texts. A class, not a closure, so that it can be sent to data loader processes."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-
-    def __call__(self, items: Sequence[ImageTextItem]) -> Batch:
-        """Make one batch."""
-        targets = [item.image_target for item in items if item.image_target is not None]
-        tokens = self.tokenizer.encode([item.text for item in items])
-        return {
-            "image": torch.stack([item.image for item in items]),
-            **({"image_target": torch.stack(targets)} if targets else {}),
-            **tokens._asdict(),
-            "record_index": torch.tensor([item.record_index for item in items]),
-        }
-
-
-class BatchSource(Dataset[ImageTextItem]):
+class BatchSource(Dataset[Sample]):
     """Makes whole batches for a data loader, and hands our errors on instead of raising them.
 
     torch rebuilds an exception that leaves a data loader process from its text and traceback; its problems would be lost.
     """
 
-    def __init__(self, dataset: ImageTextDataset, collate: Collate) -> None:
+    def __init__(self, dataset: RecordDataset, collate: Collate) -> None:
         self.dataset = dataset
         self.collate = collate
 
@@ -155,44 +121,69 @@ class BatchLoader:
 
 
 class InputPipeline:
-    """Everything between a data source and the model. Records without a text are skipped: they are no pairs.
+    """Everything between a data source and the model. Records that lack a field which the model needs are skipped.
 
-    ``num_workers`` processes read and transform images; they change nothing in what comes.
+    ``plan`` says which fields are read and what is made of them; ``tokenizer`` may be None if none is a text. ``num_workers``
+    processes read and cut; they change nothing in what comes.
     """
 
     def __init__(
-        self, source: DataSource, tokenizer: Tokenizer, inputs: InputSpec, geometry: InputGeometry, *, num_workers: int = 0
+        self, source: DataSource, tokenizer: Tokenizer | None, inputs: InputSpec, plan: InputPlan, *, num_workers: int = 0
     ) -> None:
         self.source = source
-        self.tokenizer = tokenizer
         self.inputs = inputs
-        self.geometry = geometry
+        self.plan = plan
         self.num_workers = num_workers
+        self._tokenizer = tokenizer
         self._records: dict[str, list[Record]] = {}
-        self._datasets: dict[tuple[str, bool], ImageTextDataset] = {}
+        self._datasets: dict[tuple[str, bool], RecordDataset] = {}
 
-    def records(self, split: str) -> list[Record]:
-        """The pairs of a split: records with a text of an allowed kind (``inputs.text_kinds``), in the source's order.
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer.
 
         Raises:
-            DataError: the split does not exist or has no pairs (MV503).
+            SpecError: the recipe has none (MV105).
+        """
+        if self._tokenizer is None:
+            hint = "add `tokenizer: {use: standard.wordpiece}`"
+            raise SpecError(Problem(code="MV105", text="the recipe has no `tokenizer` block", hint=hint))
+        return self._tokenizer
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether the recipe has one."""
+        return self._tokenizer is not None
+
+    def narrowed(self, plan: InputPlan) -> InputPipeline:
+        """The same data for other calls: which records count and what batches hold goes by ``plan``."""
+        return InputPipeline(self.source, self._tokenizer, self.inputs, plan, num_workers=self.num_workers)
+
+    def records(self, split: str) -> list[Record]:
+        """The records of a split that have what the model needs, in the source's order; texts of a kind in ``inputs.text_kinds``.
+
+        Raises:
+            DataError: the split does not exist or has none (MV503).
         """
         if split not in self._records:
             if split not in self.source.splits():
                 raise no_such_split(split, self._counts())
-            records = [record for record in self.source.records(split) if self._is_pair(record)]
+            records = [record for record in self.source.records(split) if self._counts_as_one(record)]
             if not records:
-                raise self._no_pairs(split)
+                raise self._none_counts(split)
             self._records[split] = records
         return self._records[split]
 
-    def dataset(self, split: str, *, is_training: bool) -> ImageTextDataset:
-        """The pairs of a split as tensors. The same object at every call, so that kept images are read once."""
+    def dataset(self, split: str, *, is_training: bool) -> RecordDataset:
+        """The records of a split as samples. The same object at every call, so that kept images are read once."""
         key = (split, is_training)
         if key not in self._datasets:
-            transform = ImageTransform(self.inputs, self.geometry, is_training=is_training)
-            self._datasets[key] = ImageTextDataset(self.records(split), transform, keeps_images=self.inputs.cache_images)
+            self._datasets[key] = RecordDataset(self.records(split), SampleReader(self.inputs, self.plan, is_training=is_training))
         return self._datasets[key]
+
+    def collate(self) -> Collate:
+        """What makes a batch of samples."""
+        return Collate(self.plan, self._tokenizer)
 
     def loader(self, split: str, *, batch_size: int, share: tuple[int, int] = (0, 1)) -> BatchLoader:
         """The pairs of a split in the order of :meth:`records`, cropped at the centre: for evaluation.
@@ -213,10 +204,10 @@ class InputPipeline:
         parts = StepParts(order, steps, share or Share())
         return self._loader(self.dataset("train", is_training=True), parts, is_pinned=is_pinned)
 
-    def _loader(self, dataset: ImageTextDataset, batches: Iterable[list[Any]], *, is_pinned: bool = False) -> BatchLoader:
+    def _loader(self, dataset: RecordDataset, batches: Iterable[list[Any]], *, is_pinned: bool = False) -> BatchLoader:
         return BatchLoader(
             DataLoader(
-                BatchSource(dataset, Collate(self.tokenizer)),
+                BatchSource(dataset, self.collate()),
                 batch_sampler=batches,
                 collate_fn=_as_it_is,
                 num_workers=self.num_workers,
@@ -229,22 +220,45 @@ class InputPipeline:
         )
 
     def fit_tokenizer(self) -> None:
-        """Let the tokenizer learn its vocabulary from the texts of the training split."""
-        self.tokenizer.fit([record.text for record in self.records("train")])
+        """Let the tokenizer learn its vocabulary from the texts of the training split that the model reads."""
+        if self._tokenizer is not None:
+            names = [name for name, field in self.plan.fields.items() if field.kind == "text"] or ["text"]
+            values = (value_of(record, name) for record in self.records("train") for name in names)
+            self._tokenizer.fit([text for value in values for text in _texts(value)])
 
-    def _is_pair(self, record: Record) -> bool:
+    def _needs(self) -> list[str]:
+        return [name for name, field in self.plan.fields.items() if name not in self.plan.may_lack and not field.is_constant]
+
+    def _counts_as_one(self, record: Record) -> bool:
         kinds = self.inputs.text_kinds
-        return bool(record.text.strip()) and (kinds is None or record.text_kind in kinds)
+        needs = self._needs()
+        if "text" in needs and kinds is not None and record.text_kind not in kinds:
+            return False
+        return all(value_of(record, name) is not None for name in needs)
 
     def _counts(self) -> dict[str, int]:
-        return {split: sum(map(self._is_pair, self.source.records(split))) for split in self.source.splits()}
+        return {split: sum(map(self._counts_as_one, self.source.records(split))) for split in self.source.splits()}
 
-    def _no_pairs(self, split: str) -> DataError:
-        records = self.source.records(split)
-        kinds = Counter(record.text_kind for record in records if record.text.strip())
-        found = ", ".join(f"{kind} ({count})" for kind, count in kinds.items()) or "none"
-        details = [f"it has {len(records)} records; texts by kind: {found}"]
-        if self.inputs.text_kinds is not None:
-            details.append(f"inputs.text_kinds allows {', '.join(self.inputs.text_kinds) or 'nothing'}")
-        hint = f"splits by their number of pairs: {list_splits(self._counts())}"
-        return DataError(Problem(code="MV503", text=f"split {split!r} has no image-text pairs", details=tuple(details), hint=hint))
+    def _none_counts(self, split: str) -> DataError:
+        records, needs = self.source.records(split), self._needs()
+        is_pair = set(needs) == {"image", "text"}
+        details = [f"it has {len(records)} records"]
+        if "text" in needs:
+            kinds = Counter(record.text_kind for record in records if record.text.strip())
+            found = ", ".join(f"{kind} ({count})" for kind, count in kinds.items()) or "none"
+            details = [f"{details[0]}; texts by kind: {found}"]
+            if self.inputs.text_kinds is not None:
+                details.append(f"inputs.text_kinds allows {', '.join(self.inputs.text_kinds) or 'nothing'}")
+        if not is_pair:
+            having = {name: sum(value_of(record, name) is not None for record in records) for name in needs}
+            details.append(f"records with {', '.join(f'{name}: {count}' for name, count in having.items())}")
+        what = "image-text pairs" if is_pair else f"records with {' and '.join(needs)}"
+        hint = f"splits by their number of {'pairs' if is_pair else 'such records'}: {list_splits(self._counts())}"
+        return DataError(Problem(code="MV503", text=f"split {split!r} has no {what}", details=tuple(details), hint=hint))
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts of a field, however they are nested."""
+    if isinstance(value, str):
+        return [value]
+    return [text for one in value for text in _texts(one)] if isinstance(value, list | tuple) else []

@@ -18,7 +18,7 @@ from medvlp_core.spec.contract import Dims
 
 @attrs.frozen(kw_only=True)
 class Record:
-    """One image with its text, as a data source gives it.
+    """One image with its text, as a data source gives it; either may be missing.
 
     ``labels`` maps a label's name to 0 or 1 (a missing name = unknown). ``text_kind`` says where the text comes from:
     ``report`` or ``clinical_note`` (written by clinicians), ``qa`` (clinicians' question-answer pairs), ``template`` (made from
@@ -30,8 +30,8 @@ class Record:
     """
 
     id: str
-    image_path: Path
-    text: str
+    image_path: Path | None = None
+    text: str = ""
     text_kind: str = "report"
     labels: Mapping[str, int] = attrs.field(factory=dict)
     patient_id: str | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import keyword
 from collections.abc import Collection
 
+from medvlp_core.planning.losses import Ramp, Weight
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.planning.wiring import Call, PortKey
 from medvlp_core.spec.contract import CLEAN
@@ -16,21 +17,34 @@ OWN = frozenset({"batch", "forward", "loss", "losses", "model"})
 def forward_source(plan: ModelPlan) -> str:
     """A function ``forward(model, batch)`` that returns the weighted loss and all terms, to the bit what the model computes.
 
-    One call a line, in the order of ``plan.calls``. ``batch`` is what the input pipeline makes, ``model`` the composed model.
+    One call a line, in the order of ``plan.calls``. ``batch`` is what the training loop gives: what the
+    input pipeline makes, and ``progress``, a scalar. ``model`` is the composed model.
     """
     names: dict[Call, str] = {}
     for call in plan.calls:
         names[call] = _name(call, taken=names.values())
-    lines = [f"{names[call]} = {_module(plan, call)}({_arguments(plan, call, names)})" for call in plan.calls]
+    lines, trained = [], plan.trained_calls
+    for call in plan.calls:
+        line = f"{names[call]} = {_module(plan, call)}({_arguments(plan, call, names)})"
+        if call.folds:
+            line = f"{names[call]} = run_each({_module(plan, call)}, {call.folds!r}, {_arguments(plan, call, names)})"
+        lines += [line] if call in trained else ["with torch.no_grad():", f"    {line}"]
     terms = {
         f"{plan.components[call.path].slot}.{term}": f"{names[call]}.losses[{term!r}]"
         for call in plan.calls
         for term in plan.components[call.path].calls[call.name].losses
     }
     lines += ["losses = {", *(f"    {name!r}: {value}," for name, value in terms.items()), "}"]
-    lines.append(f"loss = {' + '.join(f'{plan.losses[name]!r} * losses[{name!r}]' for name in terms)}")
+    lines.append(f"loss = {' + '.join(f'{_weight(plan.losses[name])} * losses[{name!r}]' for name in terms)}")
     lines.append("return loss, losses")
-    return "\n".join(["def forward(model, batch):", *(f"    {line}" for line in lines), ""])
+    imports = ["import torch"] if "with torch.no_grad():" in lines else []
+    imports += ["from medvlp_core.model import run_each"] if any(call.folds for call in plan.calls) else []
+    imports += ["", ""] if imports else []
+    return "\n".join([*imports, "def forward(model, batch):", *(f"    {line}" for line in lines), ""])
+
+
+def _weight(weight: Weight) -> str:
+    return weight.code('batch["progress"]') if isinstance(weight, Ramp) else repr(weight)
 
 
 def _name(call: Call, taken: Collection[str]) -> str:

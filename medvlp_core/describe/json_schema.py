@@ -16,10 +16,11 @@ from typing import Any
 
 from medvlp_core.describe.wording import default_text, range_text, recipe_text
 from medvlp_core.planning.components import SLOT_NAME
+from medvlp_core.planning.losses import RAMP_KEYS
 from medvlp_core.planning.plan import FORMAT_VERSION
 from medvlp_core.plugins.registry import ComponentRegistry
 from medvlp_core.spec.blocks import InitSpec, InputSpec, TrainSpec
-from medvlp_core.spec.component import Param, SpecBlock, params_of
+from medvlp_core.spec.component import Param, SpecBlock, blocks_in, params_of
 from medvlp_core.spec.roles import ROLES, Role
 
 Schema = dict[str, Any]
@@ -54,9 +55,11 @@ def json_schema(registry: ComponentRegistry, *, presets: Iterable[str] = ()) -> 
         **{info.slot: role.value for role, info in ROLES.items()},
     }.items():
         _place(root, path.split("."), {"$ref": f"#/definitions/{definition}"})
-    weight = _or_reference({"type": "number", "minimum": 0}, "a weight must be a number")
-    losses = _block(additionalProperties=_block(additionalProperties=weight))
-    root["properties"]["losses"] = {"description": "weight of each loss term, 1 if absent: SLOT: {TERM: WEIGHT}", **losses}
+    losses = _block(additionalProperties=_block(additionalProperties=_weight()))
+    root["properties"]["losses"] = {
+        "description": "weight of each loss term, 1 if absent: SLOT: {TERM: WEIGHT}; a number, or a ramp over the training",
+        **losses,
+    }
     return {"$schema": DIALECT, **root, "definitions": definitions}
 
 
@@ -93,6 +96,26 @@ def _place(schema: Schema, path: list[str], child: Schema) -> None:
 def _block(**rules: Any) -> Schema:
     """A mapping; null removes it where it is inherited."""
     return _or_reference({"type": ["object", "null"], **rules}, "this must be a mapping")
+
+
+def _weight() -> Schema:
+    """A number of at least 0, or a ramp: where it begins and ends, and at which shares of the training."""
+    number: Schema = {"type": "number", "minimum": 0}
+    help_texts = {
+        "from": "weight before the ramp",
+        "to": "weight after it",
+        "begin": "share of the steps",
+        "end": "share of the steps",
+    }
+    properties = {
+        key: {
+            "description": help_texts[key],
+            **_or_reference({**number, **({"maximum": 1} if key in ("begin", "end") else {})}, f"{key} must be a number"),
+        }
+        for key in RAMP_KEYS
+    }
+    ramp: Schema = {"properties": properties, "additionalProperties": False}
+    return _or_reference({**number, "type": ["number", "object"], **ramp}, "a weight must be a number or a ramp")
 
 
 def _core_block(kind: type[SpecBlock]) -> Schema:
@@ -180,6 +203,8 @@ def _value(kind: Any, param: Param) -> Schema:
         return {**inner, "type": [*_as_list(inner["type"]), "null"]}
     if origin is tuple:
         return _or_reference({"type": "array", "items": _value(args[0], param)}, complaint)
+    if (blocks := blocks_in(kind)) is not None:
+        return _block(additionalProperties=_core_block(blocks))
     if origin is dict:
         return _block(additionalProperties=_value(args[1], param))
     if rules.one_of is not None:

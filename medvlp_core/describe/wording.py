@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
 from medvlp_core.planning.plan import plain
 from medvlp_core.recipe.load import dump_yaml
-from medvlp_core.spec.component import ComponentSpec, Param, params_of
+from medvlp_core.spec.component import ComponentSpec, Param, SpecBlock, params_of
 from medvlp_core.spec.contract import Constraint
 
 
@@ -18,6 +19,9 @@ def default_text(param: Param) -> str:
 
 def yaml_value(value: Any) -> str:
     """A value as it stands in a recipe, on one line."""
+    if isinstance(value, dict):
+        value = {key: plain(item) if isinstance(item, SpecBlock) else item for key, item in value.items()}
+        return json.dumps(value) if value else "{}"
     text = dump_yaml({"value": list(value) if isinstance(value, tuple) else value}).removeprefix("value:")
     return " ".join(line.strip() for line in text.strip().splitlines())
 

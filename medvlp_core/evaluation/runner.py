@@ -15,11 +15,29 @@ import torch
 from medvlp_core.errors import MedvlpError
 from medvlp_core.evaluation.protocol import Card, EvaluationRun, Evaluator
 from medvlp_core.model.build import build_component
+from medvlp_core.planning.fields import input_plan
 from medvlp_core.planning.plan import ModelPlan, SkippedEvaluator
+from medvlp_core.planning.wiring import PlannedComponent, PortKey
 from medvlp_core.runtime.files import write_at_once
+from medvlp_core.spec.contract import CLEAN
 
 if TYPE_CHECKING:
     from medvlp_core.data.pipeline import InputPipeline
+
+
+def narrowed_run(run: EvaluationRun, component: PlannedComponent) -> EvaluationRun:
+    """The run as one evaluator sees it: its batches hold, and its records have, what the ports that it needs come from.
+
+    An evaluator that needs no port sees the records that training counts.
+    """
+    wiring = run.plan.wiring
+    needs = component.calls["forward"].needs
+    found = (wiring.source(component, argument, need, CLEAN) for argument, need in needs.items())
+    keys = [key for key in found if isinstance(key, PortKey)]
+    if not keys:
+        return attrs.evolve(run, evaluator=component.path)
+    taken = [key for call in wiring.route(keys) for _, key in call.takes]
+    return attrs.evolve(run, evaluator=component.path, pipeline=run.pipeline.narrowed(input_plan(wiring, [*keys, *taken])))
 
 
 def find_obstacles(plan: ModelPlan, pipeline: InputPipeline, split: str) -> tuple[SkippedEvaluator, ...]:
@@ -61,7 +79,7 @@ def evaluate_all(
             evaluator: Evaluator = build_component(run.plan, component)
             try:
                 with torch.random.fork_rng(), torch.no_grad():
-                    card = attrs.evolve(evaluator.evaluate(attrs.evolve(run, evaluator=component.path)), evaluator=slot)
+                    card = attrs.evolve(evaluator.evaluate(narrowed_run(run, component)), evaluator=slot)
             except MedvlpError as error:
                 card = Card(evaluator=slot, problem=str(error))
             except Exception as error:  # a fault of one evaluator must not cost the results of the others

@@ -94,7 +94,7 @@ def _vector(model: ComposedModel, port: str, inputs: set[str], name: str) -> dic
         return {}
     calls = wiring.route([key])
     taken = {source for call in calls for _, source in call.takes} - {key for call in calls for key in call.gives}
-    return {name: port} if {str(source) for source in taken} <= inputs else {}
+    return {name: port} if {str(source) for source in taken} <= {*inputs, "progress"} else {}
 
 
 def _export(graph: nn.Module, inputs: dict[str, Tensor], outputs: list[str], axes: dict[str, Any], path: Path) -> list[str]:

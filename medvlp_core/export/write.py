@@ -89,7 +89,8 @@ def _write(loaded: LoadedRun, kind: str, folder: Path) -> str:
             metadata={"format": "pt"},
         )
         (folder / "resolved.yaml").write_text(loaded.plan.resolved_yaml(), encoding="utf-8")
-        loaded.tokenizer.save(folder / "tokenizer")
+        if loaded.found_tokenizer is not None:
+            loaded.tokenizer.save(folder / "tokenizer")
         return 'from safetensors.torch import load_file\n\nweights = load_file("model.safetensors")  # names begin with the part'
     if kind == "transformers":
         loaded.tokenizer.save(folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from medvlp_core.model.between_steps import PartFailed
 from medvlp_core.model.build import (
     BuiltRun,
     adopt_dims,
@@ -14,7 +15,8 @@ from medvlp_core.model.build import (
     image_geometry,
     interface_of,
 )
-from medvlp_core.model.composed import ComposedModel, PartFailed
+from medvlp_core.model.composed import ComposedModel
+from medvlp_core.model.each import run_each
 from medvlp_core.model.weights import Adapt, LoadedWeights, fit_weights, read_weights
 
 __all__ = [
@@ -34,4 +36,5 @@ __all__ = [
     "image_geometry",
     "interface_of",
     "read_weights",
+    "run_each",
 ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,16 @@ import attrs
 import torch
 from torch import nn
 
-from medvlp_core.data.pipeline import InputGeometry, InputPipeline
+from medvlp_core.data.order import seed_of
+from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.data.records import DataSource
 from medvlp_core.data.tokenizer import Tokenizer
+from medvlp_core.data.transforms import InputGeometry
 from medvlp_core.display import Displayed, DisplayRow
 from medvlp_core.errors import Diagnostics, MedvlpError, PluginError, Problem, SpecError, describe_error
 from medvlp_core.model.composed import ComposedModel
+from medvlp_core.model.freezing import freeze
+from medvlp_core.nn.interfaces import HasAfterStep
 from medvlp_core.planning.connect import check_constraints
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.planning.wiring import INPUTS, PlannedComponent
@@ -45,7 +50,7 @@ class BuiltRun(Displayed):
 
         Random also where the recipe begins with pretrained weights.
         """
-        with torch.random.fork_rng(), skip_pretrained_init():
+        with skip_pretrained_init():
             return build_model(self.plan, seed=seed)
 
 
@@ -91,6 +96,9 @@ def build_component(plan: ModelPlan, component: PlannedComponent) -> Any:
         text = f"{component.label}: {declaration.build} has no method {', '.join(missing)}, which its calls() declares"
         hint = "define it, or leave the call out of calls()"
         raise PluginError(Problem(code="MV302", text=text, position=component.position(), details=(origin,), hint=hint))
+    if any(contract.after for contract in component.calls.values()) and not isinstance(built, HasAfterStep):
+        text = f"{component.label}: its contract says what it gets after a step, and {declaration.build} has no method after_step"
+        raise PluginError(Problem(code="MV302", text=text, position=component.position(), details=(origin,)))
     if component.role is not Role.TOKENIZER:
         adopt_dims(plan, component, built)
     return built
@@ -161,22 +169,35 @@ def build_tokenizer(plan: ModelPlan, *, folder: Path | None = None, texts: list[
 def build_model(plan: ModelPlan, *, seed: int) -> ComposedModel:
     """Build the model with weights drawn from ``seed``. The tokenizer must be built before, for the vocabulary's size.
 
-    Parts that no loss leads to are frozen: they get no gradient, for which several processes would wait.
+    Each component draws from a seed of its own, which ``seed`` and its path give: adding a part does not change how another one
+    begins. Torch's random state stays as it was. Parts that no loss leads to are frozen: they get no gradient, for which several
+    processes would wait. What ``train.freeze`` names is frozen too.
+
+    Raises:
+        SpecError: a component cannot be built (MV303), or ``train`` names parameters that there are not (MV102).
     """
-    torch.manual_seed(seed)
     parts: dict[str, nn.Module] = {}
     for role in BUILD_ORDER:
         for component in plan.of_role(role).values():
-            if component.follows is not None:
-                with torch.random.fork_rng(), skip_pretrained_init():  # it gets the weights of its source
+            if component.shares is None:
+                # what follows another component gets the weights of that one
+                with _own_seed(seed, component.path), skip_pretrained_init() if component.follows else nullcontext():
                     parts[component.path] = build_component(plan, component)
-            elif component.shares is None:
-                parts[component.path] = build_component(plan, component)
     for path in plan.unused & set(parts):
         parts[path].requires_grad_(False)
     model = ComposedModel(plan, parts)
-    plan.host.observe("medvlp_model_built", plan=plan, model=model)
+    model.frozen_modules = freeze(model, plan)
+    with _own_seed(seed, "hooks"):
+        plan.host.observe("medvlp_model_built", plan=plan, model=model)
     return model
+
+
+@contextmanager
+def _own_seed(seed: int, owner: str) -> Iterator[None]:
+    """Draws inside depend on a seed and an owner alone; afterwards torch's random state is as before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed_of("weights", seed, owner))  # not torch.manual_seed, which would seed GPUs too
+        yield
 
 
 def image_geometry(plan: ModelPlan) -> InputGeometry:
@@ -191,19 +212,18 @@ def image_geometry(plan: ModelPlan) -> InputGeometry:
     )
 
 
-def build_pipeline(plan: ModelPlan, source: DataSource, tokenizer: Tokenizer) -> InputPipeline:
-    """The input pipeline, with image sizes solved from the model."""
-    return InputPipeline(source, tokenizer, plan.inputs, image_geometry(plan), num_workers=plan.train.num_workers)
+def build_pipeline(plan: ModelPlan, source: DataSource, tokenizer: Tokenizer | None) -> InputPipeline:
+    """The input pipeline of a training step, with all sizes solved from the model."""
+    return InputPipeline(source, tokenizer, plan.inputs, plan.input_plan(), num_workers=plan.train.num_workers)
 
 
 def build_run(plan: ModelPlan, *, seed: int, tokenizer_folder: Path | None = None) -> BuiltRun:
     """Build data, tokenizer and model; the tokenizer learns from the training texts unless a saved one is given."""
     source = build_source(plan)
-    tokenizer = build_tokenizer(plan, folder=tokenizer_folder)
+    component = plan.one(Role.TOKENIZER)
+    tokenizer = build_tokenizer(plan, folder=tokenizer_folder) if component is not None else None
     pipeline = build_pipeline(plan, source, tokenizer)
-    if tokenizer_folder is None:
+    if tokenizer_folder is None and component is not None:
         pipeline.fit_tokenizer()
-        component = plan.one(Role.TOKENIZER)
-        assert component is not None
         adopt_dims(plan, component, tokenizer)
     return BuiltRun(plan=plan, pipeline=pipeline, model=build_model(plan, seed=seed))

@@ -2,33 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from medvlp_core.errors import DataError, MedvlpError, Problem, SpecError, describe_error
+from medvlp_core.model.between_steps import BetweenSteps, PartFailed
+from medvlp_core.model.each import run_each
 from medvlp_core.nn.batch import Batch, ImageFeatures, Output, StepOutput, TokenBatch
 from medvlp_core.nn.interfaces import Fusion, HasAttentionMaps, ImageEncoder, Masking, TextEncoder
 from medvlp_core.planning.connect import why_missing
+from medvlp_core.planning.losses import weight_at
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.planning.wiring import INPUTS, Call, Missing, PlannedComponent, PortKey
+from medvlp_core.spec.contract import Symbol
 from medvlp_core.spec.roles import Role
 
 Ports = dict[PortKey, Tensor]
+#: How far training has come: a scalar that the training loop puts into every batch.
+PROGRESS = PortKey("progress")
 
 
-class PartFailed(SpecError):
-    """The code of a part of the model raised something; that is the cause."""
-
-
-class ComposedModel(nn.Module):
+class ComposedModel(BetweenSteps):
     """The trainable parts of a plan, each under its slot's name. Made by :func:`medvlp_core.model.build.build_model`."""
 
     def __init__(self, plan: ModelPlan, parts: dict[str, nn.Module]) -> None:
-        super().__init__()
-        self.plan = plan
+        super().__init__(plan)
         dims = plan.dims(INPUTS)
         self.image_shape = (dims.get("C"), dims.get("H"), dims.get("W"))
         self.masking: Masking | None = parts.get("model.masking")  # type: ignore[assignment]
@@ -39,6 +41,7 @@ class ComposedModel(nn.Module):
         self.parts = _block(parts, "model.parts")
         self.alignments = _block(parts, "model.alignments")
         self.decoders = _block(parts, "model.decoders")
+        self._trained_calls = plan.trained_calls
         self.reset_followers()
 
     def forward(self, batch: Batch) -> StepOutput:
@@ -55,15 +58,20 @@ class ComposedModel(nn.Module):
         for call in self.plan.calls:
             if lacking := [str(key) for _, key in call.takes if key not in ports]:
                 raise self._lacking(call, lacking, batch)
-            output = self.run(call, {argument: ports[key] for argument, key in call.takes})
+            with nullcontext() if call in self._trained_calls else torch.no_grad():
+                output = self.run(call, {argument: ports[key] for argument, key in call.takes})
             ports |= (given := {key: output.ports[key.name] for key in call.gives})
             losses |= output.losses
             component = self.plan.components[call.path]
             if component.opens is not None or component.role.info.emits_losses:
                 shown |= {str(key): value for key, value in given.items()}
-        loss = sum(self.plan.losses[name] * value for name, value in losses.items())
+        progress = ports[PROGRESS]
+        loss = sum(weight_at(self.plan.losses[name], progress) * value for name, value in losses.items())
         assert isinstance(loss, Tensor)
-        return StepOutput(loss=loss, losses=losses, ports=shown)
+        rows = {str(key): ports[key].detach() for taken in self._after.values() for _, key in taken}
+        if any(len(one) != len(batch["record_index"]) for one in rows.values() if "record_index" in batch):
+            raise self._wrong_rows(rows, len(batch["record_index"]))
+        return StepOutput(loss=loss, losses=losses, ports=shown, rows=rows)
 
     def run(self, call: Call, arguments: dict[str, Tensor]) -> Output:
         """What a call gives: its ports by name, its losses by their full names.
@@ -74,19 +82,23 @@ class ComposedModel(nn.Module):
         """
         component = self.plan.components[call.path]
         try:
-            returned = self._method(call)(**arguments)
+            with torch.no_grad() if component.follows is not None else nullcontext():
+                method = self._method(call)
+            returned = run_each(method, call.folds, **arguments) if call.folds else method(**arguments)
         except (MedvlpError, torch.OutOfMemoryError):
             raise
         except Exception as error:
             text = f"{component.label} failed: {describe_error(error)}"
             raise PartFailed(
-                Problem(code="MV306", text=text, position=component.position(), details=(self._origin(component),))
+                Problem(code="MV306", text=text, position=component.position(), details=(self.origin(component),))
             ) from error
         output = self._output(component, call, returned)
         if call.name == "fused" and call.returns == "output":  # encode, and what it gives has other names here
             output = Output(ports={f"fused_{port}": value for port, value in output.ports.items()})
-        losses = {} if component.follows is not None else self._checked_losses(component, call, output.losses)
-        return Output(ports=self._checked_ports(component, call, output.ports), losses=losses)
+        ports = self._checked_ports(component, call, output.ports)
+        return Output(
+            ports=ports, losses={} if component.follows is not None else self._checked_losses(component, call, output.losses)
+        )
 
     def _lacking(self, call: Call, names: list[str], batch: Batch) -> DataError:
         component = self.plan.components[call.path]
@@ -99,36 +111,6 @@ class ComposedModel(nn.Module):
         method: Callable[..., Any] = part if call.method == "forward" else getattr(part, call.method)
         return method
 
-    def train(self, mode: bool = True) -> ComposedModel:
-        """As torch has it; what follows the weights of another component stays in evaluation mode."""
-        super().train(mode)
-        for follower, _, _ in self._followers():
-            follower.eval()
-        return self
-
-    @torch.no_grad()
-    def reset_followers(self, *, but: Collection[str] = ()) -> None:
-        """Give components that follow others the weights of these, and freeze them; ``but``: paths that have weights already."""
-        for follower, source, component in self._followers():
-            follower.requires_grad_(False)
-            if component.path not in but:
-                follower.load_state_dict(source.state_dict())
-            follower.eval()
-
-    @torch.no_grad()
-    def update_followers(self) -> None:
-        """``follower = decay * follower + (1 - decay) * source``, after a step that changed the weights; buffers are copied."""
-        for follower, source, component in self._followers():
-            for average, value in zip(follower.parameters(), source.parameters(), strict=True):
-                average.lerp_(value, 1 - component.decay)
-            for mine, theirs in zip(follower.buffers(), source.buffers(), strict=True):
-                mine.copy_(theirs)
-
-    def _followers(self) -> Iterator[tuple[nn.Module, nn.Module, PlannedComponent]]:
-        for component in self.plan.components.values():
-            if component.follows is not None:
-                yield self.part(component.path), self.part(component.follows), component
-
     def part(self, path: str) -> nn.Module:
         """The module of a component, by its path in the recipe: ``model.alignments.gla``; that of another one if it shares it."""
         block, _, slot = self.plan.components[path].owner.removeprefix("model.").partition(".")
@@ -136,16 +118,38 @@ class ComposedModel(nn.Module):
         return found
 
     def _given(self, batch: Batch) -> Ports:
-        """What a batch brings, by port and view.
+        """What a batch brings, by port and view; where it holds no ``progress``, that is 1.
 
         Raises:
             DataError: a tensor has another dtype or shape than the model takes (MV505).
         """
-        if "image" in batch:
+        if "image" in batch and len(self.plan.wiring.fields["image"].axes) == 3:
             self.check_image(batch["image"])
         if "token_ids" in batch:
             _check_tokens(batch)
-        return {PortKey.parse(name): value for name, value in batch.items() if name != "record_index"}
+        given = {PortKey.parse(name): value for name, value in batch.items() if name != "record_index"}
+        if PROGRESS not in given:
+            given[PROGRESS] = torch.ones((), device=next(iter(batch.values())).device) if batch else torch.ones(())
+        elif given[PROGRESS].ndim or not given[PROGRESS].is_floating_point():
+            text = f"progress must be a float of shape (), found {_described(given[PROGRESS])}"
+            raise DataError(Problem(code="MV505", text=text, hint="leave it out after training: it is 1 then"))
+        for key, value in given.items():
+            self._check_port(key, value)
+        return given
+
+    def _check_port(self, key: PortKey, value: Tensor) -> None:
+        """Refuse a tensor of another kind, rank or size than the plan has solved for it (MV505)."""
+        wiring = self.plan.wiring
+        if (provider := wiring.batch.get(key)) is None or wiring.views[key.view].opener is not None:
+            return
+        dims = [wiring.symbol(provider.path, provider.call, provider.view, dim) for dim in provider.spec.dims]
+        wanted = [wiring.table.size(dim) if isinstance(dim, Symbol) else dim for dim in dims]
+        kind = "bool" if value.dtype == torch.bool else "float" if value.is_floating_point() else "int"
+        sizes = zip(value.shape, wanted, strict=False)
+        if kind != provider.spec.dtype or value.ndim != len(wanted) or any(isinstance(b, int) and a != b for a, b in sizes):
+            shape = ", ".join(str(b) if isinstance(b, int) else str(a) for a, b in zip(provider.spec.dims, wanted, strict=True))
+            text = f"{key} must be {provider.spec.dtype} of shape ({shape}), found {_described(value)}"
+            raise DataError(Problem(code="MV505", text=text, hint="the input pipeline makes such batches from records"))
 
     def _output(self, component: PlannedComponent, call: Call, returned: Any) -> Output:
         if call.returns == "output" and isinstance(returned, Output):
@@ -183,14 +187,15 @@ class ComposedModel(nn.Module):
                 raise self._wrong_output(component, call, f"{_kind(value)} as the loss {term!r}", "a scalar tensor")
         return {f"{component.slot}.{term}": losses[term] for term in declared}
 
+    def _wrong_rows(self, rows: Mapping[str, Tensor], count: int) -> SpecError:
+        found = ", ".join(f"{name} ({len(one)} rows)" for name, one in rows.items() if len(one) != count)
+        text = f"after a step every record has one row, and in a batch of {count} there came {found}"
+        return SpecError(Problem(code="MV206", text=text, hint="its first axis must be the batch"))
+
     def _wrong_output(self, component: PlannedComponent, call: Call, found: str, expected: str) -> SpecError:
         method = "" if call.name == "forward" else f" from {call.method}"
         text = f"{component.label} returned {found}{method}, expected {expected}"
-        return SpecError(Problem(code="MV206", text=text, position=component.position(), details=(self._origin(component),)))
-
-    def _origin(self, component: PlannedComponent) -> str:
-        distribution = self.plan.host.components.distribution(component.name) or "no distribution"
-        return f"{type(component.spec).declaration.build} from {distribution}"
+        return SpecError(Problem(code="MV206", text=text, position=component.position(), details=(self.origin(component),)))
 
     # ------------------------------------------------------------------------------------------------- use after training
 

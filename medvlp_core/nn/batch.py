@@ -85,9 +85,11 @@ class StepOutput(NamedTuple):
     """Output of the model for one training step.
 
     ``loss`` is the weighted sum, ``losses`` every term without its weight under its full name (``gla.global``), ``ports`` what
-    maskings and the calls with losses gave, by full name (``image_decoder.patch_prediction``, ``image_is_masked@masked``).
+    maskings and the calls with losses gave, by full name (``image_decoder.patch_prediction``, ``image_is_masked@masked``), ``rows``
+    what components get after the step (``Contract.after``), detached, by full name too.
     """
 
     loss: Tensor
     losses: dict[str, Tensor]
     ports: dict[str, Tensor]
+    rows: Mapping[str, Tensor] = {}

@@ -145,6 +145,21 @@ class ReportsStatistics(Protocol):
         ...
 
 
+@runtime_checkable
+class HasAfterStep(Protocol):
+    """A module with state that is no weight, such as a queue of vectors or prototypes; its contract says what it gets (``after``).
+
+    The state lies in persistent buffers of the module, which nothing but ``after_step`` changes.
+    """
+
+    def after_step(self, **rows: Tensor) -> None:
+        """Take in the rows of a step that changed the weights, all records of the step in their order, without gradient.
+
+        Every process is handed the same rows, with the same random state, and computes the same.
+        """
+        ...
+
+
 class Part(nn.Module, ABC):
     """Anything else between other modules, with any needs and any gives: a pooling, a temporal module, a projection, a tower."""
 

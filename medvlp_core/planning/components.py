@@ -210,7 +210,9 @@ def _read_borrowed(
             text = f"{slot.path} has no parameter {key!r}: its parameters are those of {source.path}"
             diagnostics.add("MV102", text, at=child.key_position or child.position, hint=f"set it at {source.path}")
     if not follows:
-        return _tied(attrs.evolve(component, shares=source.path), diagnostics, extra=("share",))
+        # state of its own (a queue) belongs to the owner of the weights, which is handed its rows once
+        calls = {name: attrs.evolve(contract, after={}) for name, contract in source.calls.items()}
+        return _tied(attrs.evolve(component, shares=source.path, calls=calls), diagnostics, extra=("share",))
     decay = slot.node.get("decay")
     value = decay.value if decay is not None else None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
@@ -219,7 +221,7 @@ def _read_borrowed(
         hint = "decay: 0.999 keeps 999 parts of 1,000 of the average at every step"
         diagnostics.add("MV104" if decay is not None else "MV105", text, at=(decay or slot.node).position, hint=hint)
         return None
-    calls = {name: attrs.evolve(contract, losses=()) for name, contract in source.calls.items()}
+    calls = {name: attrs.evolve(contract, losses=(), after={}) for name, contract in source.calls.items()}
     return _tied(
         attrs.evolve(component, follows=source.path, decay=float(value), calls=calls), diagnostics, extra=("follow", "decay")
     )
@@ -230,7 +232,10 @@ def _read_borrowed(
 
 def _tied(component: PlannedComponent, diagnostics: Diagnostics, *, extra: tuple[str, ...]) -> PlannedComponent:
     """A component with what its block says of ports and views. ``extra``: the reserved words that it may use beside these."""
-    node, allowed = component.node, ("use", "needs", "views", *extra)
+    node, allowed = (
+        component.node,
+        ("use", "needs", "views", *(() if component.losses or component.role in _NOT_EACH else ("each",)), *extra),
+    )
     for key in RESERVED:
         if key not in allowed and (child := node.get(key)) is not None:
             text = f"{component.label}: `{key}` does not apply here"
@@ -246,11 +251,29 @@ def _tied(component: PlannedComponent, diagnostics: Diagnostics, *, extra: tuple
         needs=_read_names(component, "needs", arguments, "argument", diagnostics),
         views=_read_names(component, "views", formal, "view", diagnostics),
         opens=None if component.role is not Role.MASKING else "masked" if component.path == "model.masking" else component.slot,
+        each=_read_each(component, diagnostics),
         of=of.value if of is not None and "of" in allowed and isinstance(of.value, str) else CLEAN,
     )
 
 
+_NOT_EACH = (Role.DATA, Role.TOKENIZER, Role.EVALUATOR, Role.MASKING)
+
+
+def _read_each(component: PlannedComponent, diagnostics: Diagnostics) -> str | None:
+    node = component.node.get("each")
+    if node is None or component.losses or component.role in _NOT_EACH:
+        return None
+    named = {dim for contract in component.calls.values() for dim in contract.symbols()}
+    if not isinstance(node.value, str) or not node.value.isidentifier() or node.value in named:
+        what = f"{node.value!r}, which its contract names already" if node.value in named else describe(node)
+        text = f"{component.label}: each must be a letter for the axis that it runs over, found {what}"
+        diagnostics.add("MV103", text, at=node.position, hint="write `each: V`")
+        return None
+    return node.value
+
+
 _WHERE = {
+    "each": "only what gives no losses and reads no records can run over each entry of an axis",
     "share": "a block with `share` has no `use`: it has the weights of another component",
     "follow": "a block with `follow` has no `use`: it is the moving average of another component",
     "decay": "it belongs to a block with `follow`",

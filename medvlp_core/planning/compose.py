@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -12,6 +11,8 @@ from packaging.requirements import InvalidRequirement, Requirement
 from medvlp_core.errors import Diagnostics, did_you_mean
 from medvlp_core.planning.components import read_components
 from medvlp_core.planning.connect import connect, report_missing, why_missing
+from medvlp_core.planning.freezing import check_names
+from medvlp_core.planning.losses import read_losses
 from medvlp_core.planning.parameters import B, describe, read_block
 from medvlp_core.planning.plan import FORMAT_VERSION, ModelPlan, SkippedEvaluator
 from medvlp_core.planning.wiring import Call, Missing, PlannedComponent, Wiring
@@ -63,17 +64,16 @@ def compose(recipe: Node, host: Host, diagnostics: Diagnostics, *, name: str = "
     inputs = _core_block(recipe, "inputs", InputSpec, diagnostics)
     init_from = _core_block(recipe, "init_from", InitSpec, diagnostics)
     train = _core_block(recipe, "train", TrainSpec, diagnostics)
-    heads = [one for one in components.values() if one.role in HEADS]
-    wiring, calls = connect(components, broken, diagnostics)
+    heads = [one for one in components.values() if one.losses]
+    wiring, calls = connect(components, broken, inputs, recipe, diagnostics)
+    if train is not None and not broken:
+        check_names(recipe, train, components, diagnostics)
     if not heads and not broken & set(HEADS):
         hint = "add a block under model.alignments or model.decoders"
-        diagnostics.add("MV105", "nothing to train: the model has no alignment and no decoder", at=recipe.position, hint=hint)
-    losses = _read_losses(recipe, heads, broken, diagnostics)
+        diagnostics.add("MV105", "nothing to train: no component of the model emits a loss", at=recipe.position, hint=hint)
+    terms = [f"{head.slot}.{term}" for head in heads for term in head.losses]
+    losses = read_losses(recipe, terms, diagnostics, is_complete=not broken & set(HEADS))
     skipped = () if diagnostics.has_errors else _skip_evaluators(components, wiring, diagnostics)
-    if losses and not any(losses.values()):
-        diagnostics.add(
-            "MV104", "every loss has the weight 0: nothing would be learned", at=(recipe.get("losses") or recipe).position
-        )
     if Role.DATA not in {one.role for one in components.values()} | broken:
         text = "the recipe has no `data` block: it can be checked and explained, and not trained"
         diagnostics.add("MV105", text, at=recipe.position, hint="add `data: {use: standard.manifest, path: ...}`", is_warning=True)
@@ -151,40 +151,7 @@ def _core_block(recipe: Node, path: str, kind: type[B], diagnostics: Diagnostics
     return read_block(kind, node, path=path, diagnostics=diagnostics)
 
 
-# -------------------------------------------------------------------------------------------------- losses, evaluators, route
-
-
-def _read_losses(
-    recipe: Node, heads: Sequence[PlannedComponent], broken: frozenset[Role], diagnostics: Diagnostics
-) -> dict[str, float]:
-    """The weight of every emitted term: 1 unless ``losses:`` says otherwise."""
-    weights = {f"{head.slot}.{term}": 1.0 for head in heads for term in head.losses}
-    node = recipe.get("losses")
-    if node is None or node.value is None:
-        return weights
-    if not isinstance(node.value, dict):
-        diagnostics.add("MV103", f"losses must be a mapping, found {describe(node)}", at=node.position)
-        return weights
-    for slot, block in node.value.items():
-        terms = {} if block.value is None else block.value
-        if not isinstance(terms, dict):
-            text = f"losses.{slot} must map terms to weights, found {describe(block)}"
-            diagnostics.add("MV103", text, at=block.position, hint=f"write `losses: {{{slot}: {{TERM: 1.0}}}}`")
-            continue
-        for term, child in terms.items():
-            name = f"{slot}.{term}"
-            is_number = isinstance(child.value, (int, float)) and not isinstance(child.value, bool)
-            if name not in weights and not broken & set(HEADS):
-                hint = did_you_mean(name, weights, what="terms")
-                diagnostics.add(
-                    "MV107", f"no component emits the loss {name!r}", at=child.key_position or child.position, hint=hint
-                )
-            elif not is_number or not 0 <= child.value <= sys.float_info.max:  # type: ignore[operator]
-                text = f"losses.{name} must be a finite number of at least 0, found {describe(child)}"
-                diagnostics.add("MV104" if is_number else "MV103", text, at=child.position)
-            elif name in weights:
-                weights[name] = float(child.value)  # type: ignore[arg-type]
-    return weights
+# ---------------------------------------------------------------------------------------------------------------- evaluators
 
 
 def _skip_evaluators(

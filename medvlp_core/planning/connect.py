@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 import attrs
 
 from medvlp_core.errors import Diagnostics, did_you_mean
+from medvlp_core.planning.after import calls_for_rows, check_rows, rows_of
+from medvlp_core.planning.fields import check_absence, check_sizes_of_fields, register_fields
 from medvlp_core.planning.wiring import (
     BATCH,
-    INPUT_PORTS,
-    INPUTS,
     TEXT_LENGTH,
     Call,
     Circle,
@@ -21,6 +21,8 @@ from medvlp_core.planning.wiring import (
     View,
     Wiring,
 )
+from medvlp_core.recipe.load import Node
+from medvlp_core.spec.blocks import InputSpec
 from medvlp_core.spec.contract import (
     CLEAN,
     PORTS,
@@ -41,17 +43,21 @@ from medvlp_core.spec.roles import ROLES, Role
 def connect(
     components: Mapping[str, PlannedComponent],
     broken_roles: frozenset[Role],
+    inputs: InputSpec | None,
+    recipe: Node,
     diagnostics: Diagnostics,
 ) -> tuple[Wiring, tuple[Call, ...]]:
     """Tie all ports, unify all dimensions, check all constraints; every problem goes to ``diagnostics``.
 
     Returns the wiring and the calls of a training step: first what the heads need, then the heads themselves.
     """
-    wiring = Wiring(components, _views(components, broken_roles, diagnostics), broken_roles=broken_roles)
+    wiring = Wiring(components, _views(components, broken_roles, inputs, diagnostics), broken_roles=broken_roles)
     _check_named_views(wiring, diagnostics)
+    register_fields(wiring, inputs, recipe, diagnostics)
     _register(wiring, diagnostics)
     try:
-        calls, missing = _training_calls(wiring)
+        needed, missing = _training_calls(wiring)
+        calls = calls_for_rows(wiring, needed, diagnostics)
         offers, lacking = _offers(wiring)
         report_missing(wiring, (*missing, *lacking), diagnostics)
         others = (*offers, *wiring.route(key for _, _, key in _evaluator_needs(wiring)))
@@ -64,12 +70,16 @@ def connect(
     for call in dict.fromkeys((*calls, *others)):
         _tie(wiring, call, diagnostics)
         _check_masked(wiring, call, diagnostics)
+    for call in calls:
+        _tie_rows(wiring, call, diagnostics)
     for component, need, key in _evaluator_needs(wiring):
         _tie_need(wiring, component, "forward", CLEAN, need, key, diagnostics)
     for call in dict.fromkeys((*calls, *others)):
         _tie_sizes(wiring, call, diagnostics)
+    check_absence(wiring, calls, diagnostics)
     if not diagnostics.has_errors:
         _check_sizes(wiring, diagnostics)
+        check_sizes_of_fields(wiring, (key for call in calls for _, key in call.takes), diagnostics)
     for component in components.values():
         check_constraints(wiring, component, diagnostics)
     return wiring, calls
@@ -78,9 +88,12 @@ def connect(
 # ------------------------------------------------------------------------------------------------------------- who gives what
 
 
-def _views(components: Mapping[str, PlannedComponent], broken_roles: frozenset[Role], diagnostics: Diagnostics) -> dict[str, View]:
+def _views(
+    components: Mapping[str, PlannedComponent], broken_roles: frozenset[Role], inputs: InputSpec | None, diagnostics: Diagnostics
+) -> dict[str, View]:
     """The views by name, parents first. A view that is made from none that exists is reported, and made from the clean one."""
-    views = {CLEAN: View(CLEAN)}
+    further = inputs.views if inputs is not None and inputs.views is not None else {}
+    views = {CLEAN: View(CLEAN)} | {name: View(name, CLEAN) for name in further}
     openers = {one.opens: one for one in components.values() if one.opens is not None}
     pending = dict(openers)
     while pending:
@@ -121,13 +134,10 @@ def _check_named_views(wiring: Wiring, diagnostics: Diagnostics) -> None:
 
 
 def _register(wiring: Wiring, diagnostics: Diagnostics) -> None:
-    for port, spec in INPUT_PORTS.items():
-        wiring.batch[PortKey(port)] = Provider(INPUTS, "", spec)
-        wiring.table.bind(Symbol(INPUTS, "B"), BATCH, INPUTS)
     contracts = [contract for component in wiring.components.values() for contract in component.calls.values()]
     has_early_fusion = any(spec.port == "fused_text_embeddings" for one in contracts for spec in one.gives.values())
     for component in wiring.components.values():
-        for name, contract in component.calls.items():
+        for name, contract in component.calls.items() if component.role is not Role.DATA else ():
             if name == "fused" and not has_early_fusion:  # the core's own offer: nobody should read that it lacks something
                 continue
             for spec in contract.gives.values():
@@ -172,7 +182,7 @@ def _training_calls(wiring: Wiring) -> tuple[tuple[Call, ...], list[Missing]]:
     missing: list[Missing] = []
     for component in wiring.components.values():
         for name, contract in component.calls.items():
-            if component.role.info.emits_losses and (contract.losses or name == "forward"):
+            if contract.losses:
                 found = wiring.call(component.path, name)
                 if isinstance(found, Call):
                     heads.append(found)
@@ -222,11 +232,18 @@ def _tie(wiring: Wiring, call: Call, diagnostics: Diagnostics) -> None:
     for argument, need in contract.needs.items():
         key = wiring.source(component, argument, need, view)
         if isinstance(key, PortKey):
-            _tie_need(wiring, component, call.name, call.view, need, key, diagnostics)
+            folded = (
+                attrs.evolve(need, dims=(need.dims[0], str(component.each), *need.dims[1:])) if argument in call.folds else need
+            )
+            _tie_need(wiring, component, call.name, call.view, folded, key, diagnostics)
+    if component.each is not None and not call.folds and call.takes:
+        text = f"{component.label}: each: {component.each}: nothing that {call} takes has a further axis behind the batch"
+        diagnostics.add("MV202", text, at=component.position("each"), hint="re-point one of its needs, or take `each` out")
     for key in call.gives:
         provider = wiring.provider(key)
+        place = 2 if call.folds else 1
         if provider.spec.layout == "dropped" and isinstance(
-            symbol := wiring.symbol(call.path, call.name, call.view, provider.spec.dims[1]), Symbol
+            symbol := wiring.symbol(call.path, call.name, call.view, provider.spec.dims[place]), Symbol
         ):
             wiring.table.bind(symbol, Axis(f"visible {key}"), call.path)
 
@@ -246,6 +263,16 @@ def _check_masked(wiring: Wiring, call: Call, diagnostics: Diagnostics) -> None:
         text = f"{component.label} needs {', '.join(names)} in the {view} view, and {label} gives {'them' if names[1:] else 'it'}"
         text += f" only in the {other} view: it masks no patches"
         diagnostics.add("MV205", text, at=component.position(), hint="another image_encoder may give both views")
+
+
+def _tie_rows(wiring: Wiring, call: Call, diagnostics: Diagnostics) -> None:
+    """The same for what the component gets after a step. Later, when it is known which axes are the batch."""
+    component = wiring.components[call.path]
+    for argument, key in rows_of(wiring, call).items():
+        if isinstance(key, PortKey):
+            row = component.calls[call.name].after[argument]
+            _tie_need(wiring, component, call.name, call.view, row, key, diagnostics)
+            check_rows(wiring, component, argument, key, diagnostics)
 
 
 def _tie_need(
@@ -396,14 +423,14 @@ def report_missing(wiring: Wiring, missing: Iterable[Missing], diagnostics: Diag
             text = f"{component.label} needs {port} in the {one.view} view, and the model gives it only in the {others[0]} view"
             diagnostics.add("MV205", text, at=component.position(), hint=f"another {role} may give both views" if role else None)
         else:
-            hint = f"not every {role} gives it; `medvlp show NAME` tells" if role else None
+            near = f"not every {role} gives it; `medvlp show NAME` tells" if role else None
             known = {key.name for key in (*wiring.batch, *wiring.shapes)} | set(wiring.declared) | set(PORTS)
             data = next((one for one in wiring.components.values() if one.role is Role.DATA and _gives(one, port)), None)
             if data is not None:
-                hint = f"{data.label} lists it among its `gives`, and the input pipeline makes no tensor of it"
-            hint = hint or did_you_mean(port, known, what="ports")
+                near = f"{data.label} lists it among its `gives`; a data component declares it as a field: `fields={{{port!r}: Field(...)}}`"
+            near = near or did_you_mean(port, known, what="ports")
             text = f"{component.label} needs {port}, and no component gives it"
-            diagnostics.add("MV201", text, at=component.position(), hint=hint)
+            diagnostics.add("MV201", text, at=component.position(), hint=near)
     for (path, view), ports in unopened.items():
         component = wiring.components[path]
         text = f"{component.label} needs {', '.join(dict.fromkeys(ports))} in the {view} view, and no masking here opens it"
@@ -414,10 +441,6 @@ def report_missing(wiring: Wiring, missing: Iterable[Missing], diagnostics: Diag
         text = f"the recipe has no {role}, and {len(needs)} component{'s need' if len(needs) > 1 else ' needs'} it"
         at = wiring.components[next(iter(needs))].position()
         diagnostics.add("MV201", text, at=at, details=details, hint=f"put one at {role.info.slot}")
-
-
-def _gives(component: PlannedComponent, port: str) -> bool:
-    return any(spec.port == port for contract in component.calls.values() for spec in contract.gives.values())
 
 
 def why_missing(wiring: Wiring, missing: Iterable[Missing]) -> str:

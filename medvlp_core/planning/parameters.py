@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from medvlp_core.errors import Diagnostics, did_you_mean, nearest
 from medvlp_core.recipe.load import Node
-from medvlp_core.spec.component import Param, SpecBlock, params_of, type_name
+from medvlp_core.spec.component import Param, SpecBlock, blocks_in, params_of, type_name
 
 B = TypeVar("B", bound=SpecBlock)
 
@@ -130,6 +130,13 @@ def read_block(kind: type[B], node: Node, *, path: str, diagnostics: Diagnostics
 
 
 def _read_param(param: Param, node: Node, values: dict[str, Any], label: str, diagnostics: Diagnostics) -> bool:
+    if (kind := blocks_in(param.type)) is not None and isinstance(node.value, dict):
+        label = f"{label}.{param.name}"
+        blocks = {
+            key: read_block(kind, child, path=f"{label}[{key!r}]", diagnostics=diagnostics) for key, child in node.value.items()
+        }
+        values[param.name] = blocks
+        return None not in blocks.values()
     try:
         value = convert(param.type, node)
     except _WrongType as wrong:

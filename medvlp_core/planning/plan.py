@@ -10,6 +10,9 @@ import attrs
 
 from medvlp_core.display import Displayed, DisplayRow
 from medvlp_core.errors import Position, Problem, SpecError
+from medvlp_core.planning.after import Rows, rows_by_component
+from medvlp_core.planning.fields import InputPlan, input_plan
+from medvlp_core.planning.losses import Weight, weight_data, weight_text
 from medvlp_core.planning.wiring import INPUTS, Call, PlannedComponent, Wiring
 from medvlp_core.recipe.load import Node, dump_yaml, escape_references
 from medvlp_core.spec.blocks import InitSpec, InputSpec, TrainSpec
@@ -53,8 +56,9 @@ class SkippedEvaluator:
 class ModelPlan(Displayed):
     """What :func:`medvlp_core.planning.compose.compose` makes of a recipe without a problem.
 
-    ``components`` is keyed by path (``model.fusion``), ``losses`` by full term name (``gla.global``), both in the order in which
-    they run. ``calls`` are the calls of a training step, ``warnings`` what a user should see before it starts.
+    ``components`` is keyed by path (``model.fusion``), ``losses`` (numbers and ramps) by full term name (``gla.global``), both
+    in the order in which they run. ``calls`` are the calls of a training step, ``warnings`` what a user should see before it
+    starts.
     """
 
     name: str
@@ -62,7 +66,7 @@ class ModelPlan(Displayed):
     inputs: InputSpec
     init_from: InitSpec
     train: TrainSpec
-    losses: dict[str, float]
+    losses: dict[str, Weight]
     calls: tuple[Call, ...]
     skipped: tuple[SkippedEvaluator, ...]
     warnings: tuple[Problem, ...]
@@ -75,7 +79,7 @@ class ModelPlan(Displayed):
         parts = [one for one in self.components.values() if one.role is not Role.EVALUATOR]
         rows = [(one.path.removeprefix("model."), one.name) for one in parts]
         if self.losses:
-            weighted = (name if weight == 1 else f"{weight:g} x {name}" for name, weight in self.losses.items())
+            weighted = (name if weight == 1 else f"{weight_text(weight)} x {name}" for name, weight in self.losses.items())
             rows.append(("losses", ", ".join(weighted)))
         train = self.train
         length = f"{train.steps:,} steps" if train.steps is not None else f"{train.epochs:g} epochs"
@@ -109,6 +113,11 @@ class ModelPlan(Displayed):
         found = {name: self.wiring.table.value(Symbol(like, name)) for name in sorted(names)}
         return SolvedDims(path, {name: number for name, number in found.items() if number is not None}, names)
 
+    def input_plan(self, calls: Iterable[Call] | None = None) -> InputPlan:
+        """What batches must hold for some calls, by default those of a training step."""
+        taken = (key for call in (self.calls if calls is None else calls) for _, key in call.takes)
+        return input_plan(self.wiring, taken)
+
     def port_size(self, port: str, axis: int) -> int | None:
         """The number along an axis of a port, whichever view it is given in; None if the plan does not know it."""
         key = self.wiring.key(port)
@@ -120,9 +129,26 @@ class ModelPlan(Displayed):
         return tuple(sorted(named & set(self.components[path].sizes) - set(self.dims(path))))
 
     @property
+    def after(self) -> dict[str, Rows]:
+        """What components are handed after a step, by path: arguments of ``after_step``, and the ports that they come from."""
+        return rows_by_component(self.wiring, self.calls)
+
+    @property
+    def trained_calls(self) -> frozenset[Call]:
+        """The calls that get a gradient: those that losses need; but no follower, and nothing that only followers need."""
+        found: set[Call] = set()
+        pending = [call for call in self.calls if self.components[call.path].calls[call.name].losses]
+        while pending:
+            call = pending.pop()
+            if call not in found and self.components[call.path].follows is None:
+                found.add(call)
+                pending += [source for _, key in call.takes if (source := self.wiring.call_of(key)) is not None]
+        return frozenset(found)
+
+    @property
     def unused(self) -> frozenset[str]:
         """Parts of the model that no loss leads to."""
-        used = {self.components[call.path].owner for call in self.calls if self.components[call.path].follows is None}
+        used = {self.components[call.path].owner for call in self.trained_calls}
         return frozenset(path for path in self.components if path.startswith("model.") and path not in used)
 
     def source(self, path: str) -> Position | None:
@@ -141,7 +167,7 @@ class ModelPlan(Displayed):
             block[slot] = _resolved_block(component)
         for term, weight in self.losses.items():
             slot, _, name = term.partition(".")
-            document.setdefault("losses", {}).setdefault(slot, {})[name] = weight
+            document.setdefault("losses", {}).setdefault(slot, {})[name] = weight_data(weight)
         document["inputs"] = plain(self.inputs)
         if self.init_from.path is not None:
             document["init_from"] = plain(self.init_from, has_absolute_paths=True)
@@ -162,6 +188,8 @@ def _resolved_block(component: PlannedComponent) -> dict[str, Any]:
     tied: dict[str, Any] = {name: dict(value) for name in ("needs", "views") if (value := getattr(component, name))}
     if component.opens is not None and component.of != CLEAN:
         tied["of"] = component.of
+    if component.each is not None:
+        tied["each"] = component.each
     if component.shares is not None:
         return {"share": component.shares, **tied}
     if component.follows is not None:
@@ -182,14 +210,17 @@ def plain(block: SpecBlock, *, has_absolute_paths: bool = False) -> dict[str, An
         values |= {
             param.name: os.path.abspath(values[param.name]) for param in params if param.rules.is_path and values[param.name]
         }
-    return {name: _plain_value(value) for name, value in values.items()}
+    return {name: plain_value(value) for name, value in values.items()}
 
 
-def _plain_value(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
+    """The value of a parameter as plain data: texts as a recipe has to write them, lists instead of tuples, mappings of blocks."""
+    if isinstance(value, SpecBlock):
+        return plain(value)
     if isinstance(value, str):
         return escape_references(value)
     if isinstance(value, tuple):
-        return [_plain_value(item) for item in value]
+        return [plain_value(item) for item in value]
     if isinstance(value, dict):
-        return {key: _plain_value(item) for key, item in value.items()}
+        return {key: plain_value(item) for key, item in value.items()}
     return value

@@ -17,13 +17,18 @@ from medvlp_core.errors import Position
 from medvlp_core.recipe.load import Node
 from medvlp_core.spec.component import ComponentSpec
 from medvlp_core.spec.contract import CLEAN, Axis, Contract, Dim, Symbol, SymbolTable, TensorSpec
+from medvlp_core.spec.fields import Field
 from medvlp_core.spec.roles import Role
 
 INPUTS = "inputs"
 #: Slots whose ports go by their short names: a recipe has one component there at most.
 FIXED_SLOTS = ("model.image_encoder", "model.text_encoder", "model.fusion")
-#: What the input pipeline itself gives; its sizes are solved from the components that need them.
-INPUT_PORTS = {"image": TensorSpec.parse("B C H W"), "image_target": TensorSpec.parse("B C Ht Wt")}
+#: What the core itself gives: images, whose sizes are solved from the components that need them, and how far training has come.
+INPUT_PORTS = {
+    "image": TensorSpec.parse("B C H W"),
+    "image_target": TensorSpec.parse("B C Ht Wt"),
+    "progress": TensorSpec.parse(":float"),
+}
 #: The rows of a batch: every batch axis is this one.
 BATCH = Axis("batch")
 #: The symbol of the tokenizer's second axis, the length of the texts of a batch.
@@ -64,7 +69,8 @@ class PlannedComponent:
     that the recipe means. ``opens`` is the view that a masking opens, ``of`` the view that it is made from.
 
     ``shares``: it has no weights of its own, but those of the component at this path. ``follows``: its weights are a moving average
-    of those of the component at this path, with ``decay``; it gets no gradient and emits no losses.
+    of those of the component at this path, with ``decay``; it gets no gradient and emits no losses. ``each``: it runs over every
+    entry of an axis behind the batch, of the images of a study or the sentences of a report, and what it gives has that axis.
     """
 
     path: str
@@ -79,6 +85,7 @@ class PlannedComponent:
     shares: str | None = None
     follows: str | None = None
     decay: float = 1.0
+    each: str | None = None
     node: Node = attrs.field(eq=False, repr=False)
 
     @property
@@ -148,7 +155,7 @@ class Call:
     """One call of a forward pass. ``takes`` maps argument names to the ports that they are filled from.
 
     ``returns``: the method returns the ``tuple`` of its role (fields are ports), the ``tensor`` of its only port, or an ``output``
-    of ports and losses.
+    of ports and losses. ``folds`` are the arguments with the axis of ``each``.
     """
 
     path: str
@@ -157,6 +164,7 @@ class Call:
     takes: tuple[tuple[str, PortKey], ...]
     gives: tuple[PortKey, ...]
     returns: Literal["tuple", "tensor", "output"]
+    folds: tuple[str, ...] = ()
 
     @property
     def method(self) -> str:
@@ -204,6 +212,10 @@ class Wiring:
     broken_roles: frozenset[Role] = frozenset()
     #: Ports that the batch brings, and those that maskings give in their views.
     batch: dict[PortKey, Provider] = attrs.field(factory=dict)
+    #: Fields of records by name, the field that each of their ports comes from, and what records may lack.
+    fields: dict[str, Field] = attrs.field(factory=dict)
+    field_ports: dict[str, str] = attrs.field(factory=dict)
+    may_lack: dict[str, str | None] = attrs.field(factory=dict)
     #: Ports that carry dimensions only: specs say them, and no call computes them.
     shapes: dict[PortKey, Provider] = attrs.field(factory=dict)
     #: The calls that declare a port, as (path, call).
@@ -319,7 +331,11 @@ class Wiring:
         prefix = "" if component.opens is not None else f"{component.slot}."
         gives = dict.fromkeys(PortKey(f"{prefix}{spec.port}", view) for spec in given)
         returns = form_of(component.role, name, contract)
-        return Call(component.path, name, view, tuple(takes), tuple(gives), returns)
+        folds = tuple(argument for argument, key in takes if self._is_folded(component, contract.needs[argument], key))
+        return Call(component.path, name, view, tuple(takes), tuple(gives), returns, folds)
+
+    def _is_folded(self, component: PlannedComponent, need: TensorSpec, key: PortKey) -> bool:
+        return component.each is not None and len(self.provider(key).spec.dims) == len(need.dims) + 1
 
     def source(self, component: PlannedComponent, argument: str, need: TensorSpec, view: str) -> PortKey | Missing:
         """What fills an argument of a component's call for a view, or why nothing does."""
@@ -374,7 +390,11 @@ class Wiring:
         gives = self.components[call.path].calls[call.name].gives.values()
         filled = {argument for argument, _ in call.takes}
         specs = [spec for spec in gives if spec.port == key.name and (spec.when is None or spec.when in filled)]
-        return Provider(call.path, call.name, max(specs, key=lambda spec: spec.when is not None), call.view)
+        spec = max(specs, key=lambda spec: spec.when is not None)
+        each = self.components[call.path].each
+        if call.folds and each is not None:
+            spec = attrs.evolve(spec, dims=(spec.dims[0], each, *spec.dims[1:]))
+        return Provider(call.path, call.name, spec, call.view)
 
     def route(self, wanted: Iterable[PortKey]) -> tuple[Call, ...]:
         """The calls that are needed for ``wanted`` ports, in an order that works; every other call is left out."""
@@ -400,7 +420,7 @@ class Wiring:
             return dim
         component = self.components.get(path)
         is_local = component is not None and component.role.info.is_module
-        return Symbol(path, dim, f"{call}@{view}" if is_local else "")
+        return Symbol(path, dim, f"{call}@{view}" if is_local and call else "")
 
     def sizes(self, key: PortKey) -> tuple[int | None, ...]:
         """The numbers of a port's dimensions; None where one is free. A ragged axis has its largest length."""

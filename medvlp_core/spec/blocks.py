@@ -14,6 +14,19 @@ from medvlp_core.spec.roles import MODEL_BLOCKS
 
 
 @attrs.frozen(kw_only=True)
+class ViewSpec(SpecBlock):
+    """A further view of a record: some of its images cut once more, and what lies on them with them."""
+
+    fields: tuple[str, ...] = param(("image",), help="image fields that are cut anew; what lies on one follows")
+    crop_scale: float = param(0.6, help="smallest share of the image's area that the crop keeps", above=0, at_most=1)
+
+    def problems(self) -> Iterable[tuple[str, str, str | None]]:
+        """At least one field."""
+        if not self.fields:
+            yield "fields", "the list is empty, so that the view would be as its parent", "write [image]"
+
+
+@attrs.frozen(kw_only=True)
 class InputSpec(SpecBlock):
     """How images become tensors. Their size comes from the model: nobody writes it twice."""
 
@@ -24,6 +37,10 @@ class InputSpec(SpecBlock):
     )
     horizontal_flip: bool = param(False, help="flip training images at random; reports mention sides, so off by default")
     brightness: float = param(0.0, help="largest random change of brightness and contrast in training, share", at_least=0, below=1)
+    may_lack: dict[str, str | None] | None = param(
+        None, help="fields that a record may be without; of an image field: the image field whose picture stands in, else null"
+    )
+    views: dict[str, ViewSpec] | None = param(None, help="further views by name, each with a crop of its own")
     cache_images: bool = param(False, help="keep decoded images in memory, for small data sets")
     text_kinds: tuple[str, ...] | None = param(
         None,
@@ -65,6 +82,16 @@ TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "mlflow": "mlflow"}
 
 
 @attrs.frozen(kw_only=True)
+class ParameterRule(SpecBlock):
+    """How the parameters of the model that a name in ``train.parameters`` matches are trained."""
+
+    lr_scale: float = param(1.0, help="their learning rate as a share of the others'", above=0)
+    freeze_until: float = param(
+        0.0, help="share of the steps in which they stay as they are, at the beginning", at_least=0, below=1
+    )
+
+
+@attrs.frozen(kw_only=True)
 class TrainSpec(SpecBlock):
     """The training loop: one of ``steps`` and ``epochs`` gives its length."""
 
@@ -82,6 +109,10 @@ class TrainSpec(SpecBlock):
     layer_decay: float = param(
         1.0, help="learning rate of an encoder's layer as a share of the next one's; 1 = all the same", above=0, at_most=1
     )
+    parameters: dict[str, ParameterRule] = param(
+        {}, help="parameters of the model by name, with * and ? (image_encoder.*), that learn more slowly or later"
+    )
+    freeze: tuple[str, ...] = param((), help="parameters of the model by name, with * and ?, that are not trained at all")
     betas: tuple[float, ...] = param((0.9, 0.95), help="AdamW betas", at_least=0, below=1)
     max_grad_norm: float | None = param(1.0, help="largest gradient norm; null = no clipping", above=0)
     ema_decay: float | None = param(

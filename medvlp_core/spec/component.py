@@ -161,9 +161,22 @@ def type_name(kind: Any) -> str:
     origin, args = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple:
         return f"list of {type_name(args[0])}"
+    if origin is dict:
+        return "mapping"
+    if isinstance(kind, type) and issubclass(kind, SpecBlock):
+        return "block"
     if origin in (typing.Union, types.UnionType):
         return " | ".join("None" if arg is type(None) else type_name(arg) for arg in args)
     return getattr(kind, "__name__", str(kind))
+
+
+def blocks_in(kind: Any) -> type[SpecBlock] | None:
+    """``X`` if a parameter's type is ``dict[str, X]``, or that or None, with a block of parameters ``X``: blocks by name."""
+    for one in (kind, *typing.get_args(kind)):
+        args = typing.get_args(one) if typing.get_origin(one) is dict else ()
+        if args and isinstance(args[1], type) and issubclass(args[1], SpecBlock):
+            return args[1]
+    return None
 
 
 def params_of(spec: type) -> tuple[Param, ...]:
@@ -287,7 +300,9 @@ def _is_recipe_type(kind: Any) -> bool:
         return len(inner) == 1 and _is_recipe_type(inner[0])
     if origin is tuple:
         return args[1:] == (Ellipsis,) and _is_recipe_type(args[0])
-    return _is_recipe_type(args[1]) if origin is dict and args[0] is str else kind in (int, float, str, bool)
+    if origin is dict and args[0] is str:
+        return _is_recipe_type(args[1])
+    return kind in (int, float, str, bool) or (isinstance(kind, type) and issubclass(kind, SpecBlock))
 
 
 def component(name: str, *, role: Role, build: str, deprecated: str = "", install: str = "") -> Callable[[S], S]:

@@ -21,6 +21,8 @@ from typing import Literal
 
 import attrs
 
+from medvlp_core.spec.fields import Field
+
 Dim = str | int
 #: What a builder gets: the symbols of its contract and the numbers that were solved for them.
 Dims = Mapping[str, int]
@@ -50,6 +52,7 @@ PORTS: dict[str, str] = {
     "fused_image_tokens": "patch tokens that have seen the text, (B, N, Df)",
     "image_embedding": "L2-normalised image vector in the shared space of an alignment, (B, E)",
     "text_embedding": "L2-normalised text vector in the shared space of an alignment, (B, E)",
+    "progress": "share of the optimiser steps that are done, a scalar from 0; 1 in validation, evaluation and inference",
     "patch_prediction": "reconstructed pixels of every patch, (B, N, Q)",
     "word_logits": "vocabulary logits at scored text positions, (R, V)",
 }
@@ -85,7 +88,7 @@ class TensorSpec:
         when: str | None = None,
         sees: Sees | None = None,
     ) -> TensorSpec:
-        """Read the short form ``"B L Dt"``, ``"B L:bool"``, ``"B N Di @masked"``, ``"B N:bool?"`` (optional).
+        """Read the short form ``"B L Dt"``, ``"B L:bool"``, ``"B N Di @masked"``, ``"B N:bool?"`` (optional), ``":float"``.
 
         Raises:
             ValueError: the text is not of that form.
@@ -115,7 +118,7 @@ class TensorSpec:
 
     def __str__(self) -> str:
         text = " ".join(str(dim) for dim in self.dims)
-        text += f":{self.dtype}" if self.dtype != "float" else ""
+        text += f":{self.dtype}" if self.dtype != "float" or not self.dims else ""
         text += "?" if self.is_optional else ""
         text += f" @{self.view}" if self.view else ""
         return text + (f" ({self.layout})" if self.layout else "")
@@ -168,14 +171,19 @@ def _specs(ports: Mapping[str, TensorSpec | str]) -> dict[str, TensorSpec]:
 
 @attrs.frozen(kw_only=True)
 class Contract:
-    """What one call of a component needs, gives, requires of dimensions, and which loss terms it emits.
+    """What one call of a component needs, gives, requires of dimensions, which loss terms it emits, and what it gets after a step.
 
     ``needs`` maps an *argument name of the method* to a spec, ``gives`` a label to a spec; the port is the key unless the spec says
     otherwise. A call that emits ``losses`` runs once in a training step and reads the clean view where a need names no other. Any
     other call is an offer: it runs in each view in which somebody needs what it gives, and a need without a view means that view.
 
     ``sizes`` are the symbols that weights depend on: one number over all calls and views, and what the builder gets.
+    ``after`` are rows that the module's method ``after_step`` gets after each step that changed the weights, of the whole step in
+    the order of its records, for queues and prototypes: arguments of this call, or ports that the component gives. Their first
+    axis is ``T``, the records of the step (``after={"image_embedding": "T E"}``).
     ``mixes_rows``: the result of a row of the batch depends on other rows, as in a contrast.
+
+    ``fields`` (of a data component): what its records hold beside an image and a text; each gives ports (docs/ports.md).
 
     Example:
         >>> Contract(needs={"text_tokens": "B L Dt"}, require=(Divides("Dt", by=12, field="heads"),)).needs["text_tokens"].dims
@@ -188,10 +196,13 @@ class Contract:
     require: tuple[Constraint, ...] = ()
     losses: tuple[str, ...] = ()
     mixes_rows: bool = False
+    fields: dict[str, Field] = attrs.field(factory=dict)
+
+    after: dict[str, TensorSpec] = attrs.field(factory=dict, converter=_specs)
 
     def symbols(self) -> set[str]:
         """Every symbol that the contract names."""
-        specs = (*self.needs.values(), *self.gives.values())
+        specs = (*self.needs.values(), *self.gives.values(), *self.after.values())
         return {dim for spec in specs for dim in spec.dims if isinstance(dim, str)}
 
 

@@ -24,7 +24,7 @@ def gives_vectors_of_length_one(subject: Subject) -> None:
     for call, module, one in subject.passes():
         with torch.no_grad():
             found = call.run(module, one.arguments).ports
-        for port, tensor in ((port, found[port]) for port in VECTORS & found.keys()):
+        for port, tensor in ((port, found[port]) for port in VECTORS if port in found):
             widths.setdefault(str(call.example), set()).add(tensor.shape[-1])
             lengths = tensor.norm(dim=-1)
             is_unit = torch.allclose(lengths, torch.ones_like(lengths), atol=1e-4)
@@ -85,7 +85,7 @@ def _similarities(example: Example, module: nn.Module, own: dict[str, Tensor]) -
         is_own = all(call.port(name) in own for name, value in given.items() if value.is_floating_point())
         if call not in example.trained and is_own:
             found |= call.run(module, {name: own.get(call.port(name), value) for name, value in given.items()}).ports
-    return found["image_embedding"] @ found["text_embedding"].T if found.keys() >= VECTORS else None
+    return found["image_embedding"] @ found["text_embedding"].T if set(VECTORS) <= found.keys() else None
 
 
 def _exchanged(call: ExampleCall, given: dict[str, Tensor]) -> dict[str, Tensor]:

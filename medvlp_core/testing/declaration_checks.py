@@ -65,21 +65,20 @@ def _says(kind: type[ComponentSpec]) -> str:
 
 @check("declaration")
 def has_sound_calls(subject: Subject) -> None:
-    """A model can make every call: the first of its role is there, ports are given in no view, ``when`` names an optional need."""
+    """A model can make every call: the first of its role is there, ports are given in no view, ``when`` names a need."""
     for example in subject.examples:
         first = subject.role.info.calls[0]
         names = ", ".join(example.contracts)
         expect(first in example.contracts, f"{example}: calls() declares {names}, and every {subject.role} has the call {first}")
         for call in example.calls:
-            contract, optional = call.contract, [name for name, need in call.contract.needs.items() if need.is_optional]
+            contract, needs = call.contract, call.contract.needs
             is_tuple = isinstance(contract.sizes, tuple)
             expect(is_tuple, f"{call}: sizes={contract.sizes!r} is {type(contract.sizes).__name__}, expected a tuple of symbols")
             for name, spec in contract.gives.items():
                 text = f"{call}: it gives {name} in the {spec.view} view, and a port is given in the view that the call is made for"
                 expect(spec.view is None, f"{text}: leave @{spec.view} out")
-                known = ", ".join(optional) or "none"
-                text = f"{call}: {name} holds when={spec.when!r}, expected the name of an optional need ({known})"
-                expect(spec.when is None or spec.when in optional, text)
+                text = f"{call}: {name} holds when={spec.when!r}, expected the name of a need: {', '.join(needs)}"
+                expect(spec.when is None or spec.when in needs, text)
 
 
 @check("declaration")

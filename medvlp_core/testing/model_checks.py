@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from medvlp_core.data.pipeline import Collate
+from medvlp_core.data.samples import Collate
 from medvlp_core.data.tokenizer import Tokenizer
 from medvlp_core.errors import MedvlpError
 from medvlp_core.evaluation.runner import evaluate_all, find_obstacles
+from medvlp_core.model.between_steps import PartFailed
 from medvlp_core.model.build import build_model, build_tokenizer
-from medvlp_core.model.composed import ComposedModel, PartFailed
+from medvlp_core.model.composed import ComposedModel
 from medvlp_core.planning.compose import plan_recipe
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.spec.roles import Role
@@ -94,7 +95,7 @@ def _plan_again(plan: ModelPlan, path: Path) -> ModelPlan:
 def _outputs(trained: Trained, model: ComposedModel, tokenizer: Tokenizer) -> dict[str, Tensor]:
     """Ids, losses and predictions of a few training pairs, with masks from a fixed seed."""
     dataset = trained.built.pipeline.dataset("train", is_training=False)
-    batch = Collate(tokenizer)([dataset[index] for index in range(min(len(dataset), PAIRS))])
+    batch = Collate(trained.built.pipeline.plan, tokenizer)([dataset[index] for index in range(min(len(dataset), PAIRS))])
     torch.manual_seed(7)
     with torch.no_grad():
         output = model.eval()(batch)

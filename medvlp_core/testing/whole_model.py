@@ -116,8 +116,7 @@ def train_model(example: Example, plan: ModelPlan, folder: Path) -> Trained:
 def plan_model(example: Example, host: PluginHost, folder: Path) -> ModelPlan:
     """Plan a model around an example: with as many of the stub components' losses as it can have.
 
-    An image encoder without a masked view has no patches to reconstruct, a fusion of images alone no words: then those decoders are
-    skipped.
+    An image encoder that cannot do without a mask has no whole images to align: then the alignment is skipped.
 
     Raises:
         CheckFailed: it fits into none.

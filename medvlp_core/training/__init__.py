@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from medvlp_core.training.events import CheckpointSaved, Evaluated, Event, Observer, RunFinished, StepDone, StepSkipped, Stopped
-from medvlp_core.training.loop import count_steps, data_order, train
+from medvlp_core.training.loop import count_steps, data_order, train, with_progress
 from medvlp_core.training.metrics_file import MetricsFile, StepWindow
-from medvlp_core.training.optim import learning_rate_at, parameter_groups
+from medvlp_core.training.optim import TimedFreeze, learning_rate_at, parameter_groups
 from medvlp_core.training.parallel import buffers_kept, layers_of, prepare
 from medvlp_core.training.progress import ProgressDisplay
 from medvlp_core.training.run_folder import check_run_folder, make_run_folder
@@ -25,6 +25,7 @@ __all__ = [
     "StepWindow",
     "StopRequest",
     "Stopped",
+    "TimedFreeze",
     "TrainState",
     "buffers_kept",
     "check_run_folder",
@@ -36,4 +37,5 @@ __all__ = [
     "parameter_groups",
     "prepare",
     "train",
+    "with_progress",
 ]

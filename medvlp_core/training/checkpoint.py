@@ -19,7 +19,7 @@ from medvlp_core.data.images import read_gray
 from medvlp_core.data.pipeline import InputPipeline
 from medvlp_core.data.tokenizer import Tokenizer
 from medvlp_core.data.transforms import ImageTransform
-from medvlp_core.errors import DataError, Problem
+from medvlp_core.errors import DataError, Problem, SpecError
 from medvlp_core.model.build import build_model, build_pipeline, build_source, build_tokenizer, image_geometry
 from medvlp_core.model.composed import ComposedModel
 from medvlp_core.planning.compose import plan_recipe
@@ -27,6 +27,7 @@ from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.plugins.host import load_plugins
 from medvlp_core.runtime.distributed import is_main
 from medvlp_core.spec.pretrained import skip_pretrained_init
+from medvlp_core.spec.roles import Role
 from medvlp_core.training.run_folder import CHECKPOINTS, RECIPE, resume_command
 from medvlp_core.training.state import TrainState, gather_to_main, like
 
@@ -41,7 +42,13 @@ def checkpoint_name(step: int) -> str:
 
 
 def save_checkpoint(
-    folder: Path, *, plan: ModelPlan, state: TrainState, tokenizer: Tokenizer, metadata: dict[str, Any], progress: dict[str, Any]
+    folder: Path,
+    *,
+    plan: ModelPlan,
+    state: TrainState,
+    tokenizer: Tokenizer | None,
+    metadata: dict[str, Any],
+    progress: dict[str, Any],
 ) -> None:
     """Write a checkpoint to ``folder``, replacing an older one. It appears complete or not at all, also if the machine dies.
 
@@ -65,7 +72,8 @@ def save_checkpoint(
         (partial / RECIPE).write_text(plan.resolved_yaml(), encoding="utf-8")
         for path in partial.glob("*.safetensors"):
             shutil.copymode(partial / RECIPE, path)  # safetensors makes files that nobody else may read, whatever the umask
-        tokenizer.save(partial / TOKENIZER)
+        if tokenizer is not None:
+            tokenizer.save(partial / TOKENIZER)
         _write_json(partial / PROGRESS, {**state.scalars(), **progress})
         files = {str(path.relative_to(partial)): _fingerprint(path) for path in sorted(partial.rglob("*")) if path.is_file()}
         metadata = {"format": FORMAT, "step": state.step, **metadata, "files": files}
@@ -204,13 +212,24 @@ class LoadedRun:
     """A trained model, ready to use: ``model`` is in evaluation mode. ``metadata`` is the content of ``checkpoint.json``."""
 
     plan: ModelPlan
-    tokenizer: Tokenizer
+    found_tokenizer: Tokenizer | None
     model: ComposedModel
     metadata: dict[str, Any]
 
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The tokenizer with the vocabulary of the run.
+
+        Raises:
+            SpecError: the recipe has none: its model reads no text (MV105).
+        """
+        if self.found_tokenizer is None:
+            raise SpecError(Problem(code="MV105", text="the recipe has no `tokenizer` block: this model reads no text"))
+        return self.found_tokenizer
+
     def pipeline(self) -> InputPipeline:
         """The input pipeline of the run, with its data. The data of the recipe must exist on this machine."""
-        return build_pipeline(self.plan, build_source(self.plan), self.tokenizer)
+        return build_pipeline(self.plan, build_source(self.plan), self.found_tokenizer)
 
     def image_transform(self) -> ImageTransform:
         """The transform that evaluation uses (centre crop, nothing random), from the recipe alone: needs no data."""
@@ -251,12 +270,13 @@ def load_run(folder: str | Path, *, device: str | torch.device = "cpu") -> Loade
         raise _broken(folder / RECIPE, "the file is missing")
     with skip_pretrained_init(), torch.random.fork_rng(devices=[]):
         plan = plan_recipe(folder / RECIPE, host=load_plugins())
-        tokenizer = build_tokenizer(plan, folder=folder / TOKENIZER)
+        has_texts = plan.one(Role.TOKENIZER) is not None
+        tokenizer = build_tokenizer(plan, folder=folder / TOKENIZER) if has_texts else None
         model = build_model(plan, seed=0)
     load_weights(model, folder / WEIGHTS)
     if (folder / EMA_WEIGHTS).is_file():
         load_ema(model, folder / EMA_WEIGHTS)
-    return LoadedRun(plan=plan, tokenizer=tokenizer, model=model.to(device).eval(), metadata=metadata)
+    return LoadedRun(plan=plan, found_tokenizer=tokenizer, model=model.to(device).eval(), metadata=metadata)
 
 
 def load_weights(model: ComposedModel, path: Path) -> None:

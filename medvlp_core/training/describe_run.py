@@ -131,7 +131,7 @@ def cut_texts(built: BuiltRun) -> str | None:
     A tokenizer gives no more than its maximum, so a text that just fits is counted too.
     """
     length = built.plan.port_size("token_ids", 1)
-    if length is None:
+    if length is None or "text" not in built.pipeline.plan.fields:
         return None
     records = built.pipeline.records("train")
     texts = [record.text for record in records[:: -(-len(records) // COUNTED_TEXTS)]]

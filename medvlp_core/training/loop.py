@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import attrs
 import torch
@@ -25,8 +25,9 @@ from medvlp_core.runtime.device import autocast, to_device
 from medvlp_core.runtime.distributed import all_gather_object, rank, sum_over_ranks, world_size
 from medvlp_core.spec.blocks import TrainSpec
 from medvlp_core.training.events import Observer, StepDone, StepSkipped, Stopped
-from medvlp_core.training.optim import set_learning_rate
+from medvlp_core.training.optim import TimedFreeze, set_learning_rate
 from medvlp_core.training.parallel import sync_gradients, warm_up_ddp_buckets
+from medvlp_core.training.rows import rows_of_step
 from medvlp_core.training.state import TrainState
 from medvlp_core.training.stop import StopRequest
 
@@ -42,12 +43,14 @@ class LocalStep:
     """What the micro-batches of one process gave in one step, not yet reduced over the processes.
 
     ``losses``: (1 + terms,), the weighted sum and then every term of ``names``, each a sum over the pairs of this process divided
-    by all ``pairs`` of the step. ``rows``: numbers of its records. ``data_seconds``: for how long it waited for data.
+    by all ``pairs`` of the step. ``rows``: numbers of its records. ``after``: of each micro-batch, what modules get after the step.
+    ``data_seconds``: for how long it waited for data.
     """
 
     losses: Tensor
     names: tuple[str, ...]
     rows: tuple[int, ...]
+    after: tuple[Mapping[str, Tensor], ...] = ()
     pairs: int
     data_seconds: float
 
@@ -94,15 +97,20 @@ def train(
     modules = {name: module for name, module in state.model.named_modules() if isinstance(module, ReportsStatistics)}
     warm_up_ddp_buckets(forward, pipeline.training_batches(order, range(1), share=share), device, spec.precision)
     read_statistics(modules)  # what that pass counted belongs to no step
+    timed_freeze = TimedFreeze.of(state.model, spec.parameters)
     clock = time.perf_counter()
 
     for step in range(state.step, steps):
         torch.manual_seed(seed_of("masks", spec.seed, step, share.rank))  # and dropout
         learning_rate = set_learning_rate(state.optimizer, step, steps, spec)
-        local = forward_backward(state, forward, batches, spec, pairs=order.size(step), device=device)
+        progress = step / steps
+        local = forward_backward(state, forward, batches, spec, pairs=order.size(step), progress=progress, device=device)
+        timed_freeze.drop_gradients(progress)
         grad_norm = clip_gradients(state, spec.max_grad_norm)
         metrics = reduce_metrics(local, grad_norm, read_statistics(modules), is_stopping=stop.signal is not None)
         is_applied = apply_update(state, metrics)
+        if is_applied and has_changed_weights(metrics):
+            hand_rows(state, local, share, seed=seed_of("after", spec.seed, step))
         seconds, clock = time.perf_counter() - clock, time.perf_counter()
         if is_applied:
             notify(step_done(state, local, metrics, steps=steps, epoch=order.epoch(step) + 1, lr=learning_rate, seconds=seconds))
@@ -123,17 +131,25 @@ def train(
 
 
 def forward_backward(
-    state: TrainState, forward: nn.Module, batches: Iterator[Batch], spec: TrainSpec, *, pairs: int, device: torch.device
+    state: TrainState,
+    forward: nn.Module,
+    batches: Iterator[Batch],
+    spec: TrainSpec,
+    *,
+    pairs: int,
+    progress: float,
+    device: torch.device,
 ) -> LocalStep:
     """Forward and backward passes over the micro-batches of one step; leaves the summed gradients in the parameters.
 
-    ``pairs``: image-text pairs of the step, over all processes and micro-batches.
+    ``pairs``: image-text pairs of the step, over all processes and micro-batches. ``progress``: share of the steps that are done.
     """
     state.optimizer.zero_grad(set_to_none=True)
     state.save_buffers()
     losses: Tensor | None = None
     names: tuple[str, ...] = ()
     rows: list[int] = []
+    after: list[Mapping[str, Tensor]] = []
     data_seconds = 0.0
     for micro_batch in range(spec.gradient_accumulation_steps):
         before = time.perf_counter()
@@ -144,13 +160,19 @@ def forward_backward(
         weight = len(batch["record_index"]) / pairs
         with sync_gradients(forward, is_last=micro_batch + 1 == spec.gradient_accumulation_steps):
             with autocast(device, spec.precision):
-                output: StepOutput = forward(to_device(batch, device))
+                output: StepOutput = forward(with_progress(to_device(batch, device), progress, device))
             state.scaler.scale(output.loss * (weight * world_size())).backward()
         weighted = torch.stack([output.loss, *output.losses.values()]).detach().float() * weight
+        after.append(output.rows)
         losses, names = weighted if losses is None else losses + weighted, tuple(output.losses)
         del output  # its predictions would stay in memory during the next micro-batch
     assert losses is not None
-    return LocalStep(losses=losses, names=names, rows=tuple(rows), pairs=pairs, data_seconds=data_seconds)
+    return LocalStep(losses=losses, names=names, rows=tuple(rows), after=tuple(after), pairs=pairs, data_seconds=data_seconds)
+
+
+def with_progress(batch: Batch, progress: float, device: torch.device) -> Batch:
+    """A batch with the port ``progress``, which components may need and weights of losses may depend on."""
+    return {**batch, "progress": torch.full((), progress, device=device)}
 
 
 def clip_gradients(state: TrainState, max_norm: float | None) -> Tensor:
@@ -189,7 +211,7 @@ def apply_update(state: TrainState, metrics: StepMetrics) -> bool:
     )
     if is_good:
         scaler.step(state.optimizer)
-        if math.isfinite(metrics.grad_norm):  # else the scaler left the weights as they were
+        if has_changed_weights(metrics):
             state.model.update_followers()
         if state.ema is not None:
             state.ema.update(state.model)
@@ -199,6 +221,23 @@ def apply_update(state: TrainState, metrics: StepMetrics) -> bool:
     scaler.update()
     state.step += 1
     return is_good
+
+
+def has_changed_weights(metrics: StepMetrics) -> bool:
+    """Of a step that was applied: else its gradients were too large for fp16, and the scaler left the weights as they were."""
+    return math.isfinite(metrics.grad_norm)
+
+
+def hand_rows(state: TrainState, local: LocalStep, share: Share, *, seed: int) -> None:
+    """Hand modules with state of their own (``after_step``) the rows of the whole step, if there are any.
+
+    All processes hand on the same rows and draw from the same ``seed``, so that the state is the same everywhere. It needs no
+    rollback: it is not changed before it is certain that the step counts.
+    """
+    if any(local.after):
+        rows = rows_of_step(local.after, share.sizes(local.pairs))
+        torch.manual_seed(seed)
+        state.model.after_step(rows)
 
 
 def step_done(

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
+import attrs
 import torch
 from torch import Tensor, nn
 
-from medvlp_core.spec.blocks import TrainSpec
+from medvlp_core.model.freezing import rule_of
+from medvlp_core.spec.blocks import ParameterRule, TrainSpec
 from medvlp_core.training.parallel import layers_of
 
 
-def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+def parameter_groups(
+    model: nn.Module, weight_decay: float, layer_decay: float = 1.0, rules: Mapping[str, ParameterRule] | None = None
+) -> list[dict[str, Any]]:
     """AdamW groups: matrices that map features decay, everything else does not; early layers learn more slowly if wished.
 
     Decided by structure, so that a new component needs no list of names: a parameter decays if it has two or more dimensions, is
@@ -20,22 +25,48 @@ def parameter_groups(model: nn.Module, weight_decay: float, layer_decay: float =
     mask tokens and memory slots (bare parameters with names of their own) do not. Frozen parameters are in no group.
 
     ``lr_scale`` of a group is ``layer_decay ** (layers behind it)``: what an encoder has before its layers counts as the layer
-    before the first; its last norm and all other parts (fusion, alignments, decoders) as behind the last.
+    before the first; its last norm and all other parts (fusion, alignments, decoders) as behind the last. What ``rules``
+    (``train.parameters``) say of a parameter's name multiplies it.
 
     Reference:
         Bao et al., BEiT, ICLR 2022 (layer-wise decay of the learning rate).
     """
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     behind = _layers_behind(model) if layer_decay != 1.0 else {}
-    groups: dict[tuple[bool, int], list[nn.Parameter]] = {}
+    groups: dict[tuple[bool, int, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_matrix = parameter.ndim > 1 and name.endswith("weight") and id(parameter) not in embeddings
-            groups.setdefault((is_matrix, behind.get(id(parameter), 0)), []).append(parameter)
-    order = sorted(groups, key=lambda key: (not key[0], key[1]))
+            scale = rule_of(name, rules or {}).lr_scale
+            groups.setdefault((is_matrix, behind.get(id(parameter), 0), scale), []).append(parameter)
+    order = sorted(groups, key=lambda key: (not key[0], key[1], -key[2]))
     return [
-        {"params": groups[key], "weight_decay": weight_decay if key[0] else 0.0, "lr_scale": layer_decay ** key[1]} for key in order
+        {"params": groups[key], "weight_decay": weight_decay if key[0] else 0.0, "lr_scale": layer_decay ** key[1] * key[2]}
+        for key in order
     ]
+
+
+@attrs.frozen
+class TimedFreeze:
+    """Parameters that begin to learn later, each with the progress at which it does: ``train.parameters.NAME.freeze_until``."""
+
+    until: tuple[tuple[nn.Parameter, float], ...]
+
+    @classmethod
+    def of(cls, model: nn.Module, rules: Mapping[str, ParameterRule]) -> TimedFreeze:
+        """Those of a model (sharded, if it will be) that some rule freezes."""
+        named = model.named_parameters() if any(rule.freeze_until for rule in rules.values()) else ()
+        timed = ((parameter, rule_of(name, rules).freeze_until) for name, parameter in named)
+        return cls(tuple((parameter, until) for parameter, until in timed if until))
+
+    def drop_gradients(self, progress: float) -> None:
+        """Before the norm is taken and the optimiser steps: it passes by what has no gradient, with its state and weight decay.
+
+        The parameter stays in the optimiser and in DistributedDataParallel, which would not take it in later.
+        """
+        for parameter, until in self.until:
+            if progress < until:
+                parameter.grad = None
 
 
 def _layers_behind(model: nn.Module) -> dict[int, int]:
@@ -57,7 +88,7 @@ def _layers_behind(model: nn.Module) -> dict[int, int]:
 
 def make_optimizer(model: nn.Module, spec: TrainSpec) -> torch.optim.AdamW:
     """AdamW over :func:`parameter_groups`; the loop sets the learning rate of each step."""
-    groups = parameter_groups(model, spec.weight_decay, spec.layer_decay)
+    groups = parameter_groups(model, spec.weight_decay, spec.layer_decay, spec.parameters)
     device = next(parameter.device for parameter in model.parameters())
     betas = (spec.betas[0], spec.betas[1])
     # The fused kernel updates all parameters in one call: several times faster for small models, on CPUs too.

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
+from medvlp_core.model.composed import ComposedModel
 from medvlp_core.nn.batch import Batch
 from medvlp_core.runtime.device import autocast, to_device
 from medvlp_core.runtime.distributed import world_size
@@ -94,6 +95,9 @@ def for_processes(model: nn.Module, spec: TrainSpec, device: torch.device, world
         warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view tensor")
         fully_shard(model)  # in place
         return model
+    if names := alike_buffers(model):
+        # a private name of torch, and the only way to tell it
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, list(names))
     # Gradients of CLS tokens are slices of others; that costs nothing worth a warning from each process.
     warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
     return DistributedDataParallel(
@@ -125,7 +129,14 @@ def warm_up_ddp_buckets(forward: nn.Module, batches: Iterable[Batch], device: to
 
 
 def broadcast_buffers(model: nn.Module) -> None:
-    """Give all processes the buffers of the main one, which a checkpoint would hold."""
+    """Give all processes the buffers of the main one, which a checkpoint would hold; but for those that are alike anyway."""
     if world_size() > 1:
-        for buffer in model.buffers():
-            dist.broadcast(buffer, src=0)
+        alike = alike_buffers(model)
+        for name, buffer in model.named_buffers():
+            if name not in alike:
+                dist.broadcast(buffer, src=0)
+
+
+def alike_buffers(model: nn.Module) -> tuple[str, ...]:
+    """Names of buffers that all processes compute alike after a step: nobody sends them in every pass, for queues are large."""
+    return model.buffers_after_step() if isinstance(model, ComposedModel) else ()

@@ -317,7 +317,7 @@ class Trainer:
                 path,
                 plan=self.plan,
                 state=state,
-                tokenizer=pipeline.tokenizer,
+                tokenizer=pipeline.tokenizer if pipeline.has_tokenizer else None,
                 metadata={**metadata, "validation": validation},
                 progress={"metrics": observers.progress()},
             )

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from medvlp_core import Dims
-from medvlp_core.data import Collate, InputPipeline
+from medvlp_core.data import InputPipeline
 from medvlp_core.evaluation import Card, EvaluationRun, Evaluator, Row, split_obstacle
 from medvlp_core.nn import TokenBatch
 from medvlp_core.runtime import to_device
@@ -29,14 +29,15 @@ class NearestText(Evaluator):
         """One row, one picture."""
         dataset = run.pipeline.dataset(run.split, is_training=False)
         items = [dataset[index] for index in range(min(len(dataset), self.spec.pairs))]
-        batch = to_device(Collate(run.pipeline.tokenizer)(items), run.device)
+        batch = to_device(run.pipeline.collate()(items), run.device)
         with torch.no_grad():
             images = run.model.embed_image(batch["image"])
             texts = run.model.embed_text(TokenBatch(batch["token_ids"], batch["text_is_valid"], batch["word_ids"]))
         scores = (images @ texts.t()).cpu()
         gray = ((scores + 1) * 127.5).clamp(0, 255).to(torch.uint8).numpy()
         Image.fromarray(gray).resize((128, 128), Image.Resampling.NEAREST).save(run.folder / PICTURE)
-        is_own = torch.tensor([[one.text == other.text for other in items] for one in items])
+        texts_of = [run.pipeline.records(run.split)[item.row].text for item in items]
+        is_own = torch.tensor([[one == other for other in texts_of] for one in texts_of])
         hits = is_own.gather(1, scores.argmax(dim=1, keepdim=True)).float()
         row = Row(
             metric="nearest text is its own",

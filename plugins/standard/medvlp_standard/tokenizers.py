@@ -269,7 +269,7 @@ def _encode(backend: tokenizers.Tokenizer, texts: Sequence[str]) -> EncodedTexts
     found = backend.encode_batch(list(texts))
     word_ids = [[-1 if word is None else word for word in one.word_ids] for one in found]
     spans = [
-        [(-1, -1) if word is None else _trimmed(text, *span) for word, span in zip(one.word_ids, one.offsets, strict=True)]
+        [(-1, -1) if word is None else _trimmed(text, span) for word, span in zip(one.word_ids, one.offsets, strict=True)]
         for text, one in zip(texts, found, strict=True)
     ]
     return EncodedTexts(
@@ -286,10 +286,13 @@ def _joined(backend: tokenizers.Tokenizer, token_ids: Sequence[int]) -> str:
     return str(_JOIN.decode([piece for piece in pieces if piece is not None]))
 
 
-def _trimmed(text: str, start: int, end: int) -> tuple[int, int]:
+def _trimmed(text: str, span: tuple[int, int]) -> tuple[int, int]:
     """A span without the blanks at its ends: byte-level tokenizers count the blank before a word as its part."""
+    start, end = span
+    if start < end and not text[start].isspace() and not text[end - 1].isspace():
+        return span
     piece = text[start:end]
-    return start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip()) if piece.strip() else end
+    return (start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip())) if piece.strip() else span
 
 
 def _has_tokenizer(folder: Path) -> bool:

@@ -14,16 +14,23 @@ from medvlp_open_cxr.source import OpenCxrPairs
 from medvlp_open_cxr.specs import OpenCxrPairsSpec
 
 from medvlp_core.data.order import DataOrder, Draw
-from medvlp_core.data.pipeline import ImageTextDataset, InputGeometry, InputPipeline
+from medvlp_core.data.pipeline import InputPipeline, RecordDataset
 from medvlp_core.data.records import DataSource, Record
+from medvlp_core.data.samples import SampleReader
 from medvlp_core.data.tokenizer import EncodedTexts, Tokenizer
-from medvlp_core.data.transforms import ImageTransform
 from medvlp_core.errors import DataError, Problem
 from medvlp_core.nn.batch import Batch
+from medvlp_core.planning.fields import BUILT_IN, InputPlan
 from medvlp_core.spec.blocks import InputSpec, TrainSpec
 from medvlp_core.training.loop import count_steps
 
-GEOMETRY = InputGeometry(channels=1, height=16, width=16, target_height=32, target_width=32)
+PORTS = ("image", "token_ids", "text_is_valid", "word_ids")
+PLAN = InputPlan(
+    fields=BUILT_IN,
+    ports=frozenset((*PORTS, "image_target")),
+    sizes={"image": {"C": 1, "H": 16, "W": 16}, "text": {}},
+    target=(32, 32),
+)
 
 
 class WordLengthTokenizer(Tokenizer):
@@ -81,7 +88,7 @@ class ListSource(DataSource):
 
 def make(inputs: InputSpec | None = None, source: DataSource | None = None, **sources: Any) -> InputPipeline:
     source = source or OpenCxrPairs(OpenCxrPairsSpec(**sources), {})
-    return InputPipeline(source, WordLengthTokenizer(), inputs or InputSpec(), GEOMETRY)
+    return InputPipeline(source, WordLengthTokenizer(), inputs or InputSpec(), PLAN)
 
 
 def order(batches: Iterable[Batch]) -> list[int]:
@@ -130,11 +137,12 @@ def test_a_batch_holds_the_records_that_it_names() -> None:
     assert torch.equal(batch["token_ids"], tokens.token_ids)
     assert torch.equal(batch["text_is_valid"], tokens.text_is_valid)
     assert torch.equal(batch["word_ids"], tokens.word_ids)
-    assert torch.equal(batch["image"][3], pipeline.dataset("test", is_training=False)[3].image)
+    assert torch.equal(batch["image"][3], pipeline.dataset("test", is_training=False)[3].values["image", "clean"])
 
 
 def test_no_target_when_nothing_restores_images() -> None:
-    plain = InputGeometry(channels=3, height=16, width=16)
+    sizes = {"image": {"C": 3, "H": 16, "W": 16}, "text": {}}
+    plain = InputPlan(fields=BUILT_IN, ports=frozenset(PORTS), sizes=sizes)
     source = OpenCxrPairs(OpenCxrPairsSpec(sources=("covid",)), {})
     pipeline = InputPipeline(source, WordLengthTokenizer(), InputSpec(), plain)
     batch = next(iter(pipeline.loader("val", batch_size=2)))
@@ -216,10 +224,10 @@ def test_reading_a_pair_leaves_the_random_state_alone() -> None:
     torch.manual_seed(1)
     expected = torch.rand(())
     torch.manual_seed(1)
-    image = dataset[Draw(0, 7)].image
+    image = dataset[Draw(0, 7)].values["image", "clean"]
     assert torch.rand(()) == expected
-    assert torch.equal(dataset[Draw(0, 7)].image, image)
-    assert not torch.equal(dataset[Draw(0, 8)].image, image)
+    assert torch.equal(dataset[Draw(0, 7)].values["image", "clean"], image)
+    assert not torch.equal(dataset[Draw(0, 8)].values["image", "clean"], image)
 
 
 def test_the_tokenizer_learns_from_the_training_split_alone() -> None:
@@ -232,15 +240,15 @@ def test_kept_images_are_read_once_and_stay_large_enough(tmp_path: Path) -> None
     record = make(sources=("vqarad",)).records("train")[0]
     copy = tmp_path / "study.jpg"
     copy.write_bytes(record.image_path.read_bytes())
-    transform = ImageTransform(InputSpec(), GEOMETRY, is_training=True)
-    dataset = ImageTextDataset([attrs.evolve(record, image_path=copy)], transform, keeps_images=True)
+    reader = SampleReader(InputSpec(cache_images=True), PLAN, is_training=True)
+    dataset = RecordDataset([attrs.evolve(record, image_path=copy)], reader)
     torch.manual_seed(0)
-    before = dataset[0].image
+    before = dataset[0].values["image", "clean"]
     copy.unlink()
     torch.manual_seed(0)
-    assert torch.equal(dataset[0].image, before)
+    assert torch.equal(dataset[0].values["image", "clean"], before)
     (kept,) = dataset._kept.values()
-    assert min(kept.shape) == transform.least_side
+    assert min(kept.values.shape) == reader.least_side("image")
 
 
 @pytest.mark.parametrize("is_training", [True, False])
@@ -249,9 +257,9 @@ def test_keeping_images_changes_hardly_anything(is_training: bool) -> None:
     kept = make(InputSpec(cache_images=True), sources=("covid",)).dataset("train", is_training=is_training)
     for index in range(len(plain)):
         torch.manual_seed(index)
-        expected = plain[index].image
+        expected = plain[index].values["image", "clean"]
         torch.manual_seed(index)
-        assert (kept[index].image - expected).abs().mean() < 0.06  # 0.015 of the range of gray values
+        assert (kept[index].values["image", "clean"] - expected).abs().mean() < 0.06  # 0.015 of the range of gray values
 
 
 def test_an_unreadable_image_stops_with_its_path(tmp_path: Path) -> None:

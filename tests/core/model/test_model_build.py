@@ -1,4 +1,4 @@
-"""What a component's class must have: a method for each call of its spec, and no size that no call declares."""
+"""What a component's class must have: a method for each call of its spec, and no size that no call declares; first weights."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from typing import Any
 
 import attrs
 import pytest
+import torch
+from state_bundle import RECIPE, plan_of
 from torch import Tensor, nn
 
 from medvlp_core.errors import PluginError, SpecError
-from medvlp_core.model.build import build_component
+from medvlp_core.model.build import build_component, build_model
 from medvlp_core.nn import Alignment, FusedFeatures, Fusion, Output
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.planning.wiring import PlannedComponent
@@ -74,3 +76,16 @@ def test_a_size_that_is_not_declared_is_named(plan_text: Any) -> None:
         build_component(plan, other(plan, "model.fusion", AsksForTheBatch))
     assert "[MV206] model.fusion asks for dimension B, which its contract does not list: sizes=('Dt', 'Di')" in str(caught.value)
     assert "hint: add 'B' to the sizes of a call that names it" in str(caught.value)
+
+
+def test_a_component_begins_alike_whatever_stands_beside_it() -> None:
+    alone = build_model(plan_of(RECIPE), seed=3).state_dict()
+    more = RECIPE.replace("  decoders:\n", "  parts:\n    pool: {use: st.pool}\n  decoders:\n    other: {use: st.fit}\n")
+    before = torch.get_rng_state()
+    together = build_model(plan_of(more), seed=3).state_dict()
+    assert torch.equal(torch.get_rng_state(), before), "torch's random state stays as it was"
+    assert all(torch.equal(together[name], value) for name, value in alone.items())
+    assert not torch.equal(together["decoders.other.linear.weight"], together["decoders.fit.linear.weight"])
+    assert not torch.equal(
+        build_model(plan_of(RECIPE), seed=4).state_dict()["image_encoder.embed.weight"], alone["image_encoder.embed.weight"]
+    )

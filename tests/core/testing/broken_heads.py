@@ -67,13 +67,25 @@ class RestsEveryOtherStep(ChangedAlignment):
         return {"global": loss + self.offset.square() if self.calls % 2 or not self.training else loss}
 
 
-class ForgetsToNormalise(InfoNce):
-    """Gives text vectors of any length."""
+class ChangedVectors(InfoNce):
+    """The stub component, for those that change its vectors of texts alone."""
 
     def forward(self, image_tokens: Tensor, text_tokens: Tensor, text_is_valid: Tensor) -> Output:
         """Its loss is well."""
-        image, text = self.embed_image(image_tokens), super().embed_text(text_tokens, text_is_valid)
+        image, text = self.embed_image(image_tokens), InfoNce.embed_text(self, text_tokens, text_is_valid)
         return Output(losses={"global": symmetric_info_nce(image, text, self.scale())})
+
+
+class EmbedsIntoTwoSpaces(ChangedVectors):
+    """Gives shorter vectors of texts than of images."""
+
+    def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor) -> Tensor:
+        """The first numbers of each."""
+        return F.normalize(super().embed_text(text_tokens, text_is_valid)[:, :4], dim=-1)
+
+
+class ForgetsToNormalise(ChangedVectors):
+    """Gives text vectors of any length."""
 
     def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor) -> Tensor:
         """Three times as long."""

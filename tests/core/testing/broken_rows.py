@@ -44,7 +44,7 @@ ROWS = (
     Row(
         "marks_by_nothing",
         "has_sound_calls",
-        "fused_text_tokens holds when='image_is_masked', expected the name of an optional need (none)",
+        "fused_text_tokens holds when='image_is_masked', expected the name of a need: text_tokens, text_is_valid, image_tokens",
         also={"gives_the_declared_ports"},  # it holds in no view, and is given in each
     ),
     Row("gives_another_port", "gives_what_its_role_gives", "gives none of fused_image_tokens"),
@@ -165,6 +165,12 @@ ROWS = (
     Row("reads_padding", "depends_on_no_padding", "other ids at padding positions change what is masked"),
     # ------------------------------------------------------------------------------------------------------------- alignment
     Row("forgets_to_normalise", "gives_vectors_of_length_one", "text_embedding has vectors of length 3 to 3, expected 1"),
+    Row(
+        "embeds_into_two_spaces",
+        "gives_vectors_of_length_one",
+        "vectors of images and texts are 4 and 8 wide, expected one shared space",
+        also={"tells_pairs_from_others"},  # they have no cosine
+    ),
     Row("weighs_the_first_pair", "does_not_depend_on_the_order_of_pairs", "with the pairs in another order"),
     Row("pushes_pairs_apart", "tells_pairs_from_others", "is a sign wrong?"),
     Row("does_not_look_at_pairs", "tells_pairs_from_others", "with texts exchanged; expected a clearly higher one"),

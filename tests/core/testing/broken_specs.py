@@ -234,7 +234,18 @@ class AsksTorchSpec(FusionSpec):
         return super().contract() if torch.get_num_threads() else Contract()
 
 
-SPECS += [OneExampleSpec, EqualExamplesSpec, RefusedExamplesSpec, OtherExamplesSpec, ListForTupleSpec, AsksTorchSpec]
+@component("broken.embeds_into_two_spaces", role=Role.ALIGNMENT, build="broken_heads:EmbedsIntoTwoSpaces")
+@attrs.frozen(kw_only=True)
+class TwoSpacesSpec(AlignmentSpec):
+    """Has shorter vectors of texts than of images, and says so."""
+
+    def calls(self) -> dict[str, Contract]:
+        """The stub component's, but for one width."""
+        calls = super().calls()
+        return {**calls, "embed_text": giving(text_embedding="B 4")(calls["embed_text"])}
+
+
+SPECS += [OneExampleSpec, EqualExamplesSpec, RefusedExamplesSpec, OtherExamplesSpec, ListForTupleSpec, AsksTorchSpec, TwoSpacesSpec]
 
 # ------------------------------------------------------------------------------------------- unusual, and as good as any other
 GOOD_FROM = len(SPECS)
@@ -246,6 +257,7 @@ variant(
         needing_only("image")(contract), gives={name: spec for name, spec in contract.gives.items() if name != "masked_tokens"}
     ),
 )
+variant(ImageEncoderSpec, "good_encoder_that_needs_a_mask", needing(image_is_masked="B N:bool"))
 variant(FusionSpec, "good_gate_that_starts_at_zero")
 variant(FusionSpec, "good_names_of_its_own")
 variant(

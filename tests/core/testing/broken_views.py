@@ -70,6 +70,14 @@ class GoodEncoderWithoutMaskedView(PatchEncoder):
         return super().forward(image)
 
 
+class GoodEncoderThatNeedsAMask(PatchEncoder):
+    """Encodes no image as a whole."""
+
+    def forward(self, image: Tensor, image_is_masked: Tensor) -> ImageFeatures:
+        """The masked view."""
+        return super().forward(image, image_is_masked)
+
+
 class ChangedMasking(RandomMasking):
     """The stub component, with what :meth:`change` makes of its plan."""
 

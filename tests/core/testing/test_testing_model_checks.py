@@ -83,7 +83,18 @@ class CleanOnlySpec(ImageEncoderSpec):
         )
 
 
-SPECS += [EarlySpec, OfImagesSpec, CleanOnlySpec]
+@component("broken.masked_only", role=Role.IMAGE_ENCODER, build="medvlp_core.testing.stub_components.modules:PatchEncoder")
+@attrs.frozen(kw_only=True)
+class MaskedOnlySpec(ImageEncoderSpec):
+    """Encodes no image as a whole."""
+
+    def contract(self) -> Contract:
+        found = super().contract()
+        mask = attrs.evolve(found.needs["image_is_masked"], is_optional=False)
+        return attrs.evolve(found, needs={**found.needs, "image_is_masked": mask})
+
+
+SPECS += [EarlySpec, OfImagesSpec, CleanOnlySpec, MaskedOnlySpec]
 
 
 def planned(name: str, folder: Path) -> ModelPlan:
@@ -109,8 +120,14 @@ def test_decoders_read_what_a_fusion_gives(tmp_path: Path) -> None:
 
 
 def test_losses_that_a_part_cannot_have_are_skipped(tmp_path: Path) -> None:
+    plan = planned("broken.masked_only", tmp_path)
+    assert set(plan.losses) == {"image.reconstruction", "report.words"}
+
+
+def test_an_encoder_without_a_mask_gives_the_masked_view_what_it_gives_the_clean_one(tmp_path: Path) -> None:
     plan = planned("broken.clean_only", tmp_path)
-    assert set(plan.losses) == {"pairs.global"}
+    assert set(plan.losses) == {"pairs.global", "image.reconstruction", "report.words"}
+    assert [str(call) for call in plan.calls if call.path == "model.image_encoder"] == ["model.image_encoder"]
 
 
 def test_the_host_holds_the_bundle_and_the_stub_components_alone() -> None:

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from medvlp_core.data import Collate, DataOrder, InputPipeline, Share, seed_of
+from medvlp_core.data import DataOrder, InputPipeline, Share, seed_of
 from medvlp_core.describe import forward_source
 from medvlp_core.nn import Batch
 from medvlp_core.planning import ModelPlan, TrainSpec
 from medvlp_core.runtime import autocast, to_device
-from medvlp_core.training import learning_rate_at, parameter_groups
+from medvlp_core.training import TimedFreeze, learning_rate_at, parameter_groups, with_progress
 
 Forward = Callable[[Batch], tuple[Tensor, list[Tensor]]]
 
@@ -52,7 +52,7 @@ class PlainLoop:
     optimizer: torch.optim.AdamW = attrs.field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        groups = parameter_groups(self.model, self.spec.weight_decay, self.spec.layer_decay)
+        groups = parameter_groups(self.model, self.spec.weight_decay, self.spec.layer_decay, self.spec.parameters)
         fused = self.device.type in ("cpu", "cuda")
         self.optimizer = torch.optim.AdamW(
             groups, lr=self.spec.learning_rate, betas=(self.spec.betas[0], self.spec.betas[1]), fused=fused
@@ -68,6 +68,7 @@ class PlainLoop:
         spec, optimizer = self.spec, self.optimizer
         scaler = torch.amp.GradScaler(self.device.type, enabled=spec.precision == "fp16")
         batches = iter(self.loader(steps, is_seeded=is_seeded))
+        timed_freeze = TimedFreeze.of(self.model, spec.parameters)
         sums: Tensor | None = None
         found: list[list[float]] = []
         for step in range(steps):
@@ -82,10 +83,11 @@ class PlainLoop:
                 batch = next(batches)
                 data_seconds += time.perf_counter() - before
                 with autocast(self.device, spec.precision):
-                    loss, terms = self.forward(to_device(batch, self.device))
+                    loss, terms = self.forward(with_progress(to_device(batch, self.device), step / steps, self.device))
                 share = len(batch["image"]) / spec.batch_size
                 scaler.scale(loss * share).backward()
                 numbers = numbers + torch.stack([loss, *terms] if is_seeded else [loss]).detach().float() * share
+            timed_freeze.drop_gradients(step / steps)
             scaler.unscale_(optimizer)
             if spec.max_grad_norm is not None:
                 nn.utils.clip_grad_norm_(self.model.parameters(), spec.max_grad_norm)
@@ -108,7 +110,7 @@ class PlainLoop:
         return DataLoader(
             self.pipeline.dataset("train", is_training=True),
             batch_sampler=[[draw if is_seeded else draw.row for draw in micro_batch] for micro_batch in draws],
-            collate_fn=Collate(self.pipeline.tokenizer),
+            collate_fn=self.pipeline.collate(),
             num_workers=self.spec.num_workers,
             pin_memory=self.device.type == "cuda",
         )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from medvlp_core import DataError, Problem
-from medvlp_core.data import Collate, InputPipeline, Record
+from medvlp_core.data import InputPipeline, Record
 from medvlp_core.evaluation import (
     BoolArray,
     EvaluationRun,
@@ -32,7 +32,7 @@ def batches(run: EvaluationRun, split: str, *, max_pairs: int | None = None) -> 
     Splits are often sorted by source or class: the first pairs alone would all be alike.
     """
     dataset = run.pipeline.dataset(split, is_training=False)
-    collate = Collate(run.pipeline.tokenizer)
+    collate = run.pipeline.collate()
     chosen = evenly_spread(len(dataset), max_pairs or len(dataset))
     for start in range(0, len(chosen), BATCH_SIZE):
         yield to_device(collate([dataset[index] for index in chosen[start : start + BATCH_SIZE]]), run.device)
