@@ -200,7 +200,7 @@ def _value(kind: Any, param: Param) -> Schema:
         inner = _value(next(arg for arg in args if arg is not type(None)), param)
         if "anyOf" in inner:
             return {"anyOf": [*inner["anyOf"], {"type": "null"}]}
-        return {**inner, "type": [*_as_list(inner["type"]), "null"]}
+        return {**inner, "type": list(dict.fromkeys((*_as_list(inner["type"]), "null")))}
     if origin is tuple:
         return _or_reference({"type": "array", "items": _value(args[0], param)}, complaint)
     if (blocks := blocks_in(kind)) is not None:
@@ -222,7 +222,7 @@ def _value(kind: Any, param: Param) -> Schema:
 def _or_reference(schema: Schema, complaint: str) -> Schema:
     """The same, or a reference that is the whole value; ``complaint`` is what editors say of anything else."""
     extra = {"pattern": _WHOLE_REFERENCE, "patternErrorMessage": complaint, "errorMessage": complaint}
-    return {**schema, "type": [*_as_list(schema["type"]), "string"], **extra}
+    return {**schema, "type": list(dict.fromkeys((*_as_list(schema["type"]), "string"))), **extra}
 
 
 def _as_list(kind: str | list[str]) -> list[str]:

@@ -425,9 +425,6 @@ def report_missing(wiring: Wiring, missing: Iterable[Missing], diagnostics: Diag
         else:
             near = f"not every {role} gives it; `medvlp show NAME` tells" if role else None
             known = {key.name for key in (*wiring.batch, *wiring.shapes)} | set(wiring.declared) | set(PORTS)
-            data = next((one for one in wiring.components.values() if one.role is Role.DATA and _gives(one, port)), None)
-            if data is not None:
-                near = f"{data.label} lists it among its `gives`; a data component declares it as a field: `fields={{{port!r}: Field(...)}}`"
             near = near or did_you_mean(port, known, what="ports")
             text = f"{component.label} needs {port}, and no component gives it"
             diagnostics.add("MV201", text, at=component.position(), hint=near)
