@@ -38,7 +38,7 @@ SPELLING = "use lower-case letters, digits and single _ between them, a letter f
 REFUSED = {
     "acme --role fuson": (
         "[MV305] there is no role 'fuson'\n    hint: did you mean 'fusion'? other roles: alignment, data, decoder, evaluator, "
-        "image_encoder, masking, text_encoder, tokenizer\n"
+        "image_encoder, masking, part, text_encoder, tokenizer\n"
     ),
     "Acme-Fusion --role fusion": (f"[MV305] 'Acme-Fusion' cannot name a package\n    hint: {SPELLING} acme_fusion\n"),
     "acme_ --role fusion": (f"[MV305] 'acme_' cannot name a package\n    hint: {SPELLING} acme\n"),
@@ -83,7 +83,7 @@ REFUSED = {
     ),
     "9 --role fuson --component 8": (
         "[MV305] there is no role 'fuson'\n    hint: did you mean 'fusion'? other roles: alignment, data, decoder, evaluator, "
-        "image_encoder, masking, text_encoder, tokenizer\n"
+        "image_encoder, masking, part, text_encoder, tokenizer\n"
         f"[MV305] '9' cannot name a package\n    hint: {SPELLING} acme_fusion\n"
         f"[MV305] '8' cannot name a component\n    hint: {SPELLING} acme_fusion\n"
     ),
