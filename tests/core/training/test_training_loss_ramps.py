@@ -28,10 +28,10 @@ def losses(text: str) -> str:
 
 
 def test_a_ramp_is_linear_between_its_ends() -> None:
-    ramp = Ramp(0.5, 2, begin=0.2, end=0.6)
+    ramp = Ramp(0.5, 2, start=0.2, end=0.6)
     assert [ramp.at(one) for one in (0.0, 0.2, 0.4, 0.6, 1.0)] == pytest.approx([0.5, 0.5, 1.25, 2, 2])
     assert ramp.at(torch.tensor(0.4)).item() == pytest.approx(1.25)
-    assert Ramp(1, 0, begin=0, end=1).at(0.25) == 0.75, "down as well as up"
+    assert Ramp(1, 0, start=0, end=1).at(0.25) == 0.75, "down as well as up"
 
 
 def test_the_total_is_weighted_and_the_terms_are_not() -> None:
