@@ -141,6 +141,19 @@ def test_what_follows_a_head_runs_only_where_somebody_needs_it() -> None:
     assert set(followed.losses) == {"fit.fit", "fit.size"}
 
 
+def test_what_only_a_follower_reads_gets_no_gradient() -> None:
+    parts = (
+        "  parts:\n    other: {use: st.encoder}\n    pool: {use: st.pool, needs: {image_tokens: image_encoder.image_tokens}}\n"
+        "    slow: {follow: model.parts.pool, decay: 0.5, needs: {image_tokens: other.image_tokens}}\n  decoders:\n"
+        "    far: {use: st.queue, needs: {pooled: pool.pooled, extra: slow.pooled}}\n"
+    )
+    run = Run.of(RECIPE.replace("  decoders:\n", parts))
+    assert run.plan.unused == {"model.parts.other", "model.parts.slow"}
+    run.model(run.images.batch([0, 1])).loss.backward()
+    waited_for = [name for name, one in run.model.named_parameters() if one.requires_grad and one.grad is None]
+    assert waited_for == [], "another process would wait for their gradients"
+
+
 @pytest.mark.parametrize("text", [TAUGHT, SHARED])
 def test_the_written_out_pass_computes_the_same(text: str) -> None:
     plan = plan_of(text)
