@@ -25,7 +25,10 @@ def rows_of(wiring: Wiring, call: Call) -> dict[str, PortKey | Missing]:
         elif port in contract.needs or not _gives(component, port):
             found[argument] = Missing(component.path, port, call.view)
         else:
-            found[argument] = wiring.resolve(f"{component.slot}.{port}", call.view)
+            view = call.view if row.view is None else wiring.bound_view(component, row.view)
+            found[argument] = (
+                Missing(component.path, port, str(row.view)) if view is None else wiring.resolve(f"{component.slot}.{port}", view)
+            )
         if isinstance(found[argument], Missing) and row.is_optional:
             del found[argument]
     return found

@@ -84,7 +84,7 @@ def test_a_call_that_only_rows_need_runs_without_a_graph() -> None:
     assert run.model.alignments["nce"].mean.any()
 
 
-def test_an_optional_row_that_nothing_fills_is_left_out() -> None:
+def test_an_optional_row_that_nothing_fills_is_skipped() -> None:
     assert plan_of(queued("after: 'extra: T D?'")).after == {}
 
 
