@@ -30,7 +30,8 @@ import toy_bundle  # noqa: E402
 #: What a schema can see of a recipe, and the exceptions (see test_describe_json_schema_agreement.py).
 SEEN = ("MV008", "MV101", "MV102", "MV103", "MV104", "MV105", "MV106")
 UNSEEN = re.compile(
-    r"is missing|(needs|views) names |needs \w+ \(|nothing to train|found float 64.0|must divide|no component, found a mapping|no `data` block"
+    r"is missing|(needs|views) names |needs \w+ \(|nothing to train|found float 64.0|must divide"
+    r"|no component, found a mapping|no `data` block"
 )
 
 
