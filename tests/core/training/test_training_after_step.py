@@ -196,6 +196,14 @@ def test_rows_that_do_not_fit_are_refused_at_check_time(after: str, expected: st
     assert messages(queued(f"after: '{after}'")) == f"recipe.yaml:7:16 {expected}"
 
 
+def test_rows_that_two_calls_name_are_refused() -> None:
+    block = "  alignments:\n    nce: {use: st.contrast, is_twice: true}\n  decoders:\n"
+    assert messages(queued().replace("  decoders:\n", block)) == (
+        "recipe.yaml:7:16 [MV209] model.alignments.nce (st.contrast): after_step gets image_embedding from forward and from "
+        "embed_image\n    hint: its author must name it in one of the two contracts"
+    )
+
+
 def test_a_module_without_the_method_is_refused() -> None:
     text = RECIPE.replace("{use: st.fit}", "{use: st.forgetful, needs: {teacher_tokens: image_tokens}}")
     with pytest.raises(PluginError) as caught:
