@@ -14,8 +14,8 @@ from medvlp_core.cli.explain import explanation
 from medvlp_core.cli.explain_json import explanation_data
 from medvlp_core.data.order import DataOrder, Share
 from medvlp_core.errors import PluginError, SpecError
+from medvlp_core.model.between_steps import PartFailed
 from medvlp_core.model.build import build_model
-from medvlp_core.model.composed import PartFailed
 from medvlp_core.training.events import StepSkipped
 from medvlp_core.training.rows import rows_of_step
 
