@@ -12,8 +12,9 @@ from medvlp_core.data.pipeline import Collate
 from medvlp_core.data.tokenizer import Tokenizer
 from medvlp_core.errors import MedvlpError
 from medvlp_core.evaluation.runner import evaluate_all, find_obstacles
+from medvlp_core.model.between_steps import PartFailed
 from medvlp_core.model.build import build_model, build_tokenizer
-from medvlp_core.model.composed import ComposedModel, PartFailed
+from medvlp_core.model.composed import ComposedModel
 from medvlp_core.planning.compose import plan_recipe
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.spec.roles import Role
