@@ -34,7 +34,13 @@ from medvlp_core.training.stop import StopRequest
 CPU = torch.device("cpu")
 
 
-class Line(nn.Module):
+class Alone(nn.Module):
+    """A model that nothing follows, and that keeps nothing of a step."""
+
+    def update_followers(self) -> None: ...
+
+
+class Line(Alone):
     """Fits y = 3 x; in its passes ``bad_calls``, from 1, its second loss is NaN."""
 
     def __init__(self, bad_calls: tuple[int, ...] = ()) -> None:
@@ -215,7 +221,7 @@ def test_too_many_steps_that_are_not_finite_are_an_error() -> None:
     assert "hint:" in text
 
 
-class Normed(nn.Module):
+class Normed(Alone):
     """Batch norm; of its ``bad`` pass everything is NaN."""
 
     def __init__(self, bad: int) -> None:
