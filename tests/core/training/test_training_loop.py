@@ -133,7 +133,7 @@ def test_the_parts_of_a_step_by_hand_give_the_weights_of_the_loop() -> None:
     for step in range(3):
         torch.manual_seed(seed_of("masks", spec.seed, step, 0))
         set_learning_rate(state.optimizer, step, 3, spec)
-        local = forward_backward(state, by_hand, batches, spec, pairs=4, device=CPU)
+        local = forward_backward(state, by_hand, batches, spec, pairs=4, progress=step / 3, device=CPU)
         assert len(local.rows) == local.pairs == 4
         norm = clip_gradients(state, spec.max_grad_norm)
         metrics = reduce_metrics(local, norm, {"a": torch.tensor(2.0)}, is_stopping=step == 2)
