@@ -80,8 +80,8 @@ def qualified(contracts: Mapping[str, Contract], call: str) -> dict[str, str]:
         True
     """
     shared = {"B"} | {name for contract in contracts.values() for name in contract.sizes}
-    elsewhere = {name for other, contract in contracts.items() if other != call for name in _symbols(contract)}
-    return {name: name if name in shared or name not in elsewhere else f"{call}.{name}" for name in _symbols(contracts[call])}
+    in_other_calls = {name for other, contract in contracts.items() if other != call for name in _symbols(contract)}
+    return {name: name if name in shared or name not in in_other_calls else f"{call}.{name}" for name in _symbols(contracts[call])}
 
 
 #: The fields of constraints that hold dimensions.

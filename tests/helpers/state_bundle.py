@@ -30,7 +30,7 @@ from medvlp_core.training.parallel import for_processes, prepare
 from medvlp_core.training.state import TrainState
 from medvlp_core.training.stop import StopRequest
 
-MEDVLP_INTERFACE = 1
+MEDVLP_INTERFACE = 2
 CPU = torch.device("cpu")
 
 

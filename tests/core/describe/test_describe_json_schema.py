@@ -196,7 +196,7 @@ from medvlp_core.spec.roles import Role
 from medvlp_core.spec.contract import Contract
 from medvlp_core.plugins.hooks import hookimpl
 
-MEDVLP_INTERFACE = 1
+MEDVLP_INTERFACE = 2
 
 @component("schematic.gate", role=Role.FUSION, build="nowhere:Gate")
 @attrs.frozen(kw_only=True)

@@ -109,7 +109,7 @@ def test_it_writes_a_package_and_says_what_comes_next(folder: Path, capsys: pyte
     assert [path for path in everything(folder / "acme") if (folder / "acme" / path).is_file()] == sorted(
         line.strip() for line in WRITTEN.splitlines()[1:10]
     )
-    assert "MEDVLP_INTERFACE = 1\n" in (folder / "acme/acme/plugin.py").read_text()
+    assert "MEDVLP_INTERFACE = 2\n" in (folder / "acme/acme/plugin.py").read_text()
     assert (folder / "acme/tests/test_acme.py").read_text().splitlines()[2:] == [
         "from medvlp_core.testing import conformance",
         "",
