@@ -41,7 +41,7 @@ class SemanticMatching(Alignment):
         (B, K); result {"semantic": scalar}, vectors (B, E).
 
     Reference:
-        Wang et al., MedCLIP: Contrastive Learning from Unpaired Medical Images and Text, EMNLP 2022, section 3.3. Deviations:
+        Wang et al., MedCLIP: Contrastive Learning from Unpaired Medical Images and Text, EMNLP 2022 (semantic matching loss). Deviations:
         images and texts of a batch are those of the same records (there two streams that need not be pairs); the factor on the
         logits is learned; mean pooling.
     """
