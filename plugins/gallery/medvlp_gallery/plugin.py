@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from medvlp_core import hookimpl
-from medvlp_gallery.specs import albef, biovil_t, coca, data, eclip, egma, medclip, shared
+from medvlp_gallery.specs import albef, biovil_t, coca, code_and_pixels, data, eclip, egma, mae_hd, mean_teacher, medclip, shared
 
 if TYPE_CHECKING:
     from medvlp_core import PluginComponents
@@ -17,7 +17,7 @@ MEDVLP_INTERFACE = 1
 
 PRESETS = Path(__file__).parent / "presets"
 
-MODULES = (data, shared, eclip, egma, medclip, biovil_t, albef, coca)
+MODULES = (data, shared, eclip, egma, medclip, biovil_t, albef, coca, mae_hd, mean_teacher, code_and_pixels)
 
 
 @hookimpl
