@@ -208,10 +208,14 @@ class Contract:
 
 @attrs.frozen
 class Axis:
-    """The length of a ragged axis, as long as its longest row in a batch: equal to itself only, at most ``bound``."""
+    """The length of a ragged axis, as long as its longest row in a batch: equal to itself only, at most ``bound``.
+
+    ``is_padded``: rows may be shorter, as texts are; the visible tokens of images are not.
+    """
 
     name: str
     bound: int | None = None
+    is_padded: bool = True
 
     def __str__(self) -> str:
         return self.name
