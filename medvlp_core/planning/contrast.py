@@ -68,13 +68,15 @@ def check_contrast(wiring: Wiring, calls: Sequence[Call], diagnostics: Diagnosti
     mixing = [call for call in calls if mixes_rows(wiring, call)]
     mixed = {key: call for call in mixing for key in call.gives}
     for call in calls:
-        label, at = wiring.components[call.path].label, wiring.components[call.path].position()
-        for key in dict.fromkeys(key for _, key in call.takes if key in mixed):
-            text = (
-                f"{label} needs {key}, which {mixed[key]} gives: with contrast_over: step it runs last, once for all rows of a step"
-            )
-            hint = f"take a port of a call that mixes no rows, {_TAKE_OUT}"
-            diagnostics.add("MV212", text, at=at, hint=hint)
+        component = wiring.components[call.path]
+        for argument, key in call.takes:
+            if key in mixed:
+                text = (
+                    f"{component.label} needs {key}, which {mixed[key]} gives for all rows of a step at once, "
+                    "after every other call: train.contrast_over is step"
+                )
+                hint = f"take a port of a call that mixes no rows, {_TAKE_OUT}"
+                diagnostics.add("MV212", text, at=component.position(f"needs.{argument}"), hint=hint)
     for call in mixing:
         _check_ports(wiring, call, diagnostics)
 
@@ -90,7 +92,7 @@ def _check_ports(wiring: Wiring, call: Call, diagnostics: Diagnostics) -> None:
             if wiring.call_of(key) is not None:
                 text = (
                     f"{component.label} takes {key} ({provider.spec}), which has no row for each record: "
-                    "with contrast_over: step nobody knows which micro-batch's is meant"
+                    "nobody knows which micro-batch's the whole step should take"
                 )
                 hint = f"its first axis must be the batch, {_TAKE_OUT}"
                 diagnostics.add("MV212", text, at=component.position(), hint=hint)

@@ -1,5 +1,5 @@
 """The training loop, to be read top to bottom: ``train`` calls ``forward_backward``, ``reduce_metrics`` and ``apply_update``.
-Contrasts over a whole step have passes of their own (medvlp_core.training.contrast).
+Contrasts over a whole step have passes of their own (medvlp_core.training.whole_step).
 
 A step is a function of the state before it and of its number: the pairs, their crops, masks and dropout are drawn from seeds that
 the number gives (medvlp_core.data.order). So a run that is killed and resumed from a checkpoint ends with the same bits.
@@ -25,7 +25,6 @@ from medvlp_core.nn.interfaces import ReportsStatistics
 from medvlp_core.runtime.device import autocast, to_device
 from medvlp_core.runtime.distributed import all_gather_object, rank, sum_over_ranks, world_size
 from medvlp_core.spec.blocks import TrainSpec
-from medvlp_core.training.contrast import contrast_over_step, forward_backward_over_step
 from medvlp_core.training.events import Observer, StepDone, StepSkipped, Stopped
 from medvlp_core.training.local_step import LocalStep, with_progress
 from medvlp_core.training.optim import TimedFreeze, set_learning_rate
@@ -33,6 +32,7 @@ from medvlp_core.training.parallel import sync_gradients, warm_up_ddp_buckets
 from medvlp_core.training.rows import rows_of_step
 from medvlp_core.training.state import TrainState
 from medvlp_core.training.stop import StopRequest
+from medvlp_core.training.whole_step import contrast_over_step, forward_backward_over_step
 
 #: Names of checkpoints hold a step in seven digits, so that they sort by step.
 MAX_STEPS = 9_999_999

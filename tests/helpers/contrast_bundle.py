@@ -1,4 +1,4 @@
-"""A bundle ``ct`` for contrasts over a whole step: masks that each pair brings along, encoders with dropout and batch norm, a queue."""
+"""A bundle ``ct`` for contrasts over a whole step: masks that a pair decides, encoders with dropout and batch norm, a queue."""
 
 from __future__ import annotations
 
@@ -176,7 +176,7 @@ class QueuedSpec(Small):
 
 
 class Queued(Alignment):
-    """InfoNCE of means. The layer has dropout only in the sense that nothing else draws here."""
+    """InfoNCE of means."""
 
     def __init__(self, spec: QueuedSpec, dims: Dims) -> None:
         super().__init__(spec, dims)
@@ -195,7 +195,37 @@ class Queued(Alignment):
         self.last.copy_(vectors[-2:])
 
 
-SPECS: list[type[ComponentSpec]] = [MaskingSpec, ImagesSpec, TextsSpec, QueuedSpec]
+@component("ct.scores", role=Role.DECODER, build="contrast_bundle:Queued")
+@attrs.frozen(kw_only=True)
+class ScoresSpec(Small):
+    """Wants what a contrast gives."""
+
+    def contract(self) -> Contract:
+        return Contract(needs={"score": "B"}, losses=("fit",))
+
+
+@component("ct.middle", role=Role.PART, build="contrast_bundle:Queued")
+@attrs.frozen(kw_only=True)
+class MiddleSpec(Small):
+    """One vector for a whole batch."""
+
+    def contract(self) -> Contract:
+        return Contract(needs={"image_tokens": f"B S {WIDTH}"}, gives={"middle": f"{WIDTH}"})
+
+
+@component("ct.picky", role=Role.ALIGNMENT, build="contrast_bundle:Queued")
+@attrs.frozen(kw_only=True)
+class PickySpec(Small):
+    """A contrast on what no step can put together."""
+
+    kind: str = param("ragged", help="what it takes", one_of=("ragged", "no rows"))
+
+    def contract(self) -> Contract:
+        needs = {"text_tokens": f"B L {WIDTH}"} if self.kind == "ragged" else {"image_tokens": f"B S {WIDTH}", "middle": f"{WIDTH}"}
+        return Contract(needs=needs, losses=("global",), mixes_rows=True)
+
+
+SPECS: list[type[ComponentSpec]] = [MaskingSpec, ImagesSpec, TextsSpec, QueuedSpec, ScoresSpec, MiddleSpec, PickySpec]
 
 
 def host() -> PluginHost:

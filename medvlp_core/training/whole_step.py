@@ -17,6 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+import attrs
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -65,62 +66,26 @@ def forward_backward_over_step(
     before = time.perf_counter()
     micro_batches = [next(batches) for _ in range(share.micro_batches)]
     data_seconds = time.perf_counter() - before
-    sizes = share.sizes(pairs)
-
-    def run(number: int, phase: Phase, gradients: Mapping[str, Tensor] | None = None) -> StepOutput:
-        torch.manual_seed(seed_of("masks", spec.seed, state.step, share.rank, number))  # and dropout
-        batch = with_progress(to_device(micro_batches[number], device), progress, device)
-        is_last = phase is Phase.ROWS and number + 1 == share.micro_batches
-        with autocast(device, spec.precision):
-            output: StepOutput = forward(batch, phase, gradients, is_last=is_last)
-        return output
-
-    # phase 1: a compiled layer draws other random numbers without a graph than with one
-    broadcast_buffers(state.model)
-    with buffers_kept(state.model), torch.set_grad_enabled(spec.compile), sync_gradients(forward, is_last=False):
-        found = [
-            {name: one.detach() for name, one in run(number, Phase.PORTS).ports.items()} for number in range(len(micro_batches))
-        ]
+    step = _WholeStep(state, forward, spec, contrast, share, share.sizes(pairs), progress, device, micro_batches)
+    rows, shapes = step.ports()
     forget_statistics()
-    shapes = [{name: one.shape for name, one in ports.items()} for ports in found]
-    index = [{"record_index": batch["record_index"].to(device)} for batch in micro_batches]
-    whole = {**put_together(found, contrast, sizes), **rows_of_step(index, sizes)}
-    del found
-
-    # phase 2: the same in every process, so that the mean over processes changes nothing
-    taken = {str(key): whole[str(key)].requires_grad_() for key in contrast.trained}
-    torch.manual_seed(seed_of("contrast", spec.seed, state.step))
-    with local_only(), sync_gradients(forward, is_last=False):
-        with autocast(device, spec.precision):
-            output: StepOutput = forward(with_progress(whole, progress, device), Phase.CONTRAST)
-        if output.loss.requires_grad:
-            state.scaler.scale(output.loss).backward()
-    gradients = {name: one.grad for name, one in taken.items() if one.grad is not None}
-    terms = {name: value.detach().float() / world_size() for name, value in output.losses.items()}
-    total = output.loss.detach().float() / world_size()
-    after_all = output.rows
-    del whole, taken, output
-
-    # phase 3
-    after: list[Mapping[str, Tensor]] = []
+    output, gradients = step.contrast_rows(rows)
+    del rows
+    # Every process has the same losses; over the processes they are added up.
+    terms = {"": output.loss.detach().float() / world_size()}
+    terms |= {name: value.detach().float() / world_size() for name, value in output.losses.items()}
+    after_all, after = output.rows, []
+    del output
     for number, shape in enumerate(shapes):
-        # Processes are averaged, micro-batches are summed: so every pair counts the same, however unequal these are.
-        weight = sizes[share.rank][number] / pairs
-        with sync_gradients(forward, is_last=number + 1 == share.micro_batches):
-            output = run(number, Phase.ROWS, own_rows(gradients, shape, sizes, share.rank, number))
-            assert output.pull is not None
-            # the gradients of ports carry the loss scale already
-            loss = state.scaler.scale(output.loss * (weight * world_size())) + output.pull * world_size()
-            if loss.requires_grad:
-                loss.backward()
-        total = total + output.loss.detach().float() * weight
-        for name, value in output.losses.items():
+        weight = step.sizes[share.rank][number] / pairs
+        output = step.micro_batch(number, own_rows(gradients, shape, step.sizes, share.rank, number), weight)
+        for name, value in {"": output.loss, **output.losses}.items():
             terms[name] = terms.get(name, 0.0) + value.detach().float() * weight
         after.append({name: one for name, one in output.rows.items() if name not in after_all})
-        del output, loss  # its predictions would stay in memory during the next micro-batch
+        del output  # its predictions would stay in memory during the next micro-batch
     names = tuple(name for name in state.model.plan.losses if name in terms)
     return LocalStep(
-        losses=torch.stack([total, *(terms[name] for name in names)]),
+        losses=torch.stack([terms[name] for name in ("", *names)]),
         names=names,
         rows=tuple(row for batch in micro_batches for row in batch["record_index"].tolist()),
         after=tuple(after),
@@ -128,6 +93,72 @@ def forward_backward_over_step(
         pairs=pairs,
         data_seconds=data_seconds,
     )
+
+
+@attrs.frozen
+class _WholeStep:
+    """One step and its three phases. ``sizes`` are the rows of each process and micro-batch."""
+
+    state: TrainState
+    forward: nn.Module
+    spec: TrainSpec
+    contrast: StepContrast
+    share: Share
+    sizes: list[list[int]]
+    progress: float
+    device: torch.device
+    micro_batches: list[Batch]
+
+    def ports(self) -> tuple[dict[str, Tensor], list[dict[str, torch.Size]]]:
+        """Phase 1: what the calls that mix rows take, of the whole step; and its shapes in each micro-batch of this process.
+
+        Compiled layers are compiled for passes with a graph: the same code in both passes draws the same numbers.
+        """
+        model = self.state.model
+        broadcast_buffers(model)
+        with buffers_kept(model), torch.set_grad_enabled(self.spec.compile), sync_gradients(self.forward, is_last=False):
+            found = [
+                {name: one.detach() for name, one in self._run(number, Phase.PORTS).ports.items()}
+                for number in range(self.share.micro_batches)
+            ]
+        index = [{"record_index": batch["record_index"].to(self.device)} for batch in self.micro_batches]
+        rows = {**put_together(found, self.contrast, self.sizes), **rows_of_step(index, self.sizes)}
+        return rows, [{name: one.shape for name, one in ports.items()} for ports in found]
+
+    def contrast_rows(self, rows: dict[str, Tensor]) -> tuple[StepOutput, dict[str, Tensor]]:
+        """Phase 2: the output of the calls that mix rows, and the gradients of what they take (times the loss scale).
+
+        All processes do the same, so that the mean over them changes no gradient of a parameter.
+        """
+        taken = {str(key): rows[str(key)].requires_grad_() for key in self.contrast.trained}
+        torch.manual_seed(seed_of("contrast", self.spec.seed, self.state.step))
+        with local_only(), sync_gradients(self.forward, is_last=False):
+            with autocast(self.device, self.spec.precision):
+                output: StepOutput = self.forward(with_progress(rows, self.progress, self.device), Phase.CONTRAST)
+            if output.loss.requires_grad:
+                self.state.scaler.scale(output.loss).backward()
+        return output, {name: one.grad for name, one in taken.items() if one.grad is not None}
+
+    def micro_batch(self, number: int, gradients: Mapping[str, Tensor], weight: float) -> StepOutput:
+        """Phase 3: the other losses of a micro-batch, of which ``weight`` is the share of the step, and the gradients of its ports.
+
+        Processes are averaged, micro-batches are summed: so every pair counts the same, however unequal these are.
+        """
+        with sync_gradients(self.forward, is_last=number + 1 == self.share.micro_batches):
+            output = self._run(number, Phase.ROWS, gradients)
+            assert output.pull is not None
+            loss = self.state.scaler.scale(output.loss * (weight * world_size())) + output.pull * world_size()
+            if loss.requires_grad:
+                loss.backward()
+        return output
+
+    def _run(self, number: int, phase: Phase, gradients: Mapping[str, Tensor] | None = None) -> StepOutput:
+        torch.manual_seed(seed_of("masks", self.spec.seed, self.state.step, self.share.rank, number))  # and dropout
+        batch = with_progress(to_device(self.micro_batches[number], self.device), self.progress, self.device)
+        is_last = phase is Phase.ROWS and number + 1 == self.share.micro_batches
+        with autocast(self.device, self.spec.precision):
+            output: StepOutput = self.forward(batch, phase, gradients, is_last=is_last)
+        return output
 
 
 @torch.no_grad()
