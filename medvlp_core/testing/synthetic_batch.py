@@ -34,6 +34,7 @@ TEXT_PORTS = frozenset(
         "text_tokens",
         "fused_text_embeddings",
         "fused_text_tokens",
+        "next_word_logits",
     }
 )
 #: Ports along the patches of the grid, (B, N) or (B, N, D).
@@ -58,6 +59,7 @@ _CANDIDATES: dict[tuple[str, int], tuple[int, ...]] = {
     ("fused_image_tokens", 2): _TEXT_WIDTHS,
     ("vocabulary", 0): (IDS,),
     ("vocabulary", 1): (MASK,),
+    ("end_of_text", 0): (FIRST_WORD,),
     ("text_embeddings", 2): _TEXT_WIDTHS,
     ("text_tokens", 2): _TEXT_WIDTHS,
     ("fused_text_embeddings", 2): _TEXT_WIDTHS,

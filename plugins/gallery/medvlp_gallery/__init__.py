@@ -1,0 +1,1 @@
+"""Nine published medical vision-language systems as compositions of parts."""

@@ -1,0 +1,1 @@
+"""Specs of the gallery's components, one module for each system. Light."""
