@@ -37,7 +37,8 @@ model:
   image_encoder: {{use: my_image_encoder.conv_patches, width: 32}}
   text_encoder: {{use: my_text_encoder.plain_transformer, width: 32}}
   fusion: {{use: my_fusion.gated_sum}}
-  alignments: {{gla: null, pairs: {{use: my_alignment.triplet_margin}}}}
+  parts: {{pool: {{use: my_part.attention_pool}}}}
+  alignments: {{gla: null, pairs: {{use: my_alignment.triplet_margin, needs: {{image_tokens: pool.pooled_tokens}}}}}}
   decoders: {{image: null, words: {{use: my_decoder.bag_of_words}}}}
 evaluators:
   choice: {{use: my_evaluator.pair_choice}}

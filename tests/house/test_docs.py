@@ -40,6 +40,7 @@ RUNNABLE = (
     "quickstart.md",
     "training.md",
     "versioning.md",
+    "which-opening.md",
     "yaml.md",
 )
 EXAMPLES = [(page, section) for page in RUNNABLE for section in sections(DOCS / page) if section.blocks]
