@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,19 +159,78 @@ class TrainedModel(Displayed):
         scores = self.embed_image(images, alignment=alignment) @ vectors.T
         return ZeroShotScores(tuple(prompts), scores, (scores / temperature).softmax(dim=1))
 
+    def generate(
+        self,
+        images: Images,
+        *,
+        prompt: str = "",
+        max_length: int | None = None,
+        decoder: str | None = None,
+        seed: int | None = None,
+        **options: Any,
+    ) -> list[str]:
+        """Write a text for each image.
+
+        A decoder's own ``generate`` does it, with the settings of its recipe (``standard.caption_decoder``: greedy, beam search,
+        sampling) unless ``options`` says otherwise (``num_beams=4``, ``do_sample=True``, ``temperature``, ``top_k``, ``top_p``).
+        A model without one, and a text that begins with a ``prompt``, is written by the core, token by token: greedily, or with
+        ``do_sample`` as a draw. No draw depends on anything but ``seed``, if it is given, and the batch.
+
+        Args:
+            images: as in :meth:`encode_image`.
+            prompt: how each text begins; the result has it too.
+            max_length: tokens of the longest text, with [CLS] and the end; by default what the tokenizer allows.
+            decoder: the slot of one of several decoders, the first one by default.
+            seed: of draws.
+            options: how the next token is chosen.
+
+        Raises:
+            DataError: as in :meth:`encode_image`.
+            SpecError: the model writes no texts, or does not know an option (MV201).
+            ValueError: ``max_length`` is longer than texts may be, or leaves no room behind the prompt.
+        """
+        tokenizer = self.run.tokenizer
+        start = tokenizer.encode([prompt]).token_ids[0]
+        start = start[:-1] if tokenizer.end_id is not None and start[-1] == tokenizer.end_id else start
+        found = []
+        for batch in self._image_batches(images):
+            ids = start.to(batch.device).expand(len(batch), -1)
+            given: dict[str, Any] = {"decoder": decoder, "max_length": max_length, "end_id": tokenizer.end_id, "seed": seed}
+            written = self.run.model.generate({"image": batch, "token_ids": ids}, **given, **options)
+            rows = zip(written.token_ids.tolist(), written.is_valid.tolist(), strict=True)
+            found += [tokenizer.text([one for one, is_valid in zip(*row, strict=True) if is_valid]) for row in rows]
+        return found
+
+    def score(self, images: Images, texts: str | Sequence[str], *, head: str | None = None) -> Tensor:
+        """How well each image belongs to each text, by the model's own head (``match_score``): (images, texts).
+
+        Encoders run once for each image and each text; what follows runs for every pair. ``embed_image(...) @ embed_text(...).T``
+        needs no pass for each pair, and is what a model without such a head can tell.
+
+        Raises:
+            DataError: images as in :meth:`encode_image`, texts as in :meth:`encode_text`.
+            SpecError: the model has no (such) head (MV201).
+        """
+        tokens = self.run.tokenizer.encode(_texts(texts, "the list")).tokens._asdict()
+        found = {"image": torch.cat([*self._image_batches(images)])}
+        scores = self.run.model.score(found, to_device(tokens, self._device()), head=head, chunk_size=self.batch_size)
+        return scores.float().cpu()
+
     @torch.no_grad()
     def _of_images(self, images: Images, call: Callable[[Tensor], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        parts = [[one.float().cpu() for one in call(batch)] for batch in self._image_batches(images)]
+        return tuple(torch.cat(found) for found in zip(*parts, strict=True))
+
+    def _image_batches(self, images: Images) -> Iterator[Tensor]:
         transform, device = self.run.image_transform(), self._device()
         items = _listed(images)
         if not items:
             raise DataError(Problem(code="MV501", text="there is no image: the list is empty"))
-        parts = []
         for start in range(0, len(items), self.batch_size):
             tensors = [_image_tensor(item, transform) for item in items[start : start + self.batch_size]]
             for tensor in tensors:
                 self.run.model.check_image(tensor[None])
-            parts.append([one.float().cpu() for one in call(torch.stack(tensors).to(device))])
-        return tuple(torch.cat(found) for found in zip(*parts, strict=True))
+            yield torch.stack(tensors).to(device)
 
     @torch.no_grad()
     def _of_texts(self, texts: str | Sequence[str], call: Callable[[Batch], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:

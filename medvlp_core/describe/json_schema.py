@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from medvlp_core.describe.wording import default_text, range_text, recipe_text
@@ -21,7 +21,7 @@ from medvlp_core.planning.plan import FORMAT_VERSION
 from medvlp_core.plugins.registry import ComponentRegistry
 from medvlp_core.spec.blocks import InitSpec, InputSpec, TrainSpec
 from medvlp_core.spec.component import Param, SpecBlock, blocks_in, params_of
-from medvlp_core.spec.roles import ROLES, Role
+from medvlp_core.spec.roles import ROLES, SLOTS, Role
 
 Schema = dict[str, Any]
 
@@ -45,14 +45,14 @@ def json_schema(registry: ComponentRegistry, *, presets: Iterable[str] = ()) -> 
         1
     """
     definitions: Schema = {name: _core_block(kind) for name, kind in _CORE_BLOCKS.items()}
-    for role in Role:
-        definitions[role.value] = _slot(registry, role)
+    for slot, roles in SLOTS.items():
+        definitions.setdefault(_slot_name(slot), _slot(registry, roles))
     for name in registry:
         definitions[name] = _component(registry, name)
     root: Schema = {"type": "object", "additionalProperties": False, "properties": _file_keys(sorted(presets))}
     for path, definition in {
         **{name: name for name in _CORE_BLOCKS},
-        **{info.slot: role.value for role, info in ROLES.items()},
+        **{slot: _slot_name(slot) for slot in SLOTS},
     }.items():
         _place(root, path.split("."), {"$ref": f"#/definitions/{definition}"})
     losses = _block(additionalProperties=_block(additionalProperties=_weight()))
@@ -123,14 +123,38 @@ def _core_block(kind: type[SpecBlock]) -> Schema:
     return {"description": _first_line(kind), **_block(properties=properties, additionalProperties=False)}
 
 
-def _slot(registry: ComponentRegistry, role: Role) -> Schema:
+def _slot_name(slot: str) -> str:
+    """The definition of a slot: that of its own role, else of the only one that fits."""
+    return next((role.value for role, info in ROLES.items() if info.slot == slot), SLOTS[slot][0].value)
+
+
+def _tied(*, is_masking: bool) -> Schema:
+    """What a block may say beside the parameters of its component: which ports it reads, and in which views."""
+    texts = _block(additionalProperties={"type": "string"})
+    found = {
+        "needs": {"description": "ARGUMENT: PORT, SLOT.PORT or either with @VIEW: another port than the argument's own", **texts},
+        "views": {"description": "the views of this recipe that the views of the contract mean", **texts},
+        "each": {"description": "the folded axis"},
+    }
+    return found | ({"of": {"description": "the view that it is made from", "type": "string"}} if is_masking else {})
+
+
+def _borrowed() -> Schema:
+    """A block without a component of its own: it shares the weights of another one, or follows them."""
+    path: Schema = {"type": "string", "description": "a component of the model: model.image_encoder"}
+    decay = {"description": "share of the moving average that stays at every step", **_or_reference({"type": "number"}, "a number")}
+    properties = {"share": path, "follow": path, "decay": decay, **_tied(is_masking=False)}
+    return {"type": "object", "properties": properties, "additionalProperties": False}
+
+
+def _slot(registry: ComponentRegistry, roles: Sequence[Role]) -> Schema:
     """A place for one component: which there are, and for each the parameters that go with it.
 
     A block without ``use`` changes an inherited component: what it holds must fit one of the role.
     """
-    found = registry.of_role(role)
+    found = {name: kind for role in roles for name, kind in registry.of_role(role).items()}
     names = {"enum": list(found), "markdownEnumDescriptions": [_first_line(found[name]) for name in found]}
-    use = {"description": f"the {role} component", "anyOf": [names, {"type": "string", "pattern": _SOME_REFERENCE}]}
+    use = {"description": f"the {' or '.join(roles)} component", "anyOf": [names, {"type": "string", "pattern": _SOME_REFERENCE}]}
     branches: list[Schema] = [
         {
             "if": {"type": "object", "properties": {"use": {"const": name}}, "required": ["use"]},
@@ -138,7 +162,8 @@ def _slot(registry: ComponentRegistry, role: Role) -> Schema:
         }
         for name in found
     ]
-    inherited: Schema = {"anyOf": [{"$ref": f"#/definitions/{name}"} for name in found] or [False]}
+    borrowed = [_borrowed()] if all(role.info.is_module for role in roles) else []
+    inherited: Schema = {"anyOf": [*({"$ref": f"#/definitions/{name}"} for name in found), *borrowed] or [False]}
     branches.append({"if": {"type": "object", "not": {"required": ["use"]}}, "then": inherited})
     return {**_block(properties={"use": use}), "allOf": branches}
 
@@ -150,7 +175,11 @@ def _component(registry: ComponentRegistry, name: str) -> Schema:
         "description": f"{_first_line(kind)} From {registry.distribution(name)}.",
         "markdownDescription": _about(registry, name),
         "type": "object",
-        "properties": {"use": {"const": name}, **{param.name: _param(param) for param in params_of(kind)}},
+        "properties": {
+            "use": {"const": name},
+            **_tied(is_masking=kind.declaration.role is Role.MASKING),
+            **{param.name: _param(param) for param in params_of(kind)},
+        },
         "additionalProperties": False,
     }
 
@@ -200,7 +229,7 @@ def _value(kind: Any, param: Param) -> Schema:
         inner = _value(next(arg for arg in args if arg is not type(None)), param)
         if "anyOf" in inner:
             return {"anyOf": [*inner["anyOf"], {"type": "null"}]}
-        return {**inner, "type": [*_as_list(inner["type"]), "null"]}
+        return {**inner, "type": list(dict.fromkeys((*_as_list(inner["type"]), "null")))}
     if origin is tuple:
         return _or_reference({"type": "array", "items": _value(args[0], param)}, complaint)
     if (blocks := blocks_in(kind)) is not None:
@@ -222,7 +251,7 @@ def _value(kind: Any, param: Param) -> Schema:
 def _or_reference(schema: Schema, complaint: str) -> Schema:
     """The same, or a reference that is the whole value; ``complaint`` is what editors say of anything else."""
     extra = {"pattern": _WHOLE_REFERENCE, "patternErrorMessage": complaint, "errorMessage": complaint}
-    return {**schema, "type": [*_as_list(schema["type"]), "string"], **extra}
+    return {**schema, "type": list(dict.fromkeys((*_as_list(schema["type"]), "string"))), **extra}
 
 
 def _as_list(kind: str | list[str]) -> list[str]:

@@ -30,8 +30,10 @@ def narrowed_run(run: EvaluationRun, component: PlannedComponent) -> EvaluationR
 
     An evaluator that needs no port sees the records that training counts.
     """
-    wiring = run.plan.wiring
     needs = component.calls["forward"].needs
+    if not needs:
+        return attrs.evolve(run, evaluator=component.path)
+    wiring = run.plan.wiring
     found = (wiring.source(component, argument, need, CLEAN) for argument, need in needs.items())
     keys = [key for key in found if isinstance(key, PortKey)]
     if not keys:

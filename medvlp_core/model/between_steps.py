@@ -20,12 +20,17 @@ class PartFailed(SpecError):
 
 
 class BetweenSteps(nn.Module):
-    """The state of a composed model beside its weights. ``frozen_modules``: those that the recipe freezes wholly, by name."""
+    """The state of a composed model beside its weights.
+
+    ``frozen_modules`` are those that the recipe freezes wholly, ``fixed_parameters`` those that their own module does not train
+    (sine-cosine positions), both by name.
+    """
 
     def __init__(self, plan: ModelPlan) -> None:
         super().__init__()
         self.plan = plan
         self.frozen_modules: tuple[str, ...] = ()
+        self.fixed_parameters: frozenset[str] = frozenset()
         self._after = plan.after
 
     def part(self, path: str) -> nn.Module:

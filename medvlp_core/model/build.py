@@ -183,9 +183,11 @@ def build_model(plan: ModelPlan, *, seed: int) -> ComposedModel:
                 # what follows another component gets the weights of that one
                 with _own_seed(seed, component.path), skip_pretrained_init() if component.follows else nullcontext():
                     parts[component.path] = build_component(plan, component)
+    fixed = {id(one) for part in parts.values() for one in part.parameters() if not one.requires_grad}
     for path in plan.unused & set(parts):
         parts[path].requires_grad_(False)
     model = ComposedModel(plan, parts)
+    model.fixed_parameters = frozenset(name for name, one in model.named_parameters() if id(one) in fixed)
     model.frozen_modules = freeze(model, plan)
     with _own_seed(seed, "hooks"):
         plan.host.observe("medvlp_model_built", plan=plan, model=model)

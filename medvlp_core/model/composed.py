@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from medvlp_core.errors import DataError, MedvlpError, Problem, SpecError, describe_error
 from medvlp_core.model.between_steps import BetweenSteps, PartFailed
 from medvlp_core.model.each import run_each
+from medvlp_core.model.generation import GeneratedTexts, generate
+from medvlp_core.model.pair_scores import score_pairs
 from medvlp_core.nn.batch import Batch, ImageFeatures, Output, StepOutput, TokenBatch
 from medvlp_core.nn.interfaces import Fusion, HasAttentionMaps, ImageEncoder, Masking, TextEncoder
 from medvlp_core.planning.connect import why_missing
@@ -52,7 +54,7 @@ class ComposedModel(BetweenSteps):
             PartFailed: a component's own code raised something (MV306).
             DataError: a tensor of the batch is not there, or has another dtype or shape than the model takes (MV505).
         """
-        ports = self._given(batch)
+        ports = self.given(batch)
         losses: dict[str, Tensor] = {}
         shown: dict[str, Tensor] = {}
         for call in self.plan.calls:
@@ -73,7 +75,7 @@ class ComposedModel(BetweenSteps):
             raise self._wrong_rows(rows, len(batch["record_index"]))
         return StepOutput(loss=loss, losses=losses, ports=shown, rows=rows)
 
-    def run(self, call: Call, arguments: dict[str, Tensor]) -> Output:
+    def run(self, call: Call, arguments: dict[str, Any]) -> Output:
         """What a call gives: its ports by name, its losses by their full names.
 
         Raises:
@@ -117,7 +119,7 @@ class ComposedModel(BetweenSteps):
         found: nn.Module = getattr(self, block)[slot] if slot else getattr(self, block)
         return found
 
-    def _given(self, batch: Batch) -> Ports:
+    def given(self, batch: Batch) -> Ports:
         """What a batch brings, by port and view; where it holds no ``progress``, that is 1.
 
         Raises:
@@ -207,8 +209,8 @@ class ComposedModel(BetweenSteps):
         Raises:
             SpecError: the model does not give such a port, or makes it from something that the batch does not hold (MV201).
         """
-        keys = [self._key(name) for name in wanted]
-        ports = self._given(batch)
+        keys = [self.key_of(name) for name in wanted]
+        ports = self.given(batch)
         for call in self.plan.wiring.route(keys):
             if lacking := [str(key) for _, key in call.takes if key not in ports]:
                 text = f"{', '.join(wanted)} comes from {', '.join(lacking)} too, which the batch does not hold"
@@ -217,7 +219,12 @@ class ComposedModel(BetweenSteps):
             ports |= {key: output.ports[key.name] for key in call.gives}
         return {name: ports[key] for name, key in zip(wanted, keys, strict=True)}
 
-    def _key(self, name: str) -> PortKey:
+    def key_of(self, name: str) -> PortKey:
+        """The key of a port that is computed, by its short or full name.
+
+        Raises:
+            SpecError: the model does not give such a port (MV201).
+        """
         port, view = PortKey.parse(name)
         wiring = self.plan.wiring
         found = wiring.resolve(port, view) if view in wiring.views else Missing("", port, view)
@@ -256,6 +263,45 @@ class ComposedModel(BetweenSteps):
         """L2-normalised text vectors in the shared space of an alignment (the first one by default): (B, E)."""
         name = f"{self._alignment(alignment)}.text_embedding"
         return self.ports(_token_batch(tokens), name)[name]
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, *, decoder: str | None = None, uses_own: bool = True, **options: Any) -> GeneratedTexts:
+        """Write a text for each row of a batch, from the tokens on that it holds: ``token_ids`` (B, P), [CLS] at least.
+
+        The call ``generate`` of a decoder goes first, where there is one and the texts begin with nothing but [CLS]; it gets the
+        options that are given. Else, and with ``uses_own=False``, the core appends one token after another, over the port
+        ``next_word_logits``: only calls that the ids reach are run again. Use it in evaluation mode.
+
+        Args:
+            batch: what the decoder comes from (``image``), and ``token_ids``; beginnings are equally long.
+            decoder: the slot of one of several, the first one by default.
+            uses_own: whether a decoder's own ``generate`` may be used.
+            options: ``max_length`` (tokens with the beginning; the longest text by default), ``end_id`` (the tokenizer's by
+                default), ``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``seed``; further ones go to the decoder.
+
+        Raises:
+            SpecError: the model writes no texts, or the option is none of the loop's (MV201).
+            DataError: the beginnings do not fit (MV505).
+        """
+        return generate(self, batch, decoder=decoder, uses_own=uses_own, **options)
+
+    @torch.no_grad()
+    def score(self, images: Batch, texts: Batch, *, head: str | None = None, chunk_size: int = 256) -> Tensor:
+        """How well each image belongs to each text, over the port ``match_score``: (N, M).
+
+        Calls that only images, or only texts, lead to run once for each row; those that both lead to run for ``chunk_size`` pairs
+        at once. Use it in evaluation mode.
+
+        Args:
+            images: what a batch holds of N images.
+            texts: what a batch holds of M texts.
+            head: the slot of one of several that give the port.
+            chunk_size: rows, or pairs, that go through the model at once.
+
+        Raises:
+            SpecError: the model scores no pairs, or a score depends on other pairs (MV201).
+        """
+        return score_pairs(self, images, texts, head=head, chunk_size=chunk_size)
 
     def attention_maps(self, batch: Batch) -> Tensor | None:
         """Which patches each word looks at, on clean inputs: (B, L, N), from the fusion or the first alignment that can tell."""

@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from medvlp_core.errors import Diagnostics, nearest
-from medvlp_core.planning.freezing import name_positions
+from medvlp_core.planning.parameter_names import name_positions
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.spec.blocks import ParameterRule
 

@@ -187,7 +187,12 @@ class Alignment(nn.Module, ABC):
 
 
 class Decoder(nn.Module, ABC):
-    """Reconstructs what was masked and measures how well."""
+    """Reconstructs what was masked, or writes, and measures how well.
+
+    One that writes texts may have a call ``generate`` of its own, which goes before the core's loop: it takes what the spec says,
+    ``token_ids`` among it, begins each text with their first column, and returns (B, G) ids, behind the end of a text whatever it
+    likes. By keyword it gets ``max_length`` too, and the options that a user gave; each of them needs a default.
+    """
 
     @abstractmethod
     def __init__(self, spec: Any, dims: Dims) -> None:

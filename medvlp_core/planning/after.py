@@ -25,7 +25,10 @@ def rows_of(wiring: Wiring, call: Call) -> dict[str, PortKey | Missing]:
         elif port in contract.needs or not _gives(component, port):
             found[argument] = Missing(component.path, port, call.view)
         else:
-            found[argument] = wiring.resolve(f"{component.slot}.{port}", call.view)
+            view = call.view if row.view is None else wiring.bound_view(component, row.view)
+            found[argument] = (
+                Missing(component.path, port, str(row.view)) if view is None else wiring.resolve(f"{component.slot}.{port}", view)
+            )
         if isinstance(found[argument], Missing) and row.is_optional:
             del found[argument]
     return found
@@ -36,7 +39,7 @@ def _gives(component: PlannedComponent, port: str) -> bool:
 
 
 def calls_for_rows(wiring: Wiring, calls: Iterable[Call], diagnostics: Diagnostics) -> tuple[Call, ...]:
-    """The calls of a step with those that rows come from; rows that nothing gives are reported (MV201)."""
+    """A step's calls, with those that rows come from. Rows that nothing gives (MV201) or two calls name (MV209) are reported."""
     found = dict.fromkeys(calls)
     pending = list(found)
     while pending:
@@ -54,6 +57,13 @@ def calls_for_rows(wiring: Wiring, calls: Iterable[Call], diagnostics: Diagnosti
                 if other not in found:
                     found[other] = None
                     pending.append(other)
+    first: dict[tuple[str, str], str] = {}
+    for call in found:
+        component = wiring.components[call.path]
+        for argument in component.calls[call.name].after:
+            if (before := first.setdefault((call.path, argument), call.name)) != call.name:
+                text = f"{component.label}: after_step gets {argument} from {before} and from {call.name}"
+                diagnostics.add("MV209", text, at=component.position(), hint="its author must name it in one of the two contracts")
     return tuple(found)
 
 

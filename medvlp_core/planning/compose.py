@@ -10,9 +10,9 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from medvlp_core.errors import Diagnostics, did_you_mean
 from medvlp_core.planning.components import read_components
-from medvlp_core.planning.connect import connect, report_missing, why_missing
-from medvlp_core.planning.freezing import check_names
+from medvlp_core.planning.connect import connect, why_missing
 from medvlp_core.planning.losses import read_losses
+from medvlp_core.planning.parameter_names import check_names
 from medvlp_core.planning.parameters import B, describe, read_block
 from medvlp_core.planning.plan import FORMAT_VERSION, ModelPlan, SkippedEvaluator
 from medvlp_core.planning.wiring import Call, Missing, PlannedComponent, Wiring
@@ -162,19 +162,22 @@ def _skip_evaluators(
     for component in components.values():
         if component.role is not Role.EVALUATOR:
             continue
-        missing: list[Missing] = []
+        missing: dict[str, Missing] = {}
         for contract in component.calls.values():
             for argument, need in contract.needs.items():
                 found = wiring.source(component, argument, need, CLEAN)
                 if isinstance(found, Missing) and (found.candidates or not need.is_optional):
-                    missing.append(found)
-        if any(one.candidates for one in missing):
-            report_missing(wiring, [one for one in missing if one.candidates], diagnostics)
-        elif missing:
-            reason = f"needs {why_missing(wiring, missing)}, which this model does not give"
-            skipped.append(SkippedEvaluator(component.path, component.name, reason))
-            text = f"{component.label} is skipped: {reason}"
-            diagnostics.add("MV207", text, at=component.position(), is_warning=True)
+                    missing[argument] = found
+        if not missing:
+            continue
+        several = {argument: one.candidates[0] for argument, one in missing.items() if one.candidates}
+        reason = f"needs {why_missing(wiring, missing.values())}" + ("" if several else ", which this model does not give")
+        hint = None
+        if several:
+            hint = f"say which one it means: `needs: {{{', '.join(f'{name}: {port}' for name, port in several.items())}}}`"
+        skipped.append(SkippedEvaluator(component.path, component.name, reason))
+        text = f"{component.label} is skipped: {reason}"
+        diagnostics.add("MV207", text, at=component.position(), hint=hint, is_warning=True)
     return tuple(skipped)
 
 

@@ -9,6 +9,7 @@ import attrs
 from medvlp_core.errors import Diagnostics, did_you_mean
 from medvlp_core.planning.after import calls_for_rows, check_rows, rows_of
 from medvlp_core.planning.fields import check_absence, check_sizes_of_fields, register_fields
+from medvlp_core.planning.sees import check_sight
 from medvlp_core.planning.wiring import (
     BATCH,
     TEXT_LENGTH,
@@ -77,6 +78,7 @@ def connect(
     for call in dict.fromkeys((*calls, *others)):
         _tie_sizes(wiring, call, diagnostics)
     check_absence(wiring, calls, diagnostics)
+    check_sight(wiring, dict.fromkeys((*calls, *others)), diagnostics)
     if not diagnostics.has_errors:
         _check_sizes(wiring, diagnostics)
         check_sizes_of_fields(wiring, (key for call in calls for _, key in call.takes), diagnostics)
@@ -352,8 +354,6 @@ def _clash(need: TensorSpec, give: TensorSpec) -> str | None:
         return f"dtype {need.dtype} against {give.dtype}"
     if need.layout and give.layout and need.layout != give.layout:
         return f"masked tokens {need.layout} against {give.layout}"
-    if need.sees == "past" and give.sees != "past":
-        return "a position may depend on the past only here, and it sees the whole text there"
     if len(need.dims) != len(give.dims):
         return f"{len(need.dims)} against {len(give.dims)} dimensions"
     return None

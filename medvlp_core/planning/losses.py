@@ -19,34 +19,34 @@ _EXAMPLE = "{from: 0, to: 1, begin: 0.1, end: 0.4}"
 
 @attrs.frozen
 class Ramp:
-    """A weight that goes linearly from ``start`` to ``stop`` while ``progress`` goes from ``begin`` to ``end``.
+    """A weight that goes linearly from ``initial`` to ``final`` while ``progress`` goes from ``start`` to ``end``.
 
-    ``w(p) = start + (stop - start) * clamp((p - begin) / (end - begin), 0, 1)``; p is the share of the optimiser steps that are
-    done. A recipe writes ``{from: START, to: STOP, begin: BEGIN, end: END}``.
+    ``w(p) = initial + (final - initial) * clamp((p - start) / (end - start), 0, 1)``; p is the share of the optimiser steps that
+    are done. A recipe writes ``{from: INITIAL, to: FINAL, begin: START, end: END}``.
 
     Example:
-        >>> [Ramp(0, 2, begin=0.25, end=0.75).at(progress) for progress in (0.0, 0.5, 1.0)]
+        >>> [Ramp(0, 2, start=0.25, end=0.75).at(progress) for progress in (0.0, 0.5, 1.0)]
         [0.0, 1.0, 2.0]
     """
 
+    initial: float = attrs.field(converter=float)
+    final: float = attrs.field(converter=float)
     start: float = attrs.field(converter=float)
-    stop: float = attrs.field(converter=float)
-    begin: float = attrs.field(converter=float)
     end: float = attrs.field(converter=float)
 
     def at(self, progress: Any) -> Any:
         """The weight at a progress: a number of a number, a tensor of a tensor."""
-        share = (progress - self.begin) / (self.end - self.begin)
+        share = (progress - self.start) / (self.end - self.start)
         share = share.clamp(0, 1) if hasattr(share, "clamp") else min(max(share, 0.0), 1.0)
-        return self.start + (self.stop - self.start) * share
+        return self.initial + (self.final - self.initial) * share
 
     def code(self, progress: str) -> str:
         """:meth:`at` as Python, for a tensor of this name; the same operations, so the same bits."""
-        share = f"(({progress} - {self.begin!r}) / {self.end - self.begin!r}).clamp(0, 1)"
-        return f"({self.start!r} + {self.stop - self.start!r} * {share})"
+        share = f"(({progress} - {self.start!r}) / {self.end - self.start!r}).clamp(0, 1)"
+        return f"({self.initial!r} + {self.final - self.initial!r} * {share})"
 
     def __str__(self) -> str:
-        return f"{self.start:g} to {self.stop:g} while progress goes from {self.begin:g} to {self.end:g}"
+        return f"{self.initial:g} to {self.final:g} while progress goes from {self.start:g} to {self.end:g}"
 
 
 #: What multiplies a loss term: the same number in every step, or a ramp.
@@ -72,7 +72,7 @@ def weight_text(weight: Weight) -> str:
 
 def is_zero(weight: Weight) -> bool:
     """Whether a term never counts."""
-    return not (weight.start or weight.stop) if isinstance(weight, Ramp) else not weight
+    return not (weight.initial or weight.final) if isinstance(weight, Ramp) else not weight
 
 
 def read_losses(recipe: Node, terms: Iterable[str], diagnostics: Diagnostics, *, is_complete: bool) -> dict[str, Weight]:
@@ -131,9 +131,9 @@ def _read_ramp(node: Node, path: str, diagnostics: Diagnostics) -> Ramp | None:
         for key in RAMP_KEYS
         if key in node.value
     }
-    begin, end = found.get("begin"), found.get("end")
-    if begin is not None and end is not None and begin >= end:
-        text = f"{path}: begin={begin:g} must be below end={end:g}"
+    start, end = found.get("begin"), found.get("end")
+    if start is not None and end is not None and start >= end:
+        text = f"{path}: begin={start:g} must be below end={end:g}"
         diagnostics.add("MV104", text, at=node.value["end"].position, hint="both are shares of the training, from 0 to 1")
     if len(diagnostics.errors) > known:
         return None

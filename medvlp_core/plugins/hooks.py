@@ -6,7 +6,7 @@ An implementation may take any subset of a hook's arguments::
     # acme/plugin.py                                  [project.entry-points."medvlp.plugins"]
     from medvlp_core import hookimpl                          acme = "acme.plugin"
 
-    MEDVLP_INTERFACE = 1
+    MEDVLP_INTERFACE = 2
 
     @hookimpl
     def medvlp_register_components(registry):

@@ -46,9 +46,9 @@ from medvlp_core.spec.contract import Contract
 from medvlp_core.spec.roles import Role
 
 #: Version of the interface between the core and plugins. Raised when a plugin must change to keep working (docs/versioning.md).
-INTERFACE_VERSION = 1
+INTERFACE_VERSION = 2
 #: The oldest version that plugins may still be written for.
-OLDEST_INTERFACE = 1
+OLDEST_INTERFACE = 2
 
 
 _PARAM = "medvlp_param"

@@ -55,6 +55,10 @@ PORTS: dict[str, str] = {
     "progress": "share of the optimiser steps that are done, a scalar from 0; 1 in validation, evaluation and inference",
     "patch_prediction": "reconstructed pixels of every patch, (B, N, Q)",
     "word_logits": "vocabulary logits at scored text positions, (R, V)",
+    "end_of_text": "id of the token that ends a text (shape port)",
+    "next_word_logits": "vocabulary logits of the token behind each position, which see the text up to there only, (B, L, V)",
+    "generated_ids": "token ids that a decoder wrote itself, from the first token of each text on, (B, G)",
+    "match_score": "how well an image and a text belong together, (B,)",
 }
 
 
@@ -66,7 +70,7 @@ class TensorSpec:
     ``is_optional``: the component is called without the argument if nobody gives the port in that view.
     ``when`` (of a given port): the spec holds in views where this optional need is filled, e.g. the shape of the visible tokens.
     ``sees`` (of a port along a text): ``past`` = position l depends on positions up to l only, ``all`` = on the whole text. Given,
-    it is a promise; needed, a demand.
+    it is a promise of the call about what it takes; needed, a demand on all that leads there (docs/ports.md).
     """
 
     dims: tuple[Dim, ...]

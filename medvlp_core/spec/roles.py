@@ -91,6 +91,7 @@ ROLES: dict[Role, RoleInfo] = {
         slot="tokenizer",
         interface="medvlp_core.data.tokenizer:Tokenizer",
         gives=frozenset({"token_ids", "text_is_valid", "word_ids", "vocabulary"}),
+        leads_to=frozenset({"end_of_text"}),
         template="word_table",
     ),
     Role.MASKING: RoleInfo(
@@ -142,8 +143,9 @@ ROLES: dict[Role, RoleInfo] = {
     Role.DECODER: RoleInfo(
         slot="model.decoders.*",
         interface="medvlp_core.nn.interfaces:Decoder",
+        calls=("forward", "generate"),
         output="Output",
-        leads_to=frozenset({"patch_prediction", "word_logits"}),
+        leads_to=frozenset({"patch_prediction", "word_logits", "next_word_logits"}),
         emits_losses=True,
         template="bag_of_words",
     ),

@@ -48,7 +48,8 @@ def teaches_every_parameter(subject: Subject) -> None:
 @check("learning", roles=DETERMINISTIC)
 def passes_gradients_on(subject: Subject) -> None:
     """A gradient reaches every feature that a call takes, so that the encoders learn."""
-    calls = [call for call in subject.each_call() if any(_is_feature(call, name, value) for name, value in _arguments(call))]
+    trained = [call for call in subject.each_call() if not call.is_writing]
+    calls = [call for call in trained if any(_is_feature(call, name, value) for name, value in _arguments(call))]
     if not calls:
         raise NotApplicable("it takes no features")
     for call in calls:

@@ -157,6 +157,11 @@ class ExampleCall:
         return not self.contract.losses and self.example.role is not Role.MASKING
 
     @property
+    def is_writing(self) -> bool:
+        """Whether it writes a text, token by token, for use after training: without gradient, and as long as what it writes."""
+        return self.example.role is Role.DECODER and self.name == "generate"
+
+    @property
     def views(self) -> tuple[str, str]:
         """The views of its two passes: clean and masked; one without views, or one that cannot do without a mask, has one."""
         if not self.is_viewed:

@@ -34,6 +34,7 @@ TEXT_PORTS = frozenset(
         "text_tokens",
         "fused_text_embeddings",
         "fused_text_tokens",
+        "next_word_logits",
     }
 )
 #: Ports along the patches of the grid, (B, N) or (B, N, D).
@@ -58,6 +59,7 @@ _CANDIDATES: dict[tuple[str, int], tuple[int, ...]] = {
     ("fused_image_tokens", 2): _TEXT_WIDTHS,
     ("vocabulary", 0): (IDS,),
     ("vocabulary", 1): (MASK,),
+    ("end_of_text", 0): (FIRST_WORD,),
     ("text_embeddings", 2): _TEXT_WIDTHS,
     ("text_tokens", 2): _TEXT_WIDTHS,
     ("fused_text_embeddings", 2): _TEXT_WIDTHS,
@@ -80,8 +82,8 @@ def qualified(contracts: Mapping[str, Contract], call: str) -> dict[str, str]:
         True
     """
     shared = {"B"} | {name for contract in contracts.values() for name in contract.sizes}
-    elsewhere = {name for other, contract in contracts.items() if other != call for name in _symbols(contract)}
-    return {name: name if name in shared or name not in elsewhere else f"{call}.{name}" for name in _symbols(contracts[call])}
+    in_other_calls = {name for other, contract in contracts.items() if other != call for name in _symbols(contract)}
+    return {name: name if name in shared or name not in in_other_calls else f"{call}.{name}" for name in _symbols(contracts[call])}
 
 
 #: The fields of constraints that hold dimensions.

@@ -180,6 +180,7 @@ def recipe(example: Example) -> dict[str, Any]:
             "use": "kit.words",
             "size": example.size(("vocabulary",), 0, 64),
             "max_length": example.size(("token_ids", "text_is_valid", *text_ports), 1, 24),
+            "end_of_text": any(need.port == "end_of_text" for need in needs),
         },
         "model": {
             "masking": {"use": "kit.masking"},

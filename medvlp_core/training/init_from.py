@@ -193,10 +193,9 @@ def _fit_part(
     module: nn.Module = getattr(model, part)
     if not isinstance(module, Exportable):
         return fit_weights(mine, theirs)
-    # A parameter that is frozen and takes nothing from the library is fixed by the recipe, such as sine-cosine positions.
-    frozen = {name for name, parameter in module.named_parameters() if not parameter.requires_grad}
-    for name in frozen - set(module.library_names().values()):
-        mine.pop(f"{prefix}{name}")
+    # What the module does not train and takes nothing from the library is fixed by the recipe, such as sine-cosine positions.
+    for name in model.fixed_parameters & set(mine) - {f"{prefix}{name}" for name in module.library_names().values()}:
+        mine.pop(name)
     return fit_weights(mine, theirs, adapt=lambda name, found, target: module.fit_weight(name.removeprefix(prefix), found, target))
 
 

@@ -11,16 +11,19 @@ from medvlp_core.runtime.distributed import gather_rows
 
 
 @torch.no_grad()
-def rows_of_step(parts: Sequence[Mapping[str, Tensor]], sizes: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+def rows_of_step(micro_batches: Sequence[Mapping[str, Tensor]], sizes: Sequence[Sequence[int]]) -> dict[str, Tensor]:
     """The rows of a whole step by name, in every process. Every process must ask.
 
-    ``parts`` are those of each micro-batch of this process; ``sizes`` the number of rows of each process and micro-batch
+    ``micro_batches`` are those of this process; ``sizes`` the number of rows of each process and micro-batch
     (:meth:`~medvlp_core.data.order.Share.sizes`).
 
     Shape:
-        parts (B, ...), all but B equal everywhere; result (T, ...), T the records of the step.
+        micro_batches (B, ...), all but B equal everywhere; result (T, ...), T the records of the step.
     """
-    return {name: _in_order(torch.cat([part[name] for part in parts]), sizes) for name in (parts[0] if parts else ())}
+    return {
+        name: _in_order(torch.cat([one[name] for one in micro_batches]), sizes)
+        for name in (micro_batches[0] if micro_batches else ())
+    }
 
 
 def _in_order(rows: Tensor, sizes: Sequence[Sequence[int]]) -> Tensor:

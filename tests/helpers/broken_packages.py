@@ -31,7 +31,7 @@ PLUGIN = """\
 from medvlp_core import hookimpl
 from {space}.specs import GateSpec
 
-MEDVLP_INTERFACE = 1
+MEDVLP_INTERFACE = 2
 
 
 @hookimpl
@@ -83,7 +83,7 @@ PACKAGES = {
     "claims": Package(entry="mpma = '{space}.plugin'"),
     "contract": Package(specs=changed(SPECS, "        return Contract(", "        1 / 0\n        return Contract(")),
     "dependency": Package(plugin="import no_such_library\n" + PLUGIN),
-    "future": Package(plugin=changed(PLUGIN, "MEDVLP_INTERFACE = 1", "MEDVLP_INTERFACE = 2")),
+    "future": Package(plugin=changed(PLUGIN, "MEDVLP_INTERFACE = 2", "MEDVLP_INTERFACE = 3")),
     "hook": Package(plugin=changed(PLUGIN, "medvlp_register_components", "medvlp_register_component")),
     "newer_core": Package(specs="from medvlp_core import Universe\n" + SPECS),
     "no_attribute": Package(entry="{space} = '{space}.plugin:PLUGIN'"),
@@ -91,7 +91,7 @@ PACKAGES = {
     "outside": Package(specs=changed(SPECS, '"{space}.gate"', '"standard.bert"')),
     "preset": Package(plugin=PLUGIN + PRESET_TWICE),
     "raises": Package(plugin=PLUGIN + "raise RuntimeError('no licence file')\n"),
-    "silent": Package(plugin=changed(PLUGIN, "MEDVLP_INTERFACE = 1", "")),
+    "silent": Package(plugin=changed(PLUGIN, "MEDVLP_INTERFACE = 2", "")),
     "undecorated": Package(plugin=changed(PLUGIN, "@hookimpl\n", "")),
     # --------------------------------------------------------------------------------- loaded, and broken when they are used
     "builds": Package(modules=changed(MODULES, "super().__init__(spec, dims)", "raise OSError('no such weights')")),

@@ -30,7 +30,7 @@ from medvlp_core.training.parallel import for_processes, prepare
 from medvlp_core.training.state import TrainState
 from medvlp_core.training.stop import StopRequest
 
-MEDVLP_INTERFACE = 1
+MEDVLP_INTERFACE = 2
 CPU = torch.device("cpu")
 
 
@@ -224,10 +224,14 @@ class ForgetfulSpec(DistilSpec):
 class ContrastSpec(Small):
     """A loss on pooled vectors, and a queue of embeddings that another call makes, of a layer of its own."""
 
+    is_twice: bool = param(False, help="both calls name the rows")
+
     def calls(self) -> dict[str, Contract]:
+        after, embedding = {"image_embedding": "T D"}, {"image_embedding": "B D"}
+        twice = after if self.is_twice else {}
         return {
-            "forward": Contract(needs={"pooled": "B D"}, sizes=("D",), losses=("size",), after={"image_embedding": "T D"}),
-            "embed_image": Contract(needs={"image_tokens": "B S D"}, gives={"image_embedding": "B D"}, sizes=("D",)),
+            "forward": Contract(needs={"pooled": "B D"}, sizes=("D",), losses=("size",), after=after),
+            "embed_image": Contract(needs={"image_tokens": "B S D"}, gives=embedding, sizes=("D",), after=twice),
         }
 
 

@@ -15,6 +15,7 @@ COMPONENTS = (
     "standard.attention_pictures",
     "standard.bert",
     "standard.blockwise",
+    "standard.caption_decoder",
     "standard.concat_attention",
     "standard.cross_attention",
     "standard.gloria",

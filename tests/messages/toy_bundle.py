@@ -13,7 +13,7 @@ from medvlp_core.spec.component import ComponentSpec, component, param
 from medvlp_core.spec.contract import AtLeast, Contract, Divides, TensorSpec
 from medvlp_core.spec.roles import Role
 
-MEDVLP_INTERFACE = 1
+MEDVLP_INTERFACE = 2
 BUILD = "toy_modules:Nothing"
 
 

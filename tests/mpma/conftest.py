@@ -70,7 +70,7 @@ def _register(registry) -> None:  # type: ignore[no-untyped-def]
 @pytest.fixture(scope="session")
 def host() -> PluginHost:
     """The two bundles and the stand-in, and nothing else that is installed."""
-    micro = SimpleNamespace(MEDVLP_INTERFACE=1, medvlp_register_components=_register)
+    micro = SimpleNamespace(MEDVLP_INTERFACE=2, medvlp_register_components=_register)
     found = PluginHost.from_modules({"standard": medvlp_standard.plugin, "mpma": medvlp_mpma.plugin, "micro": micro})
     assert found.broken == ()
     return found

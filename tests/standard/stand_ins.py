@@ -160,7 +160,7 @@ train: {steps: 3}
 
 def stand_in_plan(folder: Path, *, normalise: bool = True) -> ModelPlan:
     """A real plan, of parts that nobody builds."""
-    bundle: Any = SimpleNamespace(MEDVLP_INTERFACE=1, medvlp_register_components=medvlp_register_components)
+    bundle: Any = SimpleNamespace(MEDVLP_INTERFACE=2, medvlp_register_components=medvlp_register_components)
     host = PluginHost.from_modules({"stand": bundle})
     assert host.broken == ()
     folder.mkdir(exist_ok=True)

@@ -1,8 +1,9 @@
 """Evaluators on stand-in models whose right answer is known."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import attrs
 import numpy as np
@@ -28,7 +29,6 @@ from PIL import Image
 from stand_ins import stand_in_plan
 from torch import Tensor
 
-from medvlp_core.data.pipeline import ImageTextItem
 from medvlp_core.data.records import Record, no_such_split
 from medvlp_core.data.tokenizer import EncodedTexts
 from medvlp_core.errors import DataError
@@ -72,6 +72,14 @@ def make_records(count: int) -> list[Record]:
     ]
 
 
+class Item(NamedTuple):
+    """One record of the stand-in."""
+
+    image: Tensor
+    text: str
+    row: int
+
+
 class Pipeline:
     """Images of noise whose mean gray is the label (+1, -1)."""
 
@@ -87,13 +95,24 @@ class Pipeline:
             raise no_such_split(split, dict.fromkeys(self.source.splits(), self.count))
         return [record if self.has_labels else attrs.evolve(record, labels={}) for record in make_records(self.count)]
 
-    def dataset(self, split: str, *, is_training: bool) -> list[ImageTextItem]:
+    def narrowed(self, plan: Any) -> Any:
+        return self
+
+    def collate(self) -> Callable[[list[Item]], Batch]:
+        def stacked(items: list[Item]) -> Batch:
+            tokens = self.tokenizer.encode([item.text for item in items])._asdict()
+            rows = torch.tensor([item.row for item in items])
+            return {"image": torch.stack([item.image for item in items]), **tokens, "record_index": rows}
+
+        return stacked
+
+    def dataset(self, split: str, *, is_training: bool) -> list[Item]:
         assert not is_training
         noise = torch.Generator().manual_seed({"train": 1, "val": 2, "test": 3}[split])
         items = []
         for index, record in enumerate(self.records(split)):
             image = 0.5 * torch.randn(1, SIDE, SIDE, generator=noise) + (2.0 * record.labels["Pneumonia"] - 1)
-            items.append(ImageTextItem(image, None, record.text, index))
+            items.append(Item(image, record.text, index))
         return items
 
 

@@ -289,7 +289,7 @@ def test_byte_level_tokenizers_work_and_print_readably(tmp_path: Path) -> None:
     for place in range(1, count - 1):
         if tokens.word_ids[0, place] == tokens.word_ids[0, place - 1]:
             assert strings[place].startswith("##")
-    assert tokenizer.dims() == {"V": 320, "Mask": 4}
+    assert tokenizer.dims() == {"V": 320, "Mask": 4, "End": 2}
     assert tokenizer.text(tokens.token_ids[0].tolist()) == text
     assert tokenizer.end_id == 2
     spans = [(start, end) for start, end in tokens.token_spans[0].tolist() if start >= 0]

@@ -12,6 +12,7 @@ from medvlp_core.errors import DataError
 from medvlp_core.model.composed import ComposedModel
 from medvlp_core.nn.batch import StepOutput
 from medvlp_core.spec.contract import Contract, TensorSpec
+from medvlp_core.spec.fields import Field
 
 HEAD = Contract(needs={"image_tokens": "B S Di"}, losses=("loss",))
 
@@ -41,18 +42,21 @@ def refused(parts: dict[str, Any], **blocks: Any) -> tuple[str, str, str | None]
 # ------------------------------------------------------------------------------------------------------- what a batch holds
 
 
+WANTS_LABELS = Contract(needs={"labels": "B 14", "image_tokens": "B S Di"}, losses=("loss",))
+
+
 def test_a_data_component_that_gives_labels_is_refused() -> None:
-    wants = Contract(needs={"labels": "B 14", "image_tokens": "B S Di"}, losses=("loss",))
-    code, text, hint = refused({"data": Contract(gives={"labels": "B 14"}), "model.decoders.wants": wants})
-    assert (code, text) == ("MV201", "model.decoders.wants (rnd.model_decoders_wants) needs labels, and no component gives it")
-    assert hint is not None
-    assert hint.startswith("data (rnd.data) lists it among its `gives`")
+    plan, diagnostics = plan_parts({**BASE, "data": Contract(gives={"labels": "B 14"}), "model.decoders.wants": WANTS_LABELS})
+    assert plan is None
+    (problem,) = (one for one in diagnostics.errors if one.code == "MV302")
+    assert problem.text == "data (rnd.data): a data component gives no ports but fields, found gives={labels}"
+    assert problem.hint == "declare Contract(fields={NAME: Field(DIMS, kind=...)})"
+    assert problem.position is not None
 
 
-def test_labels_that_nobody_needs_do_no_harm() -> None:
-    plan, diagnostics = plan_parts({**BASE, "data": Contract(gives={"labels": "B 14"}), "model.decoders.head": HEAD})
-    assert plan is not None
-    assert not diagnostics.has_errors
+def test_a_data_component_with_a_field_of_labels_feeds_whoever_needs_them() -> None:
+    data = Contract(fields={"labels": Field("B 14", kind="vector")})
+    step({"data": data, "model.decoders.wants": WANTS_LABELS}, labels=torch.zeros(3, 14))
 
 
 def test_a_tokenizer_that_gives_sentence_ids_feeds_whoever_needs_them() -> None:

@@ -6,7 +6,7 @@ from medvlp_core import PluginComponents, hookimpl
 from medvlp_core.testing.stub_components.specs import SPECS
 
 #: The version of medvlp's plugin interface that this bundle is written for.
-MEDVLP_INTERFACE = 1
+MEDVLP_INTERFACE = 2
 
 
 @hookimpl

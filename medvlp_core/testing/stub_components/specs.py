@@ -47,17 +47,24 @@ class WordsSpec(ComponentSpec):
 
     size: int = param(64, help="rows of the vocabulary table, special tokens included", at_least=5)
     max_length: int = param(24, help="longest text, tokens with [CLS]; the rest is cut off", at_least=2)
+    end_of_text: bool = param(False, help="every text ends with [EOS]")
+
+    @property
+    def specials(self) -> dict[str, int]:
+        """The ids of its special tokens."""
+        return {**SPECIALS, "[EOS]": len(SPECIALS)} if self.end_of_text else SPECIALS
 
     def contract(self) -> Contract:
-        """Texts of at most ``max_length`` tokens; the size of the table and the id of [MASK]."""
+        """Texts of at most ``max_length`` tokens; the size of the table and the ids of [MASK] and [EOS]."""
         rows = f"B {self.max_length}"
         gives = {"token_ids": f"{rows}:int", "text_is_valid": f"{rows}:bool", "word_ids": f"{rows}:int"}
-        return Contract(gives={**gives, "vocabulary": f"{self.size} {SPECIALS['[MASK]']}:shape"})
+        end = {"end_of_text": f"{len(SPECIALS)}:shape"} if self.end_of_text else {}
+        return Contract(gives={**gives, "vocabulary": f"{self.size} {SPECIALS['[MASK]']}:shape", **end})
 
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:
         """A table that the words do not fill, and one that is too small for them."""
-        return (cls(), cls(size=16, max_length=12))
+        return (cls(), cls(size=16, max_length=12, end_of_text=True))
 
 
 @component("kit.masking", role=Role.MASKING, build="medvlp_core.testing.stub_components.modules:RandomMasking")

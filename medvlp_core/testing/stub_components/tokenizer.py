@@ -19,7 +19,10 @@ _WORD = re.compile(r"\w+|[^\w\s]")
 
 
 class Words(Tokenizer):
-    """``[CLS] word word ...``, lower case; a punctuation mark is a word. What is not in the vocabulary is [UNK]."""
+    """``[CLS] word word ...``, lower case; a punctuation mark is a word. What is not in the vocabulary is [UNK].
+
+    With ``end_of_text`` [EOS] stands at the end of every text, of one that was cut too.
+    """
 
     def __init__(self, spec: WordsSpec, dims: Dims) -> None:
         self.spec = spec
@@ -29,7 +32,7 @@ class Words(Tokenizer):
         """Take the most frequent words, equally frequent ones by the alphabet."""
         counts = Counter(word for text in texts for word in _split(text))
         ranked = sorted(counts, key=lambda word: (-counts[word], word))
-        self._words = [*SPECIALS, *ranked[: self.spec.size - len(SPECIALS)]]
+        self._words = [*self.spec.specials, *ranked[: self.spec.size - len(self.spec.specials)]]
 
     def encode(self, texts: Sequence[str]) -> EncodedTexts:
         """Tokenise; an empty text is nothing but [CLS].
@@ -38,9 +41,10 @@ class Words(Tokenizer):
             DataError: there is no vocabulary yet (MV506).
         """
         numbers = {word: number for number, word in enumerate(self._fitted())}
-        found = [list(_WORD.finditer(text))[: self.spec.max_length - 1] for text in texts]
-        rows = [[SPECIALS["[CLS]"], *(numbers.get(one[0].lower(), SPECIALS["[UNK]"]) for one in words)] for words in found]
-        spans = [[(-1, -1), *(one.span() for one in words)] for words in found]
+        end = [] if self.end_id is None else [self.end_id]
+        found = [list(_WORD.finditer(text))[: self.spec.max_length - 1 - len(end)] for text in texts]
+        rows = [[SPECIALS["[CLS]"], *(numbers.get(one[0].lower(), SPECIALS["[UNK]"]) for one in words), *end] for words in found]
+        spans = [[(-1, -1), *(one.span() for one in words), *((-1, -1) for _ in end)] for words in found]
         longest = max(map(len, rows))
         lengths = torch.tensor([len(row) for row in rows])
         positions = torch.arange(longest).expand(len(rows), -1)
@@ -48,14 +52,14 @@ class Words(Tokenizer):
         return EncodedTexts(
             token_ids=torch.tensor([row + [SPECIALS["[PAD]"]] * (longest - len(row)) for row in rows]),
             text_is_valid=is_valid,
-            word_ids=torch.where(is_valid, positions - 1, -1),
+            word_ids=torch.where(positions < lengths[:, None] - len(end), positions - 1, -1),
             token_spans=torch.tensor([row + [(-1, -1)] * (longest - len(row)) for row in spans]),
         )
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The words with blanks between them."""
         words = self._fitted()
-        return " ".join(words[number] for number in token_ids if len(SPECIALS) <= number < len(words))
+        return " ".join(words[number] for number in token_ids if len(self.spec.specials) <= number < len(words))
 
     def token_strings(self, token_ids: Sequence[int]) -> list[str]:
         """The words; rows of the table that the vocabulary does not fill are ``[unused]``."""
@@ -65,6 +69,11 @@ class Words(Tokenizer):
     def dims(self) -> dict[str, int]:
         """Rows of the table, and the id of [MASK]."""
         return {"V": self.spec.size, "Mask": SPECIALS["[MASK]"]}
+
+    @property
+    def end_id(self) -> int | None:
+        """The id of [EOS], if texts end with one."""
+        return self.spec.specials.get("[EOS]")
 
     def save(self, folder: Path) -> None:
         """Write the list of words."""
@@ -80,7 +89,11 @@ class Words(Tokenizer):
             words = json.loads((folder / _FILE).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise _error(f"{folder / _FILE} cannot be read: {error}") from error
-        if not isinstance(words, list) or words[: len(SPECIALS)] != list(SPECIALS) or len(words) > self.spec.size:
+        if (
+            not isinstance(words, list)
+            or words[: len(self.spec.specials)] != list(self.spec.specials)
+            or len(words) > self.spec.size
+        ):
             raise _error(f"{folder / _FILE} is no vocabulary of at most {self.spec.size} words")
         self._words = words
 

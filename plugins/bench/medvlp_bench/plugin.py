@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from medvlp_core.cli import PluginCommands
 
 #: The version of medvlp's plugin interface that this bundle is written for.
-MEDVLP_INTERFACE = 1
+MEDVLP_INTERFACE = 2
 
 
 @hookimpl

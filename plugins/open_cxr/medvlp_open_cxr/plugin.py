@@ -4,7 +4,7 @@ from medvlp_core import PluginComponents, hookimpl
 from medvlp_open_cxr.specs import SPECS
 
 #: The version of medvlp's plugin interface that this bundle is written for.
-MEDVLP_INTERFACE = 1
+MEDVLP_INTERFACE = 2
 
 
 @hookimpl

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from medvlp_core.planning import ModelPlan
 
 #: The version of medvlp's plugin interface that this bundle is written for.
-MEDVLP_INTERFACE = 1
+MEDVLP_INTERFACE = 2
 
 CHECK_MODULES = (data, tokenizers, masking, image_encoders, text_encoders, fusion, alignment, decoders, evaluators)
 

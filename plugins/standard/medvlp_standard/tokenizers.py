@@ -32,7 +32,8 @@ class WordPiece(Tokenizer):
     """A WordPiece tokenizer trained on the texts: NFKD, lower case, no accents; words end at spaces, punctuation and digits.
 
     ``[CLS] piece ##piece piece ...`` without [SEP]. Punctuation marks and digits are words of their own. Special tokens that stand
-    in a text as letters ("[MASK]") are ordinary punctuation and letters. Training twice on the same texts gives the same ids.
+    in a text as letters ("[MASK]") are ordinary punctuation and letters. Training twice on the same texts gives the same ids. With
+    ``end_of_text`` [EOS] stands at the end of each text, of one that was cut too.
 
     Reference:
         Zhou et al., Advancing Radiograph Representation Learning with Masked Record Modeling, ICLR 2023, for normalisation,
@@ -58,7 +59,7 @@ class WordPiece(Tokenizer):
         trainer = trainers.WordPieceTrainer(
             vocab_size=self.spec.vocab_size,
             min_frequency=self.spec.min_frequency,
-            special_tokens=[*SPECIALS, *pieces],
+            special_tokens=[*self.spec.specials, *pieces],
             continuing_subword_prefix="##",
             show_progress=False,
         )
@@ -85,18 +86,23 @@ class WordPiece(Tokenizer):
 
     def text(self, token_ids: Sequence[int]) -> str:
         """The pieces joined to words, in the case and spelling that was learned; no blank stands before a full stop or comma."""
-        specials = set(SPECIALS.values())
+        specials = set(self.spec.specials.values())
         return _joined(self._fitted(), [int(token_id) for token_id in token_ids if int(token_id) not in specials])
 
     def dims(self) -> dict[str, int]:
         """Rows of the table, which the vocabulary may not fill, and the id of [MASK]."""
         return {"V": self.spec.vocab_size, "Mask": SPECIALS["[MASK]"]}
 
+    @property
+    def end_id(self) -> int | None:
+        """The id of [EOS] with ``end_of_text``, else None."""
+        return self.spec.specials.get("[EOS]")
+
     def save(self, folder: Path) -> None:
         """Write ``tokenizer.json``, and beside it what transformers' ``AutoTokenizer`` needs to load it."""
         folder.mkdir(parents=True, exist_ok=True)
         self._fitted().save(str(folder / _FILE))
-        names = {f"{token.strip('[]').lower()}_token": token for token in SPECIALS}
+        names = {f"{token.strip('[]').lower()}_token": token for token in self.spec.specials}
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": self.spec.max_length, **names}
         (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
@@ -111,7 +117,7 @@ class WordPiece(Tokenizer):
             vocabulary = tokenizers.Tokenizer.from_file(str(folder / _FILE)).get_vocab()
         except Exception as error:  # the Rust library raises plain Exception
             raise _error(f"{folder / _FILE} cannot be read: {error}", hint) from error
-        if any(vocabulary.get(token) != number for token, number in SPECIALS.items()):
+        if any(vocabulary.get(token) != number for token, number in self.spec.specials.items()):
             raise _error(f"{folder / _FILE} was not written by standard.wordpiece: its special tokens differ", hint)
         if max(vocabulary.values()) >= self.spec.vocab_size:
             text = f"{folder / _FILE} has {len(vocabulary)} tokens, and vocab_size is {self.spec.vocab_size}"
@@ -133,7 +139,9 @@ class WordPiece(Tokenizer):
 
     def _ready(self, vocabulary: dict[str, int]) -> tokenizers.Tokenizer:
         backend = self._pipeline(vocabulary)
-        backend.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", SPECIALS["[CLS]"])])
+        around = [(token, number) for token, number in self.spec.specials.items() if token in ("[CLS]", "[EOS]")]
+        end = "" if self.end_id is None else " [EOS]"
+        backend.post_processor = processors.TemplateProcessing(single=f"[CLS] $A{end}", special_tokens=around)
         backend.enable_truncation(max_length=self.spec.max_length)
         backend.enable_padding(pad_id=SPECIALS["[PAD]"], pad_token="[PAD]")
         return backend
@@ -203,7 +211,8 @@ class HfTokenizer(Tokenizer):
 
     def dims(self) -> dict[str, int]:
         """Largest id + 1, and the id of the mask token."""
-        return {"V": _size(self._ready()), "Mask": int(self._loaded.mask_token_id)}
+        found = {"V": _size(self._ready()), "Mask": int(self._loaded.mask_token_id)}
+        return found if self.end_id is None else {**found, "End": self.end_id}
 
     def save(self, folder: Path) -> None:
         """Write transformers' own files."""

@@ -35,7 +35,7 @@ def recipe(tmp_path: Path, micro: str) -> str:
 
 def plugin_module(name: str) -> types.ModuleType:
     found = types.ModuleType(name)
-    found.MEDVLP_INTERFACE = 1  # type: ignore[attr-defined]
+    found.MEDVLP_INTERFACE = 2  # type: ignore[attr-defined]
     return found
 
 

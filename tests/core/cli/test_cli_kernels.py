@@ -46,7 +46,7 @@ PLUGIN = """\
 from medvlp_core.plugins.hooks import hookimpl
 from medvlp_core.spec.kernel import KernelOp
 
-MEDVLP_INTERFACE = 1
+MEDVLP_INTERFACE = 2
 
 @hookimpl
 def medvlp_register_kernels(registry):

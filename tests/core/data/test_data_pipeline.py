@@ -280,7 +280,7 @@ def test_a_tokenizer_that_fails_in_a_worker_says_why() -> None:
             raise DataError(Problem(code="MV506", text="no vocabulary yet"))
 
     pipeline = make(sources=("covid",))
-    pipeline.tokenizer, pipeline.num_workers = Unready(), 1
+    pipeline = InputPipeline(pipeline.source, Unready(), InputSpec(), PLAN, num_workers=1)
     with pytest.raises(DataError) as caught:
         next(iter(pipeline.training_batches(run_order(6, 2), range(1))))
     assert str(caught.value) == "[MV506] no vocabulary yet"

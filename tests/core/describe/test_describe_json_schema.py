@@ -30,7 +30,9 @@ import toy_bundle  # noqa: E402
 #: What a schema can see of a recipe, and the exceptions (see test_describe_json_schema_agreement.py).
 SEEN = ("MV008", "MV101", "MV102", "MV103", "MV104", "MV105", "MV106")
 UNSEEN = re.compile(
-    r"is missing|needs \w+ \(|nothing to train|found float 64.0|must divide|no component, found a mapping|no `data` block"
+    r"is missing|(needs|views) names |needs \w+ \(|nothing to train|found float 64.0|must divide"
+    r"|no component, found a mapping|no `data` block"
+    r"|is a ramp without|must be below end|begins with no part|is a part of the model, and no parameter"
 )
 
 
@@ -89,9 +91,11 @@ def test_broken_recipes_are_underlined_where_check_complains(path: Path) -> None
 
 def place(node: Node, error: jsonschema.ValidationError) -> int:
     """The line of what is wrong: of the key that is too much, else of the value."""
-    where = list(error.absolute_path)
-    below = node.get(".".join(map(str, where))) if where else node
-    assert below is not None
+    below = node
+    for key in error.absolute_path:  # names of parameters have dots in them
+        found = below.child(str(key))
+        assert found is not None
+        below = found
     if error.validator == "additionalProperties":
         extra = next(child for key, child in below.value.items() if key not in error.schema["properties"])  # type: ignore[union-attr]
         below = Node(None, extra.key_position or extra.position)
@@ -192,7 +196,7 @@ from medvlp_core.spec.roles import Role
 from medvlp_core.spec.contract import Contract
 from medvlp_core.plugins.hooks import hookimpl
 
-MEDVLP_INTERFACE = 1
+MEDVLP_INTERFACE = 2
 
 @component("schematic.gate", role=Role.FUSION, build="nowhere:Gate")
 @attrs.frozen(kw_only=True)

@@ -19,6 +19,7 @@ from medvlp_core.evaluation import runner
 from medvlp_core.evaluation.metrics import auroc, bootstrap_interval, chance_precision, precision_at_k
 from medvlp_core.evaluation.protocol import Card, Row
 from medvlp_core.evaluation.table import print_cards
+from medvlp_core.spec.contract import Contract
 
 
 @settings(deadline=None, max_examples=60)
@@ -160,7 +161,8 @@ def evaluator(name: str, obstacle: str | None) -> Any:
     """A stand-in component and evaluator."""
     card = Card(evaluator="", note=f"{name} ran.")
     built = SimpleNamespace(obstacle=lambda pipeline, split: obstacle, evaluate=lambda run: card)
-    return SimpleNamespace(path=f"evaluators.{name}", name=f"standard.{name}", built=built)
+    calls = {"forward": Contract()}  # it needs nothing of the model
+    return SimpleNamespace(path=f"evaluators.{name}", name=f"standard.{name}", built=built, calls=calls)
 
 
 def test_evaluators_with_an_obstacle_are_skipped_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

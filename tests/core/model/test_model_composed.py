@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from medvlp_core.errors import DataError, MedvlpError, PluginError, SpecError
+from medvlp_core.model.between_steps import PartFailed
 from medvlp_core.model.build import BuiltRun, build_component, build_run, build_source
-from medvlp_core.model.composed import PartFailed
 from medvlp_core.nn.batch import Batch, FusedFeatures, Output, TokenBatch
 from medvlp_core.spec.component import ComponentSpec, component, param
 from medvlp_core.spec.contract import Contract, Dims

@@ -24,7 +24,7 @@ CORE = f"medvlp-core {__version__}"
 
 def module(**members: Any) -> types.ModuleType:
     found = types.ModuleType("acme.plugin")
-    vars(found).update({"MEDVLP_INTERFACE": 1, **members})
+    vars(found).update({"MEDVLP_INTERFACE": 2, **members})
     return found
 
 

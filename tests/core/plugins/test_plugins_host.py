@@ -64,7 +64,7 @@ def adding_kernels(*ops: Any) -> Callable[..., None]:
 
 def module(**members: Any) -> types.ModuleType:
     found = types.ModuleType("acme_plugin")
-    vars(found).update({"MEDVLP_INTERFACE": 1, **members})
+    vars(found).update({"MEDVLP_INTERFACE": 2, **members})
     return found
 
 
@@ -248,7 +248,7 @@ from medvlp_core.spec.roles import Role
 from medvlp_core.spec.contract import Contract
 from medvlp_core.plugins.hooks import hookimpl
 
-MEDVLP_INTERFACE = 1
+MEDVLP_INTERFACE = 2
 
 @component("{space}.pairs", role=Role.DATA, build="nowhere:Pairs")
 @attrs.frozen(kw_only=True)

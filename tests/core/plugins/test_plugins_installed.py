@@ -34,7 +34,7 @@ broken plugins, skipped:
 [MV301] plugin 'dependency' (acme-dependency 1.2): it could not be loaded
     ModuleNotFoundError: No module named 'no_such_library' (in plugin.py, line 1)
     hint: install the package that brings the module 'no_such_library'
-[MV307] plugin 'future' (acme-future 1.2): it is written for version 2 of the plugin interface, and CORE speaks 1
+[MV307] plugin 'future' (acme-future 1.2): it is written for version 3 of the plugin interface, and CORE speaks 2
     hint: pip install --upgrade medvlp-core, or install an older acme-future
 [MV302] plugin 'hook' (acme-hook 1.2): there is no hook 'medvlp_register_component'
     hint: did you mean 'medvlp_register_components'? other hooks: ...
@@ -54,8 +54,8 @@ there is no module 'no_module.plugins'
 [MV304] plugin 'preset' (acme-preset 1.2): the preset 'preset:base' is registered twice
 [MV301] plugin 'raises' (acme-raises 1.2): it could not be loaded
     RuntimeError: no licence file (in plugin.py, line 10)
-[MV307] plugin 'silent' (acme-silent 1.2): it does not say which version of the plugin interface it is written for; CORE speaks 1
-    hint: its author adds `MEDVLP_INTERFACE = 1` to silent.plugin
+[MV307] plugin 'silent' (acme-silent 1.2): it does not say which version of the plugin interface it is written for; CORE speaks 2
+    hint: its author adds `MEDVLP_INTERFACE = 2` to silent.plugin
 [MV302] plugin 'undecorated' (acme-undecorated 1.2): medvlp_register_components is not marked as a hook
     hint: decorate it with @hookimpl from medvlp_core
 `medvlp list --traceback` shows where they raise
@@ -77,7 +77,7 @@ micro.yaml: 1 error
 """,
     ("future",): """\
 --use model.fusion=future.gate [MV101] unknown fusion 'future.gate': its plugin is skipped
-    plugin 'future' (acme-future 1.2): it is written for version 2 of the plugin interface, and CORE speaks 1
+    plugin 'future' (acme-future 1.2): it is written for version 3 of the plugin interface, and CORE speaks 2
     hint: pip install --upgrade medvlp-core, or install an older acme-future
 micro.yaml: 1 error
 """,

@@ -54,7 +54,7 @@ def medvlp_register_components(registry: Any) -> None:
 def acme(monkeypatch: pytest.MonkeyPatch) -> PluginHost:
     """A plugin with a history, as the commands see it."""
     found = types.ModuleType("acme")
-    vars(found).update(MEDVLP_INTERFACE=1, medvlp_register_components=medvlp_register_components)
+    vars(found).update(MEDVLP_INTERFACE=2, medvlp_register_components=medvlp_register_components)
     host = PluginHost.from_modules({"acme": found})
     assert not host.broken
     monkeypatch.setattr(plugins, "load_plugins", lambda: host)

@@ -38,7 +38,7 @@ SPELLING = "use lower-case letters, digits and single _ between them, a letter f
 REFUSED = {
     "acme --role fuson": (
         "[MV305] there is no role 'fuson'\n    hint: did you mean 'fusion'? other roles: alignment, data, decoder, evaluator, "
-        "image_encoder, masking, text_encoder, tokenizer\n"
+        "image_encoder, masking, part, text_encoder, tokenizer\n"
     ),
     "Acme-Fusion --role fusion": (f"[MV305] 'Acme-Fusion' cannot name a package\n    hint: {SPELLING} acme_fusion\n"),
     "acme_ --role fusion": (f"[MV305] 'acme_' cannot name a package\n    hint: {SPELLING} acme\n"),
@@ -83,7 +83,7 @@ REFUSED = {
     ),
     "9 --role fuson --component 8": (
         "[MV305] there is no role 'fuson'\n    hint: did you mean 'fusion'? other roles: alignment, data, decoder, evaluator, "
-        "image_encoder, masking, text_encoder, tokenizer\n"
+        "image_encoder, masking, part, text_encoder, tokenizer\n"
         f"[MV305] '9' cannot name a package\n    hint: {SPELLING} acme_fusion\n"
         f"[MV305] '8' cannot name a component\n    hint: {SPELLING} acme_fusion\n"
     ),
@@ -109,7 +109,7 @@ def test_it_writes_a_package_and_says_what_comes_next(folder: Path, capsys: pyte
     assert [path for path in everything(folder / "acme") if (folder / "acme" / path).is_file()] == sorted(
         line.strip() for line in WRITTEN.splitlines()[1:10]
     )
-    assert "MEDVLP_INTERFACE = 1\n" in (folder / "acme/acme/plugin.py").read_text()
+    assert "MEDVLP_INTERFACE = 2\n" in (folder / "acme/acme/plugin.py").read_text()
     assert (folder / "acme/tests/test_acme.py").read_text().splitlines()[2:] == [
         "from medvlp_core.testing import conformance",
         "",

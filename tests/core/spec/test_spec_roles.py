@@ -23,7 +23,12 @@ def test_every_slot_takes_a_role_and_free_slots_take_encoders_too() -> None:
 
 
 def test_every_role_can_be_called_and_returns_something_known() -> None:
-    assert {role for role, info in ROLES.items() if info.calls != ("forward",)} == {Role.TEXT_ENCODER, Role.ALIGNMENT}
+    assert {role for role, info in ROLES.items() if info.calls != ("forward",)} == {
+        Role.TEXT_ENCODER,
+        Role.ALIGNMENT,
+        Role.DECODER,
+    }
+    assert Role.DECODER.info.calls == ("forward", "generate")
     assert Role.TEXT_ENCODER.info.calls == ("embed", "encode")
     assert Role.ALIGNMENT.info.calls == ("forward", "embed_image", "embed_text")
     assert all(getattr(batch, info.output).__doc__ for info in ROLES.values() if info.output is not None)
@@ -33,4 +38,4 @@ def test_every_role_can_be_called_and_returns_something_known() -> None:
 def test_the_ports_of_a_role_are_those_it_gives_and_those_it_leads_to() -> None:
     assert Role.TEXT_ENCODER.info.ports == {"text_embeddings", "text_tokens", "fused_text_tokens"}
     assert {"fused_text_tokens", "fused_text_embeddings", "fused_image_tokens"} == Role.FUSION.info.ports
-    assert Role.DECODER.info.ports == {"patch_prediction", "word_logits"}
+    assert Role.DECODER.info.ports == {"patch_prediction", "word_logits", "next_word_logits"}

@@ -17,7 +17,7 @@ from medvlp_core.testing.checks import CHECKS
 from medvlp_core.testing.runner import Result, run_check
 from medvlp_core.testing.subject import Subject
 
-MEDVLP_INTERFACE = 1
+MEDVLP_INTERFACE = 2
 K = TypeVar("K", bound=type)
 
 

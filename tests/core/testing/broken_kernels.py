@@ -15,7 +15,7 @@ from medvlp_core.plugins.hooks import hookimpl
 from medvlp_core.plugins.registry import PluginKernels
 from medvlp_core.spec.kernel import KernelOp
 
-MEDVLP_INTERFACE = 1
+MEDVLP_INTERFACE = 2
 
 HERE = "broken_kernels"
 

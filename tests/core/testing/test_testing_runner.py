@@ -26,7 +26,7 @@ def medvlp_register_components(registry: Any) -> None:
 
 def bundle(**members: Any) -> types.ModuleType:
     found = types.ModuleType("broken_plugin")
-    vars(found).update({"MEDVLP_INTERFACE": 1, **members})
+    vars(found).update({"MEDVLP_INTERFACE": 2, **members})
     return found
 
 

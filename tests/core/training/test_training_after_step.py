@@ -14,8 +14,8 @@ from medvlp_core.cli.explain import explanation
 from medvlp_core.cli.explain_json import explanation_data
 from medvlp_core.data.order import DataOrder, Share
 from medvlp_core.errors import PluginError, SpecError
+from medvlp_core.model.between_steps import PartFailed
 from medvlp_core.model.build import build_model
-from medvlp_core.model.composed import PartFailed
 from medvlp_core.training.events import StepSkipped
 from medvlp_core.training.rows import rows_of_step
 
@@ -84,7 +84,7 @@ def test_a_call_that_only_rows_need_runs_without_a_graph() -> None:
     assert run.model.alignments["nce"].mean.any()
 
 
-def test_an_optional_row_that_nothing_fills_is_left_out() -> None:
+def test_an_optional_row_that_nothing_fills_is_skipped() -> None:
     assert plan_of(queued("after: 'extra: T D?'")).after == {}
 
 
@@ -194,6 +194,14 @@ def test_it_is_shown() -> None:
 )
 def test_rows_that_do_not_fit_are_refused_at_check_time(after: str, expected: str) -> None:
     assert messages(queued(f"after: '{after}'")) == f"recipe.yaml:7:16 {expected}"
+
+
+def test_rows_that_two_calls_name_are_refused() -> None:
+    block = "  alignments:\n    nce: {use: st.contrast, is_twice: true}\n  decoders:\n"
+    assert messages(queued().replace("  decoders:\n", block)) == (
+        "recipe.yaml:7:16 [MV209] model.alignments.nce (st.contrast): after_step gets image_embedding from forward and from "
+        "embed_image\n    hint: its author must name it in one of the two contracts"
+    )
 
 
 def test_a_module_without_the_method_is_refused() -> None:

@@ -115,6 +115,48 @@ def test_a_skipped_step_does_not_move_it() -> None:
     assert [equal(old, new) for old, new in itertools.pairwise(states)] == skipped
 
 
+class Scaler:
+    """A loss scale under which the gradients of the second step overflow, so that its update is skipped and not counted as bad."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def is_enabled(self) -> bool:
+        return True
+
+    def get_scale(self) -> float:
+        return 65536.0
+
+    def scale(self, loss: Tensor) -> Tensor:
+        return loss
+
+    def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
+        self.steps += 1
+        if self.steps == 2:
+            for group in optimizer.param_groups:
+                group["params"][0].grad.fill_(float("inf"))
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.steps != 2:
+            optimizer.step()
+
+    def update(self) -> None:
+        pass
+
+
+def test_an_update_that_the_loss_scale_skips_moves_it_neither_and_hands_on_nothing() -> None:
+    queue = "    far:\n      use: st.queue\n      needs: {pooled: pool.pooled, image_tokens: image_encoder.image_tokens}\n"
+    pool = "    pool: {use: st.pool, needs: {image_tokens: teacher.image_tokens}}\n"
+    text = TAUGHT.replace("  decoders:\n", f"{pool}  decoders:\n{queue}")
+    run = Run.of(text)
+    run.state.scaler = Scaler()  # type: ignore[assignment]
+    found = [both(run)[0]]
+    run.train(seen=lambda run: found.append(both(run)[0]))
+    assert not any(isinstance(event, StepSkipped) for event in run.events)
+    assert [equal(old, new) for old, new in itertools.pairwise(found)] == [number == 1 for number in range(7)]
+    assert int(run.model.decoders["far"].steps) == 6  # type: ignore[arg-type]
+
+
 def test_init_from_fills_it_from_its_source_or_with_weights_of_its_own(tmp_path: Path) -> None:
     def begun(source: Run) -> Run:
         folder = source.save(tmp_path / str(len(list(tmp_path.iterdir()))))
@@ -139,6 +181,19 @@ def test_what_follows_a_head_runs_only_where_somebody_needs_it() -> None:
     followed = plan_of(text)
     assert [call.path for call in followed.calls] == ["model.image_encoder", "model.decoders.fit"]
     assert set(followed.losses) == {"fit.fit", "fit.size"}
+
+
+def test_what_only_a_follower_reads_gets_no_gradient() -> None:
+    parts = (
+        "  parts:\n    other: {use: st.encoder}\n    pool: {use: st.pool, needs: {image_tokens: image_encoder.image_tokens}}\n"
+        "    slow: {follow: model.parts.pool, decay: 0.5, needs: {image_tokens: other.image_tokens}}\n  decoders:\n"
+        "    far: {use: st.queue, needs: {pooled: pool.pooled, extra: slow.pooled}}\n"
+    )
+    run = Run.of(RECIPE.replace("  decoders:\n", parts))
+    assert run.plan.unused == {"model.parts.other", "model.parts.slow"}
+    run.model(run.images.batch([0, 1])).loss.backward()
+    waited_for = [name for name, one in run.model.named_parameters() if one.requires_grad and one.grad is None]
+    assert waited_for == [], "another process would wait for their gradients"
 
 
 @pytest.mark.parametrize("text", [TAUGHT, SHARED])

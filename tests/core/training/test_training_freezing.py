@@ -8,7 +8,8 @@ from typing import Any
 import jsonschema
 import pytest
 import torch
-from state_bundle import RECIPE, Run, messages, plan_of
+from rich.console import Console
+from state_bundle import RECIPE, Encoder, Run, messages, plan_of
 from torch import nn
 
 from medvlp_core.cli.explain import explanation
@@ -17,6 +18,7 @@ from medvlp_core.describe.json_schema import json_schema
 from medvlp_core.errors import SpecError
 from medvlp_core.model.build import build_model
 from medvlp_core.spec.blocks import ParameterRule, TrainSpec
+from medvlp_core.training.init_from import load_initial_weights
 from medvlp_core.training.optim import parameter_groups
 
 
@@ -66,6 +68,20 @@ def test_wholly_frozen_modules_stay_in_evaluation_mode() -> None:
     run.train()
     after = weights(run)
     assert torch.equal(before["image_encoder.batch_norm.running_mean"], after["image_encoder.batch_norm.running_mean"])
+
+
+def test_what_is_frozen_begins_with_given_weights_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # an encoder around a library's model, of which the library knows nothing but its blocks
+    for name in ("export", "fit_weight"):
+        monkeypatch.setattr(Encoder, name, lambda *_: None, raising=False)
+    monkeypatch.setattr(Encoder, "exports", ("timm",), raising=False)
+    names = {name: name for name in build_model(plan_of(RECIPE), seed=0).image_encoder.state_dict() if name.startswith("blocks")}  # type: ignore[union-attr]
+    monkeypatch.setattr(Encoder, "library_names", lambda self: names, raising=False)
+    source = Run.of(RECIPE, seed=7)
+    folder = source.save(tmp_path / "source")
+    run = Run.of(recipe("freeze: ['image_encoder.*']") + f"init_from: {{path: {folder}, parts: [image_encoder]}}\n")
+    load_initial_weights(run.model, None, Console(quiet=True))
+    assert torch.equal(run.model.image_encoder.embed.weight, source.model.image_encoder.embed.weight)  # type: ignore[union-attr]
 
 
 # ---------------------------------------------------------------------------------------------------------------- for a while

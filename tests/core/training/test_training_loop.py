@@ -34,7 +34,13 @@ from medvlp_core.training.stop import StopRequest
 CPU = torch.device("cpu")
 
 
-class Line(nn.Module):
+class Alone(nn.Module):
+    """A model that nothing follows, and that keeps nothing of a step."""
+
+    def update_followers(self) -> None: ...
+
+
+class Line(Alone):
     """Fits y = 3 x; in its passes ``bad_calls``, from 1, its second loss is NaN."""
 
     def __init__(self, bad_calls: tuple[int, ...] = ()) -> None:
@@ -127,7 +133,7 @@ def test_the_parts_of_a_step_by_hand_give_the_weights_of_the_loop() -> None:
     for step in range(3):
         torch.manual_seed(seed_of("masks", spec.seed, step, 0))
         set_learning_rate(state.optimizer, step, 3, spec)
-        local = forward_backward(state, by_hand, batches, spec, pairs=4, device=CPU)
+        local = forward_backward(state, by_hand, batches, spec, pairs=4, progress=step / 3, device=CPU)
         assert len(local.rows) == local.pairs == 4
         norm = clip_gradients(state, spec.max_grad_norm)
         metrics = reduce_metrics(local, norm, {"a": torch.tensor(2.0)}, is_stopping=step == 2)
@@ -215,7 +221,7 @@ def test_too_many_steps_that_are_not_finite_are_an_error() -> None:
     assert "hint:" in text
 
 
-class Normed(nn.Module):
+class Normed(Alone):
     """Batch norm; of its ``bad`` pass everything is NaN."""
 
     def __init__(self, bad: int) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import jsonschema
 import pytest
 import torch
 from state_bundle import RECIPE, Run, messages, plan_of, read
 
-from medvlp_core.ablation.grid import split_values
+from medvlp_core.ablation.grid import parse_axes, plan_ablation
 from medvlp_core.cli.differences import block_values
 from medvlp_core.cli.explain import explanation
 from medvlp_core.cli.explain_json import explanation_data
 from medvlp_core.describe import forward_source
 from medvlp_core.describe.json_schema import json_schema
+from medvlp_core.errors import Diagnostics
 from medvlp_core.model.build import build_model
 from medvlp_core.planning.losses import Ramp
 from medvlp_core.training.events import StepDone
@@ -28,10 +30,10 @@ def losses(text: str) -> str:
 
 
 def test_a_ramp_is_linear_between_its_ends() -> None:
-    ramp = Ramp(0.5, 2, begin=0.2, end=0.6)
+    ramp = Ramp(0.5, 2, start=0.2, end=0.6)
     assert [ramp.at(one) for one in (0.0, 0.2, 0.4, 0.6, 1.0)] == pytest.approx([0.5, 0.5, 1.25, 2, 2])
     assert ramp.at(torch.tensor(0.4)).item() == pytest.approx(1.25)
-    assert Ramp(1, 0, begin=0, end=1).at(0.25) == 0.75, "down as well as up"
+    assert Ramp(1, 0, start=0, end=1).at(0.25) == 0.75, "down as well as up"
 
 
 def test_the_total_is_weighted_and_the_terms_are_not() -> None:
@@ -92,8 +94,15 @@ def test_it_is_shown_and_written_as_it_was_given() -> None:
     )
 
 
-def test_an_ablation_may_vary_it() -> None:
-    assert split_values("0, 1, {from: 0, to: 1, begin: 0.1, end: 0.4}") == ["0", "1", "{from: 0, to: 1, begin: 0.1, end: 0.4}"]
+def test_an_ablation_may_vary_it(tmp_path: Path) -> None:
+    path, diagnostics = tmp_path / "recipe.yaml", Diagnostics()
+    path.write_text(RECIPE)
+    axes = parse_axes(["losses.fit.fit=..., 0.5, {from: 0, to: 1, begin: 0.1, end: 0.4}"], diagnostics)
+    assert axes is not None
+    found = plan_ablation(str(path), axes, host=plan_of(RECIPE).host, diagnostics=diagnostics)  # type: ignore[arg-type]
+    assert found is not None, [str(one) for one in diagnostics]
+    assert [run.plan.losses["fit.fit"] for run in found.runs()] == [1.0, 0.5, Ramp(0, 1, 0.1, 0.4)]
+    assert [run.combination.parts for run in found.runs()][1] == ("fit=0.5",)
 
 
 def test_every_problem_is_reported_at_its_place() -> None:

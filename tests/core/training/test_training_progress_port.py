@@ -39,7 +39,7 @@ def test_every_micro_batch_of_a_step_sees_the_same() -> None:
     assert seen == [step / 4 for step in range(4) for _ in range(3)]
 
 
-def test_a_resumed_run_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_a_resumed_run_continues_where_it_was(tmp_path: Path) -> None:
     stopped, seen = watched(RECIPE, stop_after=3)
     _, rest = watched(RECIPE, resumed=stopped.save(tmp_path / "checkpoints" / "step"))
     assert len(seen) == 3

@@ -48,7 +48,6 @@ train:
 CASES = {
     "ddp": "",
     "ddp, 3 passes": "  gradient_accumulation_steps: 3\n",
-    "fsdp": "  parallel: fsdp\n",
     "fsdp, 3 passes": "  parallel: fsdp\n  gradient_accumulation_steps: 3\n",
 }
 
@@ -71,6 +70,16 @@ def trained(more: str, bad_rows: tuple[int, ...] = ()) -> dict[str, Any]:
     }
 
 
+def resumed(more: str, folder: Path) -> bool:
+    """Whether a run that is stopped after three steps and resumed ends with the bits of one that is not."""
+    stopped = Run.of(RECIPE + more).train(stop_after=3).save(folder / "checkpoints" / "step-3")
+    all_gather_object(None)  # the main process writes
+    ends = [
+        gather_to_main(weights_of(run.train().model)) for run in (Run.of(RECIPE + more), Run.of(RECIPE + more, resumed=stopped))
+    ]
+    return all(torch.equal(value, ends[1][name]) for name, value in ends[0].items())
+
+
 def one_of_two(rank: int, port: int, folder: Path) -> None:
     """What each of two processes does."""
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
@@ -78,6 +87,7 @@ def one_of_two(rank: int, port: int, folder: Path) -> None:
     with process_group(CPU):
         found = {name: trained(more) for name, more in CASES.items()}
         found["bad"] = trained(CASES["ddp, 3 passes"], bad_rows=(9,))
+        found["resumed"] = {name: resumed(CASES[name], folder / name[:4]) for name in ("ddp, 3 passes", "fsdp, 3 passes")}
     if rank == 0:
         torch.save(found, folder / "found.pt")
 
@@ -113,6 +123,10 @@ def test_two_processes_do_what_one_does(two: dict[str, dict[str, Any]], one: dic
     close(found["optimizer"], one["optimizer"])
     assert len(found["handed"]) == 7
     close(found["handed"], one["handed"])
+
+
+def test_resumed_runs_end_with_the_same_bits(two: dict[str, dict[str, Any]]) -> None:
+    assert two["resumed"] == {"ddp, 3 passes": True, "fsdp, 3 passes": True}
 
 
 def test_a_bad_step_in_one_process_moves_nothing_in_any(two: dict[str, dict[str, Any]]) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from medvlp_core import ComponentSpec, Contract, Divides, Role, component, param
+from medvlp_core import ComponentSpec, Contract, Divides, Role, TensorSpec, component, param
 
 
 @component("standard.patch_decoder", role=Role.DECODER, build="medvlp_standard.decoders:PatchDecoder")
@@ -85,4 +85,53 @@ class MlmHeadSpec(ComponentSpec):
         return (cls(positions="masked"), cls(positions="nonpad"))
 
 
-SPECS: tuple[type[ComponentSpec], ...] = (PatchDecoderSpec, MlmHeadSpec)
+@component("standard.caption_decoder", role=Role.DECODER, build="medvlp_standard.caption:CaptionDecoder")
+@attrs.frozen(kw_only=True)
+class CaptionDecoderSpec(ComponentSpec):
+    """Writes the text of an image word by word: a causal transformer with cross-attention to the image tokens.
+
+    The tokenizer must end each text (``standard.wordpiece`` with ``end_of_text: true``; those of transformers do).
+    """
+
+    width: int = param(256, help="width of a token; heads must divide it", at_least=1)
+    layers: int = param(4, help="layers", at_least=1)
+    heads: int = param(4, help="attention heads K", at_least=1)
+    ffn_ratio: float = param(4.0, help="width of the feed-forward layer, as a multiple of the width", above=0)
+    dropout: float = param(0.1, help="dropout in training, of embeddings, attention and feed-forward layers", at_least=0, below=1)
+    num_beams: int = param(1, help="when it writes: beams of the search; 1 = greedy, or sampling", at_least=1)
+    do_sample: bool = param(False, help="when it writes: draw each token instead of taking the likeliest")
+    temperature: float = param(1.0, help="when it samples: logits are divided by it", above=0)
+    top_p: float = param(1.0, help="when it samples: draw among the likeliest tokens of this total probability", above=0, at_most=1)
+    length_penalty: float = param(1.0, help="with several beams: a sum of log probabilities is divided by length ** this")
+
+    def problems(self) -> Iterable[tuple[str, str, str | None]]:
+        """Heads must divide the width."""
+        if self.width % self.heads:
+            yield "heads", f"heads={self.heads} must divide width={self.width}", None
+
+    def calls(self) -> dict[str, Contract]:
+        """Whole images and texts, for the loss and the logits of next words; images and first tokens, for texts of its own."""
+        sizes = ("Di", "V", "L", "End")
+        shapes = {"vocabulary": "V Mask:shape", "end_of_text": "End:shape"}
+        return {
+            "forward": Contract(
+                needs={"image_tokens": "B S Di", "token_ids": "B L:int", "text_is_valid": "B L:bool", **shapes},
+                gives={"next_word_logits": TensorSpec.parse("B L V", sees="past")},
+                sizes=sizes,
+                losses=("caption",),
+            ),
+            "generate": Contract(
+                needs={"image_tokens": "B S Di", "token_ids": "B L:int"}, gives={"generated_ids": "B L:int"}, sizes=sizes
+            ),
+        }
+
+    @classmethod
+    def examples(cls) -> tuple[ComponentSpec, ...]:
+        """One layer that writes greedily, two that search with beams."""
+        return (
+            cls(width=16, layers=1, heads=2, ffn_ratio=2.0),
+            cls(width=12, layers=2, heads=3, ffn_ratio=1.0, dropout=0.0, num_beams=2, length_penalty=0.5),
+        )
+
+
+SPECS: tuple[type[ComponentSpec], ...] = (PatchDecoderSpec, MlmHeadSpec, CaptionDecoderSpec)

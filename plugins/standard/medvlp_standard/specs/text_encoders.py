@@ -17,7 +17,7 @@ def _text_calls(width: Dim, require: tuple[Constraint, ...]) -> dict[str, Contra
     return {
         "embed": Contract(
             needs={"token_ids": "B L:int", "vocabulary": "V Mask:shape"},
-            gives={"text_embeddings": tokens},
+            gives={"text_embeddings": attrs.evolve(tokens, sees="past")},
             sizes=sizes,
             require=require,
         ),

@@ -12,15 +12,19 @@ from medvlp_standard.hf_facts import is_path, local_folder, tokenizer_facts
 
 #: Ids of the special tokens of ``standard.wordpiece``; there is no [SEP].
 SPECIALS = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[MASK]": 3}
+#: The token at the end of each text, with ``end_of_text``.
+END = {"[EOS]": 4}
 
 
-def _token_contract(length: int, vocabulary: Dim, mask_id: Dim) -> Contract:
+def _token_contract(length: int, vocabulary: Dim, mask_id: Dim, end_id: Dim | None) -> Contract:
+    end = {} if end_id is None else {"end_of_text": TensorSpec(dims=(end_id,), dtype="shape")}
     return Contract(
         gives={
             "token_ids": TensorSpec(dims=("B", length), dtype="int"),
             "text_is_valid": TensorSpec(dims=("B", length), dtype="bool"),
             "word_ids": TensorSpec(dims=("B", length), dtype="int"),
             "vocabulary": TensorSpec(dims=(vocabulary, mask_id), dtype="shape"),
+            **end,
         }
     )
 
@@ -34,15 +38,29 @@ class WordPieceSpec(ComponentSpec):
     max_length: int = param(100, help="longest text, tokens with [CLS]; the rest is cut off", at_least=2)
     min_frequency: int = param(2, help="how often two pieces must stand together to become one", at_least=1)
     lowercase: bool = param(True, help="lower-case the texts")
+    end_of_text: bool = param(False, help="put [EOS] at the end of each text, one that is cut too; what writes texts needs it")
+
+    def problems(self) -> Iterable[tuple[str, str, str | None]]:
+        """[CLS], a word and [EOS] are three tokens, and [EOS] takes a row of the table."""
+        if self.end_of_text and self.max_length < 3:
+            yield "max_length", f"max_length={self.max_length}: [CLS] and [EOS] leave no room for a word", "set it to 3 or more"
+
+    @property
+    def specials(self) -> dict[str, int]:
+        """The special tokens and their ids."""
+        return {**SPECIALS, **END} if self.end_of_text else SPECIALS
 
     def contract(self) -> Contract:
-        """Token ids, validity and word ids of at most ``max_length`` tokens; the size of the table and the id of [MASK]."""
-        return _token_contract(self.max_length, self.vocab_size, SPECIALS["[MASK]"])
+        """Token ids, validity and word ids of at most ``max_length`` tokens; the size of the table, the ids of [MASK] and [EOS]."""
+        return _token_contract(self.max_length, self.vocab_size, SPECIALS["[MASK]"], self.specials.get("[EOS]"))
 
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:
         """Small tables for short texts."""
-        return cls(vocab_size=200, max_length=16, min_frequency=1), cls(vocab_size=300, max_length=24, lowercase=False)
+        return (
+            cls(vocab_size=200, max_length=16, min_frequency=1),
+            cls(vocab_size=300, max_length=24, lowercase=False, end_of_text=True),
+        )
 
 
 @component("standard.hf_tokenizer", role=Role.TOKENIZER, build="medvlp_standard.tokenizers:HfTokenizer")
@@ -60,10 +78,10 @@ class HfTokenizerSpec(ComponentSpec):
             yield "model", f"model={self.model!r}: there is no such folder", hint
 
     def contract(self) -> Contract:
-        """As for any tokenizer; the vocabulary is read from the files, else free symbols until it is loaded."""
+        """As for any tokenizer; the vocabulary is read from the files, else free symbols until it is loaded, as its end is."""
         facts = tokenizer_facts(self.model)
         vocabulary: Dim = facts.vocabulary if facts.vocabulary is not None else "V"
-        return _token_contract(self.max_length, vocabulary, facts.mask_id if facts.mask_id is not None else "Mask")
+        return _token_contract(self.max_length, vocabulary, facts.mask_id if facts.mask_id is not None else "Mask", "End")
 
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:
