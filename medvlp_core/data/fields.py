@@ -254,7 +254,9 @@ def _collate_texts(
     """Tokens of all texts at once. An absent text is an empty one; lists are padded with texts that have no valid token."""
     name, field = readers[0].name, readers[0].field
     depth = len(field.axes) - 1
-    shape = _shape(readers, [None if value is None else _lengths(value, depth) for value in values], sizes, field.axes[:-1], lengths)
+    shape = _shape(
+        readers, [None if value is None else _lengths(value, depth) for value in values], sizes, field.axes[:-1], lengths
+    )
     flat: list[str | None] = []
     for value in values:
         flat += _flat("" if value is None and not depth else value, shape)

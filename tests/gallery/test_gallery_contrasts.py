@@ -75,7 +75,9 @@ def test_eclip_processes_an_image_by_what_an_expert_looked_at() -> None:
 
 
 def test_eclip_mixes_by_a_curriculum_and_never_in_evaluation() -> None:
-    found = [float(mixing_probability(torch.tensor(p, dtype=torch.float64), 0.05, 0.5)) for p in (0, 0.09, 0.1, 0.25, 0.4, 0.6, 0.9)]
+    found = [
+        float(mixing_probability(torch.tensor(p, dtype=torch.float64), 0.05, 0.5)) for p in (0, 0.09, 0.1, 0.25, 0.4, 0.6, 0.9)
+    ]
     assert found == pytest.approx([0, 0, 0.05, 0.275, 0.5, 0.275, 0.05])
     run = run_of("eclip")
     assert not step(run.model, batch_of(run, progress=0.05))[1]["mixup.is_mixed"].any()

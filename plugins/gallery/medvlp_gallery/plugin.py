@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from medvlp_core import PluginComponents
 
 #: The version of medvlp's plugin interface that this bundle is written for.
-MEDVLP_INTERFACE = 1
+MEDVLP_INTERFACE = 2
 
 PRESETS = Path(__file__).parent / "presets"
 
