@@ -77,9 +77,9 @@ class ComposedModel(BetweenSteps):
         """
         contrast = self.contrast
         if phase is Phase.WHOLE or contrast is None:
-            return self._step(self.plan.calls, self._given(batch), batch)
+            return self._step(self.plan.calls, self.given(batch), batch)
         if phase is Phase.PORTS:
-            ports = self._given(batch)
+            ports = self.given(batch)
             self._run_calls(contrast.before, ports, batch)
             for call in contrast.mixing:
                 self._check_takes(call, ports, batch)
@@ -87,7 +87,7 @@ class ComposedModel(BetweenSteps):
             return StepOutput(loss=ports[PROGRESS].new_zeros(()), losses={}, ports=found)
         if phase is Phase.CONTRAST:
             return self._step(contrast.mixing, {PortKey.parse(name): value for name, value in batch.items()}, batch)
-        ports = self._given(batch)
+        ports = self.given(batch)
         output = self._step(contrast.row_wise, ports, batch)
         pull = output.loss.new_zeros(())
         for name, gradient in (gradients or {}).items():
