@@ -16,6 +16,7 @@ from medvlp_core.model.between_steps import BetweenSteps, PartFailed
 from medvlp_core.model.each import run_each
 from medvlp_core.model.generation import GeneratedTexts, generate
 from medvlp_core.model.pair_scores import score_pairs
+from medvlp_core.model.running import Ports
 from medvlp_core.nn.batch import Batch, ImageFeatures, Output, StepOutput, TokenBatch
 from medvlp_core.nn.interfaces import Fusion, HasAttentionMaps, ImageEncoder, Masking, TextEncoder
 from medvlp_core.planning.connect import why_missing
@@ -25,7 +26,6 @@ from medvlp_core.planning.wiring import INPUTS, Call, Missing, PlannedComponent,
 from medvlp_core.spec.contract import Symbol
 from medvlp_core.spec.roles import Role
 
-Ports = dict[PortKey, Tensor]
 #: How far training has come: a scalar that the training loop puts into every batch.
 PROGRESS = PortKey("progress")
 
@@ -322,22 +322,22 @@ class ComposedModel(BetweenSteps):
 
     @torch.no_grad()
     def generate(self, batch: Batch, *, decoder: str | None = None, uses_own: bool = True, **options: Any) -> GeneratedTexts:
-        """Write a text for each row of a batch, from the tokens on that it holds: ``token_ids`` (B, P), [CLS] at least.
+        """Write a text for each row of a batch, which goes on from its prompt: ``token_ids`` (B, P), [CLS] at least.
 
-        The call ``generate`` of a decoder goes first, where there is one and the texts begin with nothing but [CLS]; it gets the
+        The call ``generate`` of a decoder goes first, where there is one and the prompts are nothing but [CLS]; it gets the
         options that are given. Else, and with ``uses_own=False``, the core appends one token after another, over the port
         ``next_word_logits``: only calls that the ids reach are run again. Use it in evaluation mode.
 
         Args:
-            batch: what the decoder comes from (``image``), and ``token_ids``; beginnings are equally long.
+            batch: what the decoder comes from (``image``), and ``token_ids``; prompts, equally long.
             decoder: the slot of one of several, the first one by default.
             uses_own: whether a decoder's own ``generate`` may be used.
-            options: ``max_length`` (tokens with the beginning; the longest text by default), ``end_id`` (the tokenizer's by
+            options: ``max_length`` (tokens with the prompt; the longest text by default), ``end_id`` (the tokenizer's by
                 default), ``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``seed``; further ones go to the decoder.
 
         Raises:
             SpecError: the model writes no texts, or the option is none of the loop's (MV201).
-            DataError: the beginnings do not fit (MV505).
+            DataError: the prompts do not fit (MV505).
         """
         return generate(self, batch, decoder=decoder, uses_own=uses_own, **options)
 
