@@ -101,7 +101,8 @@ def collate_field(
     """The ports of one field for a batch: those that ``field.ports`` names. Of a constant field, ``values`` is its one value.
 
     Ragged axes are padded to the longest of the batch, at least to 1 (and to what ``lengths`` says, for axes that other fields
-    have too), with 0 (``NAME_is_valid`` is False there). Where a record lacks the field, 0 stands and ``NAME_is_known`` is False; so it does at single unknown numbers of a vector.
+    have too), with 0 (``NAME_is_valid`` is False there). Where a record lacks the field, 0 stands and ``NAME_is_known`` is False;
+    so it does at single unknown numbers of a vector.
 
     ``values``: what :func:`cut_field` gave, None where a record lacks it. ``sizes``: solved numbers of symbols. ``may_lack``:
     whether records may. ``instead``: of an image field, the batch of images whose rows stand in for absent ones; (B, C, H, W).

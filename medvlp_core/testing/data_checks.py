@@ -52,7 +52,9 @@ def repeats_its_records(subject: Subject) -> None:
             first, again, of_other = (list(one.records(split)) for one in (source, source, other))
             expect(bool(first), f"{example}: the split {split!r} has no record")
             expect(_same(first, again), f"{example}: the split {split!r} has other records, or another order, the second time")
-            expect(_same(first, of_other), f"{example}: the split {split!r} has other records, or another order, in another instance")
+            expect(
+                _same(first, of_other), f"{example}: the split {split!r} has other records, or another order, in another instance"
+            )
 
 
 @check("data", roles=(Role.DATA,))
@@ -64,7 +66,9 @@ def gives_sound_records(subject: Subject) -> None:
             expect(isinstance(record.id, str) and bool(record.id), f"{who}: an id is a string that is not empty")
             expect(isinstance(record.text, str), f"{who}: the text is {type(record.text).__name__}, expected str")
             is_path = isinstance(record.image_path, Path) or (record.image_path is None and bool(record.fields))
-            expect(is_path, f"{who}: image_path is {type(record.image_path).__name__}, expected Path (or None, where there are fields)")
+            expect(
+                is_path, f"{who}: image_path is {type(record.image_path).__name__}, expected Path (or None, where there are fields)"
+            )
             wrong = {name: value for name, value in record.labels.items() if type(value) is not int or value not in (0, 1)}
             expect(not wrong, f"{who}: labels {wrong}, expected the integers 0 and 1; leave an unknown label out")
             is_known = record.text_kind in TEXT_KINDS
