@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from medvlp_core import ComponentSpec, Contract, Divides, Role, component, param
+from medvlp_core import ComponentSpec, Contract, Role, component, param
 
 
 @component("gallery.volume_net", role=Role.PART, build="medvlp_gallery.mean_teacher:VolumeNet")
@@ -37,7 +37,7 @@ class VolumeNetSpec(ComponentSpec):
     "gallery.monai_unet",
     role=Role.PART,
     build="medvlp_gallery.monai_unet:MonaiUnet",
-    install="pip install medvlp-gallery[monai]",
+    install="pip install monai",
 )
 @attrs.frozen(kw_only=True)
 class MonaiUnetSpec(ComponentSpec):
