@@ -7,7 +7,7 @@ then :func:`collate_field` for the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -96,11 +96,13 @@ def collate_field(
     instead: Tensor | None = None,
     tokenizer: Tokenizer | None = None,
     record_ids: Sequence[str] = (),
+    lengths: Mapping[str, int] | None = None,
 ) -> dict[str, Tensor]:
     """The ports of one field for a batch: those that ``field.ports`` names. Of a constant field, ``values`` is its one value.
 
-    Ragged axes are padded to the longest of the batch, at least to 1, with 0 (``NAME_is_valid`` is False there). Where a record
-    lacks the field, 0 stands and ``NAME_is_known`` is False; so it does at single unknown numbers of a vector.
+    Ragged axes are padded to the longest of the batch, at least to 1 (and to what ``lengths`` says, for axes that other fields
+    have too), with 0 (``NAME_is_valid`` is False there). Where a record lacks the field, 0 stands and ``NAME_is_known`` is False;
+    so it does at single unknown numbers of a vector.
 
     ``values``: what :func:`cut_field` gave, None where a record lacks it. ``sizes``: solved numbers of symbols. ``may_lack``:
     whether records may. ``instead``: of an image field, the batch of images whose rows stand in for absent ones; (B, C, H, W).
@@ -115,14 +117,30 @@ def collate_field(
         _expect_known(readers, values)
     if field.kind == "text":
         assert tokenizer is not None, "texts need a tokenizer"
-        found = _collate_texts(readers, values, sizes, tokenizer)
+        found = _collate_texts(readers, values, sizes, tokenizer, lengths or {})
     else:
-        found = _collate_tensors(readers, values, sizes, instead)
+        found = _collate_tensors(readers, values, sizes, instead, lengths or {})
     if field.is_constant:
         return {port: tensor[0] for port, tensor in found.items() if port in field.ports(name, sizes)}
     if may_lack and field.kind != "vector":
         found[f"{name}_is_known"] = torch.tensor([value is not None for value in values], dtype=torch.bool)
     return {port: found[port] for port in field.ports(name, sizes, may_lack=may_lack)}
+
+
+def ragged_lengths(field: Field, values: Iterable[Any], sizes: Mapping[str, int]) -> dict[str, int]:
+    """How long the ragged axes of a field are in a batch: as long as in the longest of its values; none of a constant field.
+
+    Fields of a data component that name an axis alike have one axis: a batch pads all of them to the longest of any.
+    """
+    found: dict[str, int] = {}
+    for value in values:
+        if value is None:
+            continue
+        shape = _lengths(value, len(field.axes) - 1) if field.kind == "text" else tuple(value.shape)
+        for axis, size in zip(field.axes, shape, strict=False):
+            if axis in field.ragged(sizes):
+                found[str(axis)] = max(size, found.get(str(axis), 1))
+    return found
 
 
 class TokenRanges(NamedTuple):
@@ -180,6 +198,7 @@ def _shape(
     shapes: Sequence[tuple[int, ...] | None],
     sizes: Mapping[str, int],
     axes: tuple[str | int, ...],
+    lengths: Mapping[str, int],
 ) -> tuple[int, ...]:
     """The sizes of one record's axes in a batch: solved ones as they are, ragged ones as long as the longest."""
     there = [(reader, shape) for reader, shape in zip(readers, shapes, strict=True) if shape is not None]
@@ -189,15 +208,19 @@ def _shape(
         for reader, shape in there:
             if solved is not None and shape[place] != solved:
                 raise reader.error(f"{axis} is {shape[place]}, expected {solved}", f"the field is {reader.field}")
-        found.append(solved if solved is not None else max([1, *(shape[place] for _, shape in there)]))
+        found.append(solved if solved is not None else max([lengths.get(str(axis), 1), *(shape[place] for _, shape in there)]))
     return tuple(found)
 
 
 def _collate_tensors(
-    readers: Sequence[FieldReader], values: Sequence[Tensor | None], sizes: Mapping[str, int], instead: Tensor | None
+    readers: Sequence[FieldReader],
+    values: Sequence[Tensor | None],
+    sizes: Mapping[str, int],
+    instead: Tensor | None,
+    lengths: Mapping[str, int],
 ) -> dict[str, Tensor]:
     name, field = readers[0].name, readers[0].field
-    shape = _shape(readers, [None if value is None else tuple(value.shape) for value in values], sizes, field.axes)
+    shape = _shape(readers, [None if value is None else tuple(value.shape) for value in values], sizes, field.axes, lengths)
     ragged = field.ragged(sizes)
     dtype = torch.float64 if field.kind == "vector" else _TORCH[field.dtype]
     stacked = torch.full((len(values), *shape), float("nan") if field.kind == "vector" else 0, dtype=dtype)
@@ -223,12 +246,18 @@ def _collate_tensors(
 
 
 def _collate_texts(
-    readers: Sequence[FieldReader], values: Sequence[Texts | None], sizes: Mapping[str, int], tokenizer: Tokenizer
+    readers: Sequence[FieldReader],
+    values: Sequence[Texts | None],
+    sizes: Mapping[str, int],
+    tokenizer: Tokenizer,
+    lengths: Mapping[str, int],
 ) -> dict[str, Tensor]:
     """Tokens of all texts at once. An absent text is an empty one; lists are padded with texts that have no valid token."""
     name, field = readers[0].name, readers[0].field
     depth = len(field.axes) - 1
-    shape = _shape(readers, [None if value is None else _lengths(value, depth) for value in values], sizes, field.axes[:-1])
+    shape = _shape(
+        readers, [None if value is None else _lengths(value, depth) for value in values], sizes, field.axes[:-1], lengths
+    )
     flat: list[str | None] = []
     for value in values:
         flat += _flat("" if value is None and not depth else value, shape)

@@ -10,7 +10,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from medvlp_core.data.fields import collate_field, cut_field, draw_field, pixel_size, read_field
+from medvlp_core.data.fields import collate_field, cut_field, draw_field, pixel_size, ragged_lengths, read_field
 from medvlp_core.data.geometry import MIN_RATIO, Geometry, Size, apply_to_images
 from medvlp_core.data.images import Pixels, reduce_to
 from medvlp_core.data.order import seed_of
@@ -21,7 +21,6 @@ from medvlp_core.planning.fields import CROP, InputPlan
 from medvlp_core.planning.wiring import PortKey
 from medvlp_core.spec.blocks import InputSpec
 from medvlp_core.spec.contract import CLEAN
-from medvlp_core.spec.fields import Field
 
 #: What each of the encoders' inputs is called, whoever takes it: tensors that evaluators may look at too.
 ALWAYS = ("image", "token_ids", "text_is_valid", "word_ids")
@@ -173,10 +172,13 @@ class Collate:
         batch: Batch = {}
         ids = [sample.record_id for sample in samples]
         keys = dict.fromkeys(key for sample in samples for key in sample.values)
+        columns = {key: [sample.values.get(key) for sample in samples] for key in keys}
+        lengths: dict[str, int] = {}
+        for (name, _), values in columns.items():
+            for axis, length in ragged_lengths(self.plan.fields[name], values, self.plan.sizes[name]).items():
+                lengths[axis] = max(length, lengths.get(axis, 1))
         for name, view in sorted(keys, key=lambda key: self.plan.may_lack.get(key[0]) is not None):
-            field = self.plan.fields[name]
-            values = [sample.values.get((name, view)) for sample in samples]
-            found = self._collate(name, view, field, values, ids, batch)
+            found = self._collate(name, view, columns[name, view], ids, batch, lengths)
             wanted = {port: tensor for port, tensor in found.items() if self._is_wanted(port, view)}
             batch |= {str(PortKey(port, view)): tensor for port, tensor in wanted.items()}
         for port in samples[0].extra:
@@ -187,9 +189,9 @@ class Collate:
         return batch
 
     def _collate(
-        self, name: str, view: str, field: Field, values: Sequence[Any], ids: Sequence[str], batch: Batch
+        self, name: str, view: str, values: Sequence[Any], ids: Sequence[str], batch: Batch, lengths: Mapping[str, int]
     ) -> dict[str, Tensor]:
-        lacks = name in self.plan.may_lack
+        field, lacks = self.plan.fields[name], name in self.plan.may_lack
         instead = self.plan.may_lack.get(name)
         stand_in = batch.get(str(PortKey(instead, view)), batch.get(instead)) if instead is not None else None
         if field.is_constant:
@@ -203,6 +205,7 @@ class Collate:
             instead=stand_in,
             tokenizer=self.tokenizer,
             record_ids=ids[: len(values)],
+            lengths=lengths,
         )
 
     def _is_wanted(self, port: str, view: str) -> bool:

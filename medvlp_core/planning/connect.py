@@ -252,7 +252,7 @@ def _tie(wiring: Wiring, call: Call, diagnostics: Diagnostics) -> None:
         if provider.spec.layout == "dropped" and isinstance(
             symbol := wiring.symbol(call.path, call.name, call.view, provider.spec.dims[place]), Symbol
         ):
-            wiring.table.bind(symbol, Axis(f"visible {key}"), call.path)
+            wiring.table.bind(symbol, Axis(f"visible {key}", is_padded=False), call.path)
 
 
 def _check_masked(wiring: Wiring, call: Call, diagnostics: Diagnostics) -> None:

@@ -99,7 +99,8 @@ ROLES: dict[Role, RoleInfo] = {
         also=("model.maskings.*",),
         interface="medvlp_core.nn.interfaces:Masking",
         output="MaskPlan",
-        gives=frozenset({"image_is_masked", "text_is_masked", "token_ids"}),
+        # Of patches, of words, or of anything else: what it masks, a view needs.
+        leads_to=frozenset({"image_is_masked", "text_is_masked", "token_ids"}),
         template="block_and_words",
     ),
     Role.IMAGE_ENCODER: RoleInfo(

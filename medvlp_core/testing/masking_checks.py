@@ -30,9 +30,22 @@ def draws(subject: Subject, *, lengths: tuple[int, ...] | None = None) -> Iterat
                 yield example, one, call.run(module, one.arguments).ports
 
 
+def gives(subject: Subject, *ports: str) -> None:
+    """Maskings of patches alone have no words to go wrong with, and the reverse.
+
+    Raises:
+        NotApplicable: no example gives all of these ports.
+    """
+    for example in subject.examples:
+        given = {spec.port for contract in example.contracts.values() for spec in contract.gives.values()}
+        if missing := [port for port in ports if port not in given]:
+            raise NotApplicable(f"it does not give {', '.join(missing)}")
+
+
 @check("masking", roles=(Role.MASKING,))
 def masks_no_special_tokens(subject: Subject) -> None:
     """Only words are masked: never [CLS], another special token or padding."""
+    gives(subject, "text_is_masked")
     for example, one, plan in draws(subject):
         is_word = one.synthetic_batch.fixed["word_ids", None] >= 0
         wrong = plan["text_is_masked"] & ~is_word
@@ -43,6 +56,7 @@ def masks_no_special_tokens(subject: Subject) -> None:
 @check("masking", roles=(Role.MASKING,))
 def replaces_masked_tokens_only(subject: Subject) -> None:
     """The ids of the masked view differ from the given ones at masked tokens only, and stay inside the vocabulary."""
+    gives(subject, "text_is_masked", "token_ids")
     kept: dict[str, list[Tensor]] = {}
     for example, one, plan in draws(subject):
         ids, is_masked = one.synthetic_batch.fixed["token_ids", CLEAN], plan["text_is_masked"]
@@ -59,6 +73,7 @@ def replaces_masked_tokens_only(subject: Subject) -> None:
 @check("masking", roles=(Role.MASKING,))
 def masks_as_many_patches_in_every_image(subject: Subject) -> None:
     """The number of masked patches is the same in every row, so that dropping them leaves a tensor; some stay visible."""
+    gives(subject, "image_is_masked")
     for example, one, plan in draws(subject):
         counts = plan["image_is_masked"].sum(dim=1).tolist()
         expect(len(set(counts)) == 1, f"{example}: the images have {counts} masked patches, expected one number")
@@ -70,11 +85,11 @@ def masks_something_else_each_time(subject: Subject) -> None:
     """Over several seeds something is masked, and not always the same; the images of a batch differ too."""
     seen: dict[str, dict[str, list[Tensor]]] = {}
     for example, _, plan in draws(subject):
-        for port in ("image_is_masked", "text_is_masked"):
+        for port in (port for port in plan if plan[port].dtype == torch.bool):
             seen.setdefault(str(example), {}).setdefault(port, []).append(plan[port])
     for label, ports in seen.items():
         hiding = {port: plans for port, plans in ports.items() if any(bool(plan.any()) for plan in plans)}
-        expect(bool(hiding), f"{label}: in {DRAWS} draws it masks neither a patch nor a word")
+        expect(bool(hiding), f"{label}: in {DRAWS} draws it masks nothing")
         for port, plans in hiding.items():
             differs = any(not torch.equal(plan, plans[0]) for plan in plans[1:])
             expect(differs, f"{label}: {port} is the same after each of {DRAWS} seeds; draw from torch's global random state")
@@ -96,10 +111,11 @@ def masks_the_declared_share(subject: Subject) -> None:
     shares: dict[tuple[str, str], list[float]] = {}
     for example, one, plan in draws(subject, lengths=(9,) * 16):
         words = one.synthetic_batch.fixed["word_ids", None] >= 0
-        found = {"image_ratio": plan["image_is_masked"].float(), "text_ratio": plan["text_is_masked"][words].float()}
-        for name, is_masked in found.items():
-            shares.setdefault((str(example), name), []).append(float(is_masked.mean()))
-    for (label, name), wanted in ratios.items():
+        found = {"image_ratio": plan.get("image_is_masked"), "text_ratio": plan.get("text_is_masked")}
+        for name, is_masked in ((name, one) for name, one in found.items() if one is not None):
+            is_masked = is_masked[words] if name == "text_ratio" else is_masked
+            shares.setdefault((str(example), name), []).append(float(is_masked.float().mean()))
+    for (label, name), wanted in ((key, wanted) for key, wanted in ratios.items() if key in shares):
         mean = sum(shares[label, name]) / DRAWS
         expect(abs(mean - wanted) <= SHARE_TOLERANCE, f"{label}: {name} is {wanted:g}, and {mean:.2f} was masked on average")
 
@@ -121,6 +137,6 @@ def depends_on_no_padding(subject: Subject) -> None:
         for arguments in (one.arguments, {**one.arguments, name: ids}):
             torch.manual_seed(7)
             plan = call.run(module, arguments).ports
-            found.append((plan["image_is_masked"], plan["text_is_masked"], plan["token_ids"][valid]))
+            found.append([value[valid] if port == "token_ids" else value for port, value in plan.items()])
         is_equal = all(torch.equal(first, second) for first, second in zip(*found, strict=True))
         expect(is_equal, f"{call}: other ids at padding positions change what is masked; go by text_is_valid")

@@ -197,7 +197,7 @@ def test_the_loop_writes_what_transformers_writes(trained: tuple[BuiltRun, Batch
         assert own.token_ids.shape[1] <= (length or 32)
 
 
-def test_a_text_goes_on_from_its_beginning(trained: tuple[BuiltRun, Batch]) -> None:
+def test_a_text_goes_on_from_its_prompt(trained: tuple[BuiltRun, Batch]) -> None:
     built, batch = trained
     ids, is_valid = built.model.generate(begun(batch, 3))
     assert torch.equal(ids[is_valid], batch["token_ids"][batch["text_is_valid"]])
@@ -226,13 +226,13 @@ def test_draws_depend_on_the_seed_alone(trained: tuple[BuiltRun, Batch]) -> None
 
 def test_what_cannot_be_written_is_said(trained: tuple[BuiltRun, Batch]) -> None:
     built, batch = trained
-    with pytest.raises(DataError, match=r"\[MV505\] a text begins with token_ids"):
+    with pytest.raises(DataError, match=r"\[MV505\] a text starts with token_ids"):
         built.model.generate({"image": batch["image"]})
-    with pytest.raises(DataError, match=r"\[MV505\] text_is_valid: beginnings must be equally long"):
+    with pytest.raises(DataError, match=r"\[MV505\] text_is_valid: prompts must be equally long"):
         built.model.generate(batch)
     with pytest.raises(SpecError, match=r"\[MV201\] writing one token after another has no option num_beams"):
         built.model.generate(begun(batch), uses_own=False, num_beams=2)
-    with pytest.raises(SpecError, match=r"\[MV201\] what is written comes from image too"):
+    with pytest.raises(SpecError, match=r"\[MV201\] model.image_encoder takes image, which the batch does not hold"):
         built.model.generate({"token_ids": batch["token_ids"][:, :1]}, uses_own=False)
     with pytest.raises(ValueError, match="max_length must be above 1 and at most 32, found 33"):
         built.model.generate(begun(batch), max_length=33)

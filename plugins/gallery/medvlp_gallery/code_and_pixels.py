@@ -83,7 +83,10 @@ class TableEncoder(Part):
     def forward(self, table: Tensor, table_is_known: Tensor | None = None, cell_is_masked: Tensor | None = None) -> Output:
         """Tokens of cells, and their mean."""
         x = table.unsqueeze(-1) * self.weight
-        for is_replaced, vector in ((None if table_is_known is None else ~table_is_known, self.unknown), (cell_is_masked, self.masked)):
+        for is_replaced, vector in (
+            (None if table_is_known is None else ~table_is_known, self.unknown),
+            (cell_is_masked, self.masked),
+        ):
             if is_replaced is not None:
                 x = torch.where(is_replaced.unsqueeze(-1), vector.to(x.dtype), x)
         x = x + self.bias
@@ -109,9 +112,7 @@ class CellDecoder(Decoder):
         self.weight = nn.Parameter(torch.randn(dims["F"], dims["D"]) * dims["D"] ** -0.5)
         self.bias = nn.Parameter(torch.zeros(dims["F"]))
 
-    def forward(
-        self, cell_tokens: Tensor, cell_is_masked: Tensor, table: Tensor, table_is_known: Tensor | None = None
-    ) -> Output:
+    def forward(self, cell_tokens: Tensor, cell_is_masked: Tensor, table: Tensor, table_is_known: Tensor | None = None) -> Output:
         """Fill the cells in, and measure how well."""
         prediction = (cell_tokens * self.weight).sum(dim=-1) + self.bias
         is_scored = cell_is_masked if table_is_known is None else cell_is_masked & table_is_known

@@ -24,7 +24,7 @@ def _counts(records: int) -> dict[str, int]:
 
 
 class Phantoms(RecordsBySplit):
-    """Chests of which everything is known, because it was drawn: ``I = base + sum_f size_f blob_f``, blob_f a Gaussian.
+    """Chests of which everything is known, because it was drawn: ``I = base + sum_f size_f blob_f``, blob_f a Gaussian above 0.05, else 0.
 
     A heat map is the largest of the blobs at each pixel; gaze has the blob of its sentence, and 0 where the sentence denies a
     finding. The prior image lacks the last finding. Every fourth text says nothing of the last finding, so that text labels and
@@ -93,7 +93,8 @@ class Phantoms(RecordsBySplit):
         """A Gaussian in the upper, middle or lower part of a lung."""
         rows, columns = np.mgrid[: self.spec.size, : self.spec.size] / self.spec.size
         row, column = 0.3 + 0.2 * finding + draws.uniform(-0.04, 0.04), (0.7, 0.3)[side] + draws.uniform(-0.04, 0.04)
-        result: Pixels = np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * 0.06**2))
+        blob = np.exp(-((rows - row) ** 2 + (columns - column) ** 2) / (2 * 0.06**2))
+        result: Pixels = np.where(blob > 0.05, blob, 0.0)
         return result
 
 

@@ -7,7 +7,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp_core import Dims
-from medvlp_core.nn import Alignment, LearnedScale, Output, Part, at_least_float32, contrast_of_pairs, masked_mean, patchify, unpatchify
+from medvlp_core.nn import (
+    Alignment,
+    LearnedScale,
+    Output,
+    Part,
+    at_least_float32,
+    contrast_of_pairs,
+    masked_mean,
+    patchify,
+    unpatchify,
+)
 from medvlp_core.runtime import gather_rows, local_batch_sizes
 from medvlp_gallery.specs.eclip import AppendedContrastSpec, HeatmapMixupSpec
 
@@ -61,9 +71,7 @@ class HeatmapMixup(Part):
         answers = self.attention(asking, asked, asked, need_weights=False)[0]
         return unpatchify(self.to_pixels(answers), *self.shape)
 
-    def forward(
-        self, image: Tensor, heatmap: Tensor, progress: Tensor, heatmap_is_known: Tensor | None = None
-    ) -> Output:
+    def forward(self, image: Tensor, heatmap: Tensor, progress: Tensor, heatmap_is_known: Tensor | None = None) -> Output:
         """Mix some rows."""
         is_mixed = torch.zeros(len(image), dtype=torch.bool, device=image.device)
         share = image.new_ones(len(image))

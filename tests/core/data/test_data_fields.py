@@ -14,7 +14,15 @@ from medvlp_open_cxr.manifest import DATA, read_rows
 from PIL import Image
 from torch import Tensor
 
-from medvlp_core.data.fields import collate_field, cut_field, draw_field, pixel_size, read_field, spans_to_tokens
+from medvlp_core.data.fields import (
+    collate_field,
+    cut_field,
+    draw_field,
+    pixel_size,
+    ragged_lengths,
+    read_field,
+    spans_to_tokens,
+)
 from medvlp_core.data.geometry import Geometry
 from medvlp_core.data.images import Pixels, as_float, read_gray
 from medvlp_core.errors import DataError
@@ -320,6 +328,20 @@ def test_a_text_becomes_its_tokens() -> None:
     assert found["x_is_known"].tolist() == [True, False]
     plain = collate_field("text", Field("B L", kind="text"), ["the heart"], {}, tokenizer=words())
     assert list(plain) == ["token_ids", "text_is_valid", "word_ids", "token_spans"]
+
+
+def test_an_axis_of_two_fields_is_as_long_as_the_longest_of_either() -> None:
+    gaze = Field("B S 2 2", kind="map", on="image")
+    maps = [torch.ones(1, 2, 2), None]
+    texts = [["no nodule"], ["a nodule", "no effusion", "no mass"]]
+    lengths = ragged_lengths(SENTENCES, texts, {})
+    assert lengths == {"S": 3}
+    assert ragged_lengths(gaze, maps, {}) == {"S": 1}
+    assert collate_field("x", gaze, maps, {}, may_lack=True)["x"].shape == (2, 1, 2, 2)
+    found = collate_field("x", gaze, maps, {}, may_lack=True, lengths=lengths)
+    assert found["x"].shape == (2, 3, 2, 2)
+    assert found["x_is_valid"].tolist() == [[True, False, False], [False] * 3]
+    assert not found["x"][0, 1:].any()
 
 
 def test_sentences_are_padded_with_texts_that_have_no_token() -> None:

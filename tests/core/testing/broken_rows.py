@@ -158,7 +158,7 @@ ROWS = (
     Row(
         "masks_nothing",
         "masks_something_else_each_time",
-        "it masks neither a patch nor a word",
+        "it masks nothing",
         also={"masks_the_declared_share"},  # it declares more than none
     ),
     Row("takes_the_ratio_for_visible", "masks_the_declared_share", "image_ratio is 0.75, and 0.25 was masked on average"),

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from medvlp_core import ComponentSpec, Contract, Divides, Role, component, param
+from medvlp_core import ComponentSpec, Contract, Role, component, param
 
 
 @component("gallery.volume_net", role=Role.PART, build="medvlp_gallery.mean_teacher:VolumeNet")

@@ -20,9 +20,7 @@ class SemanticMatchingSpec(ComponentSpec):
         image, text = {"image_tokens": "B S Di"}, {"text_tokens": "B L Dt", "text_is_valid": "B L:bool"}
         labels = {"labels": "B K", "text_labels": "B K", "labels_is_known": "B K:bool?", "text_labels_is_known": "B K:bool?"}
         return {
-            "forward": Contract(
-                needs={**image, **text, **labels}, sizes=("Di", "Dt"), losses=("semantic",), mixes_rows=True
-            ),
+            "forward": Contract(needs={**image, **text, **labels}, sizes=("Di", "Dt"), losses=("semantic",), mixes_rows=True),
             "embed_image": Contract(needs=image, gives={"image_embedding": f"B {self.dim}"}, sizes=("Di",)),
             "embed_text": Contract(needs=text, gives={"text_embedding": f"B {self.dim}"}, sizes=("Dt",)),
         }
