@@ -74,6 +74,8 @@ def run_section(section: Section, monkeypatch: pytest.MonkeyPatch, folder: Path)
             pass
         elif block.name:
             path = Path(block.name)
+            if path.parts[0] in {f"my_{role}" for role in new_packages(section)}:
+                continue  # it is there, and the same: tests/house/test_tutorial.py
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.text, encoding="utf-8")
             if path.suffix == ".py" and "MEDVLP_INTERFACE" in block.text and path.parent == Path():
