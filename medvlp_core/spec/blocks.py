@@ -103,7 +103,7 @@ class TrainSpec(SpecBlock):
     )
     contrast_over: str = param(
         "micro_batch",
-        help="pairs that contrasts see: of a micro-batch of all processes, or of the whole step (every forward pass runs twice)",
+        help="pairs that contrasts see: of a micro-batch of all processes, or of the whole step (what they need runs twice)",
         one_of=("micro_batch", "step"),
     )
     drop_last: bool = param(True, help="drop an incomplete last batch of an epoch; false = it is a smaller step")

@@ -17,7 +17,7 @@ from medvlp_core.testing.checks import MODULE_ROLES, CheckFailed, NotApplicable,
 from medvlp_core.testing.contract_checks import KINDS
 from medvlp_core.testing.other_device import MixedDevices, OtherDeviceTensor, on_other_device, to_other_device
 from medvlp_core.testing.subject import Example, ExampleCall, Pass, Subject
-from medvlp_core.testing.synthetic_batch import all_close, other_values, rows
+from medvlp_core.testing.synthetic_batch import all_close, other_values
 
 #: Roles whose outputs are features, a vector or token each, and not draws.
 DETERMINISTIC = tuple(role for role in MODULE_ROLES if role is not Role.MASKING)
@@ -165,7 +165,9 @@ def is_the_same_alone_and_in_a_batch(subject: Subject) -> None:
         with torch.no_grad():
             whole = call.run(module, one.arguments).ports
             for row, length in enumerate(synthetic_batch.lengths):
-                local_only = {name: _cut(call, call.port(name), value, length) for name, value in rows(one.arguments, row).items()}
+                local_only = {
+                    name: _cut(call, call.port(name), value, length) for name, value in call.pair(one.arguments, row).items()
+                }
                 found = call.run(module, local_only).ports
                 for port in (port for port in ports if port in found):
                     is_equal = all_close(found[port], _cut(call, port, whole[port][row : row + 1], length))
@@ -213,6 +215,8 @@ def _with_other_rows(call: ExampleCall, one: Pass, row: int, generator: torch.Ge
     """The arguments with other content in all rows but one; what is valid and what is masked stays."""
     arguments = dict(one.arguments)
     for name, value in one.arguments.items():
+        if not call.has_rows(name):
+            continue
         if value.is_floating_point() or (with_ids and call.port(name) == "token_ids"):
             other = other_values(value, generator, vocabulary=one.synthetic_batch.vocabulary)
             other[row] = value[row]
@@ -225,7 +229,7 @@ def _slopes(call: ExampleCall, module: nn.Module, arguments: dict[str, Tensor]) 
     if not call.contract.losses:
         return {}
     leaves = {name: value.clone().requires_grad_(value.is_floating_point()) for name, value in arguments.items()}
-    features = {name: value for name, value in leaves.items() if value.requires_grad}
+    features = {name: value for name, value in leaves.items() if value.requires_grad and call.has_rows(name)}
     given = {name: value.clone() for name, value in leaves.items()}  # it may write into them, which is checked elsewhere
     found: dict[tuple[str, str], Tensor] = {}
     torch.manual_seed(7)

@@ -113,7 +113,7 @@ def implements_its_role(subject: Subject) -> None:
     """``build`` names a class of its role that overrides nothing final and takes spec, dims and what the contract needs."""
     declaration = subject.kind.declaration
     try:
-        kind = load_object(declaration.build, owner=subject.name)
+        kind = load_object(declaration.build, owner=subject.name, install=declaration.install)
     except MedvlpError as error:
         raise CheckFailed(str(error)) from error
     role = interface_of(subject.role)

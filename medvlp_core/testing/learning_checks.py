@@ -15,7 +15,7 @@ from medvlp_core.testing.subject import Example, ExampleCall, Subject
 STEPS, STRIDE, FALL = 40, 8, 0.02
 
 #: Float inputs that are no features of an encoder but what a decoder reconstructs.
-TARGETS = ("image", "image_target")
+TARGETS = ("image", "image_target", "progress")
 
 
 @check("learning", roles=DETERMINISTIC)

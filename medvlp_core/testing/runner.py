@@ -117,10 +117,19 @@ def run_check(subject: Subject | KernelSubject, one: Check) -> Result:
         is_plain = isinstance(error, (CheckFailed, MedvlpError))
         outcome, raised = "failed", error
         text = str(error) if is_plain else describe_error(error)
+        if install := _missing_besides(subject, error):
+            outcome, text, raised = "not applicable", f"what it needs besides is not here: {install}", None
     finally:
         torch.set_num_threads(threads)
     seconds = time.perf_counter() - started
     return Result(component=subject.name, check=one.name, outcome=outcome, text=text, seconds=seconds, error=raised)
+
+
+def _missing_besides(subject: Subject | KernelSubject, error: Exception) -> str:
+    """The command that brings the optional dependency without which a component cannot be built, if that is what is wrong."""
+    install = subject.kind.declaration.install if isinstance(subject, Subject) else ""
+    hints = [problem.hint for one in (error, error.__cause__) if isinstance(one, MedvlpError) for problem in one.problems]
+    return install if install in hints else ""
 
 
 def judge(result: Result, known: Mapping[str, str]) -> Result:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -104,13 +104,13 @@ class Example:
     def build(self, seed: int = 0) -> Any:
         """The module (or data source, tokenizer, evaluator), with weights drawn from ``seed``, in training mode."""
         torch.manual_seed(seed)
-        build = type(self.spec).declaration.build
-        built = load_object(build, owner=self.name)(self.spec, self.dims)
+        declared = type(self.spec).declaration
+        built = load_object(declared.build, owner=self.name, install=declared.install)(self.spec, self.dims)
         if not isinstance(built, interface_of(self.role)):
             wanted = interface_of(self.role).__name__
-            raise CheckFailed(f"{self}: {build} gives {type(built).__name__}, expected a {wanted}")
+            raise CheckFailed(f"{self}: {declared.build} gives {type(built).__name__}, expected a {wanted}")
         if missing := missing_methods(self.role, self.contracts, built):
-            raise CheckFailed(f"{self}: {build} has no method {', '.join(missing)}, which calls() declares")
+            raise CheckFailed(f"{self}: {declared.build} has no method {', '.join(missing)}, which calls() declares")
         return built
 
     def declared(self, port: str) -> TensorSpec | None:
@@ -262,6 +262,14 @@ class ExampleCall:
     def port(self, argument: str) -> str:
         """The port that fills an argument."""
         return self.contract.needs[argument].port or argument
+
+    def has_rows(self, argument: str) -> bool:
+        """Whether an argument has a row for each pair: progress and constant fields have none."""
+        return self.contract.needs[argument].dims[:1] == ("B",)
+
+    def pair(self, arguments: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+        """One pair of a batch of arguments, as a batch of one."""
+        return {name: value[index : index + 1] if self.has_rows(name) else value for name, value in arguments.items()}
 
     def __str__(self) -> str:
         return str(self.example) if self.name == "forward" else f"{self.example}, call {self.name}"

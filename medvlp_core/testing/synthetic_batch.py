@@ -279,7 +279,7 @@ class SyntheticBatch:
 
     def shape(self, need: TensorSpec, view: str) -> tuple[int, ...]:
         """The shape of a port: solved sizes, and the rows, text length and patch count of this synthetic batch."""
-        sizes: dict[int, int] = {0: self.batch}
+        sizes: dict[int, int] = {0: self.batch} if need.dims[:1] == ("B",) else {}
         if is_along(need, TEXT_PORTS, self.contract):
             sizes[1] = max(self.lengths)
         elif is_along(need, PATCH_PORTS, self.contract):
@@ -311,8 +311,3 @@ def other_values(tensor: Tensor, generator: torch.Generator, *, vocabulary: int 
 def all_close(first: Tensor, second: Tensor) -> bool:
     """Whether two tensors are equal but for the rounding of float32."""
     return first.shape == second.shape and torch.allclose(first, second, rtol=1e-4, atol=1e-5)
-
-
-def rows(arguments: Mapping[str, Any], index: int) -> dict[str, Any]:
-    """One pair of a batch of arguments, as a batch of one."""
-    return {name: value[index : index + 1] for name, value in arguments.items()}

@@ -7,8 +7,20 @@ import math
 import pytest
 import torch
 from gallery_runs import (
-    batch_of, changed, dots, info_nce, log_softmax, loss, mean, perturb, run_of, softmax, step, turned, unit,
-)  # fmt: skip
+    batch_of,
+    changed,
+    dots,
+    info_nce,
+    log_softmax,
+    loss,
+    mean,
+    perturb,
+    run_of,
+    softmax,
+    step,
+    turned,
+    unit,
+)
 from medvlp_gallery.eclip import mixing_probability
 from torch import Tensor
 

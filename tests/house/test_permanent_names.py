@@ -6,6 +6,30 @@ from medvlp_core.plugins.host import PluginHost
 
 #: Add new names; take none away. A component that goes is retired (docs/versioning.md) and stays in this list.
 COMPONENTS = (
+    "gallery.appended_contrast",
+    "gallery.attention_pool",
+    "gallery.captioner",
+    "gallery.causal_text",
+    "gallery.cell_decoder",
+    "gallery.cell_masking",
+    "gallery.gaussian_noise",
+    "gallery.gaze_alignment",
+    "gallery.hard_negatives",
+    "gallery.heatmap_mixup",
+    "gallery.matching",
+    "gallery.momentum_contrast",
+    "gallery.monai_unet",
+    "gallery.phantom",
+    "gallery.prompt_classifier",
+    "gallery.region_masking",
+    "gallery.semantic_matching",
+    "gallery.semi_supervised",
+    "gallery.table_encoder",
+    "gallery.temporal",
+    "gallery.vector_contrast",
+    "gallery.volume_net",
+    "gallery.volumes",
+    "gallery.word_masking",
     "mpma.global_local",
     "mpma.image_decoder",
     "mpma.memory_fusion",
@@ -42,7 +66,19 @@ COMPONENTS = (
     "standard.wordpiece",
     "standard.zero_shot",
 )
-PRESETS = ("mpma:base", "mpma:small")
+PRESETS = (
+    "gallery:albef",
+    "gallery:biovil_t",
+    "gallery:coca",
+    "gallery:code_and_pixels",
+    "gallery:eclip",
+    "gallery:egma",
+    "gallery:mae_hd",
+    "gallery:mean_teacher",
+    "gallery:medclip",
+    "mpma:base",
+    "mpma:small",
+)
 KERNELS = ("mpma.memory_attention", "mpma.memory_topk")
 
 

@@ -14,9 +14,12 @@ from torch import Tensor
 
 from medvlp_core.errors import DataError, SpecError
 from medvlp_core.model.build import BuiltRun, build_run
-from medvlp_core.nn.batch import Batch
+from medvlp_core.nn.batch import Batch, Output
 from medvlp_core.planning.compose import plan_recipe
 from medvlp_core.plugins.host import PluginHost
+from medvlp_core.testing.behaviour_checks import sees_only_the_past
+from medvlp_core.testing.checks import CheckFailed
+from medvlp_core.testing.subject import Subject
 
 DIMS = {"Di": 6, "V": 20, "L": 9, "End": 4}
 EXAMPLE = Path(__file__).parents[2] / "examples" / "configs" / "captioning.yaml"
@@ -144,6 +147,21 @@ def test_samples_follow_the_seed_and_the_temperature() -> None:
     assert not torch.equal(sample(0), sample(1))
     assert torch.equal(sample(0, temperature=1e-6), part.generate(given["image_tokens"], start, do_sample=False))
     assert torch.equal(sample(0, top_p=1e-6), part.generate(given["image_tokens"], start, do_sample=False))
+
+
+def test_the_kit_catches_a_decoder_that_peeks_at_the_next_word(host: PluginHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    sees_only_the_past(Subject(host, "standard.caption_decoder"))
+    right = CaptionDecoder.forward
+
+    def peeking(self: CaptionDecoder, image_tokens: Tensor, token_ids: Tensor, text_is_valid: Tensor) -> Output:
+        found = right(self, image_tokens, token_ids, text_is_valid)
+        logits = found.ports["next_word_logits"]
+        answer = torch.nn.functional.one_hot(token_ids.roll(-1, dims=1), logits.shape[-1])
+        return Output(ports={"next_word_logits": logits + 0.01 * answer}, losses=found.losses)
+
+    monkeypatch.setattr(CaptionDecoder, "forward", peeking)
+    with pytest.raises(CheckFailed, match="next_word_logits is declared with sees='past', and up to position 0 it is another"):
+        sees_only_the_past(Subject(host, "standard.caption_decoder"))
 
 
 # --------------------------------------------------------------------------------------------------------- in a whole model

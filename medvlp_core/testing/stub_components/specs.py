@@ -64,7 +64,7 @@ class WordsSpec(ComponentSpec):
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:
         """A table that the words do not fill, and one that is too small for them."""
-        return (cls(), cls(size=16, max_length=12, end_of_text=True))
+        return (cls(), cls(size=16, max_length=12))
 
 
 @component("kit.masking", role=Role.MASKING, build="medvlp_core.testing.stub_components.modules:RandomMasking")

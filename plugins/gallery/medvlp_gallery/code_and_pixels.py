@@ -64,7 +64,7 @@ class ResidualBlock(nn.Module):
 
 
 class TableEncoder(Part):
-    """``e_f = x_f w_f + b_f``, or the learned u of an unknown cell, m of a masked one, each plus b_f; blocks; the mean of all cells.
+    """``e_f = x_f w_f + b_f``, or the learned ``u + b_f`` of an unknown cell, ``m + b_f`` of a masked one; blocks; their mean.
 
     Shape:
         table, table_is_known, cell_is_masked (B, F); cell_tokens (B, F, D), table_vector (B, D).

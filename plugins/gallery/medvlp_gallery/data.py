@@ -24,7 +24,7 @@ def _counts(records: int) -> dict[str, int]:
 
 
 class Phantoms(RecordsBySplit):
-    """Chests of which everything is known, because it was drawn: ``I = base + sum_f size_f blob_f``, blob_f a Gaussian above 0.05, else 0.
+    """Made-up chests, ``I = base + sum_f size_f blob_f``; blob_f is a Gaussian where that is above 0.05, else 0.
 
     A heat map is the largest of the blobs at each pixel; gaze has the blob of its sentence, and 0 where the sentence denies a
     finding. The prior image lacks the last finding. Every fourth text says nothing of the last finding, so that text labels and
@@ -74,7 +74,8 @@ class Phantoms(RecordsBySplit):
 
     def _base(self, at: int, draws: np.random.Generator) -> tuple[Pixels, NDArray[np.bool_]]:
         """A picture in 0..1, and where its lungs are: of a real picture, where they usually are."""
-        lungs = sum(self._ellipse(0.5, 0.5 + side * 0.2, 0.3, 0.14) for side in (-1, 1)) > 0
+        left, right = (self._ellipse(0.5, 0.5 + side * 0.2, 0.3, 0.14) for side in (-1, 1))
+        lungs = (left + right) > 0
         if self.files:
             with Image.open(self.files[at]) as picture:
                 gray = picture.convert("L").resize((self.spec.size, self.spec.size))

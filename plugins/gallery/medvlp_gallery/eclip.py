@@ -100,7 +100,7 @@ class AppendedContrast(Alignment):
 
     Reference:
         Kumar and Marttinen (eCLIP), ECCV 2024. The same text stands in a batch twice, and each copy is a negative of
-        the other's image, as there. Deviations: mean pooling; the cold start's weight, 0.3 in the first tenth, is a ramp of the recipe.
+        the other's image, as there. Deviations: mean pooling; the cold start's weight (0.3 in the first tenth) is in the recipe.
     """
 
     def __init__(self, spec: AppendedContrastSpec, dims: Dims) -> None:

@@ -41,9 +41,9 @@ class SemanticMatching(Alignment):
         (B, K); result {"semantic": scalar}, vectors (B, E).
 
     Reference:
-        Wang et al., MedCLIP: Contrastive Learning from Unpaired Medical Images and Text, EMNLP 2022 (semantic matching loss). Deviations:
-        images and texts of a batch are those of the same records (there two streams that need not be pairs); the factor on the
-        logits is learned; mean pooling.
+        Wang et al., MedCLIP: Contrastive Learning from Unpaired Medical Images and Text, EMNLP 2022 (semantic
+        matching loss). Deviations: images and texts of a batch are those of the same records (there two streams that need not
+        be pairs); the factor on the logits is learned; mean pooling.
     """
 
     def __init__(self, spec: SemanticMatchingSpec, dims: Dims) -> None:

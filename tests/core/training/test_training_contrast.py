@@ -36,9 +36,7 @@ TWO = ", gradient_accumulation_steps: 2"
 CASES = {
     **{f"ddp, {name}": (name, TWO + STEP) for name in ALIGNMENTS},
     "ddp, one micro-batch": ("global and local", STEP),
-    "ddp, checkpointing": ("gloria", TWO + STEP + ", activation_checkpointing: true"),
     "fsdp, info_nce": ("info_nce", TWO + STEP + ", parallel: fsdp"),
-    "fsdp, siglip": ("siglip", TWO + STEP + ", parallel: fsdp"),
     "fsdp, global and gloria": ("global and gloria", TWO + STEP + ", parallel: fsdp"),
 }
 QUEUED = "use: ct.nce"

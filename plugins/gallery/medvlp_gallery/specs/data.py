@@ -21,7 +21,7 @@ OPTIONAL = ("heatmap", "gaze", "prior", "table", "text")
 @component("gallery.phantom", role=Role.DATA, build="medvlp_gallery.data:Phantoms")
 @attrs.frozen(kw_only=True)
 class PhantomSpec(ComponentSpec):
-    """Made-up chests with every field that a system of the gallery needs: heat maps, gaze, prior images, lung masks, tables, labels.
+    """Made-up chests with fields for every system: heat maps, gaze, prior images, lung masks, tables, labels.
 
     Nothing of it comes from patients, and heat maps, gaze, masks, priors, tables and texts never do: with ``folder`` the pictures
     are real ones, on which findings are drawn. It shows that a system runs, not what it is worth.

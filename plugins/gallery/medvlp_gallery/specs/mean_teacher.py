@@ -37,7 +37,7 @@ class VolumeNetSpec(ComponentSpec):
     "gallery.monai_unet",
     role=Role.PART,
     build="medvlp_gallery.monai_unet:MonaiUnet",
-    install="pip install medvlp-gallery[monai]",
+    install="pip install monai",
 )
 @attrs.frozen(kw_only=True)
 class MonaiUnetSpec(ComponentSpec):
