@@ -41,7 +41,7 @@ class Words(Tokenizer):
             DataError: there is no vocabulary yet (MV506).
         """
         numbers = {word: number for number, word in enumerate(self._fitted())}
-        end = [] if self.end_id is None else [self.end_id]
+        end = [number for token, number in self.spec.specials.items() if token == "[EOS]"]
         found = [list(_WORD.finditer(text))[: self.spec.max_length - 1 - len(end)] for text in texts]
         rows = [[SPECIALS["[CLS]"], *(numbers.get(one[0].lower(), SPECIALS["[UNK]"]) for one in words), *end] for words in found]
         spans = [[(-1, -1), *(one.span() for one in words), *((-1, -1) for _ in end)] for words in found]
