@@ -93,6 +93,7 @@ BROKEN_YAML = tuple(
 ALLOWED = (
     ("accumulate", r"accumulate_grad|register_post_accumulate_grad_hook", "torch's own name"),
     ("alone", r"encodes_alone_as_in_a_batch|is_the_same_alone_and_in_a_batch", "one sample, not one process"),
+    ("hidden", r"encoder_hidden_states", "transformers' own name"),
     ("hidden", r"(last_)?hidden_(states?|size|dim|dropout_prob)|.*_hidden_states_.*|num_hidden_layers", "transformers' own names"),
     ("hidden", r".*hidden (layer|width|states).*", "of a network's layers"),
     ("hidden", r".*last_hidden_state.*", "an example with transformers"),
@@ -214,6 +215,8 @@ def is_allowed(use: Use, word: str) -> bool:
         return True
     if word == "parts" and use.path == PARTS_OF_A_MODEL.as_posix():
         return True
+    if word == "begin" and use.path.endswith(".yaml"):
+        return True  # a key of a ramp in a recipe
     if word == "hidden" and not use.is_message and use.text == "hidden":
         return use.path.startswith(HIDDEN_WIDTHS)
     return any(word == one and re.fullmatch(pattern, use.text, re.DOTALL) for one, pattern, _ in ALLOWED)

@@ -215,7 +215,7 @@ def test_the_loop_writes_what_transformers_writes(trained: tuple[BuiltRun, Batch
         assert own.token_ids.shape[1] <= (length or 32)
 
 
-def test_a_text_goes_on_from_its_prompt(trained: tuple[BuiltRun, Batch]) -> None:
+def test_a_text_continues_its_prompt(trained: tuple[BuiltRun, Batch]) -> None:
     built, batch = trained
     ids, is_valid = built.model.generate(begun(batch, 3))
     assert torch.equal(ids[is_valid], batch["token_ids"][batch["text_is_valid"]])
