@@ -154,7 +154,7 @@ def test_a_text_for_each_image(writer: TrainedModel) -> None:
     assert drawn[0] == drawn[1] != drawn[2]
 
 
-def test_a_text_continues_a_prompt(writer: TrainedModel) -> None:
+def test_a_text_continues_its_prompt(writer: TrainedModel) -> None:
     found = writer.generate(FILMS, prompt="the heart")
     assert all(text.startswith("the heart") for text in found)
     with pytest.raises(ValueError, match="max_length must be above"):

@@ -125,6 +125,13 @@ def test_layers_may_compute_their_activations_again() -> None:
     check_equal(what(found), large(ALIGNMENTS["gloria"]))
 
 
+def test_projections_alone_may_be_trained() -> None:
+    frozen = ", freeze: ['image_encoder.*', 'text_encoder.*', 'decoders.*']"
+    found = Run.of(recipe(ALIGNMENTS["siglip"], FOUR + STEP + frozen)).train()
+    check_equal(what(found), Run.of(recipe(ALIGNMENTS["siglip"], frozen)).train())
+    assert all(name.startswith("alignments.") for name in found.gradients[0])
+
+
 def test_a_loss_scale_changes_nothing() -> None:
     found = Run.of(recipe(ALIGNMENTS["gloria"], FOUR + STEP))
     found.state.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
