@@ -122,7 +122,7 @@ class _WholeStep:
                 for number in range(self.share.micro_batches)
             ]
         index = [{"record_index": batch["record_index"].to(self.device)} for batch in self.micro_batches]
-        rows = {**put_together(found, self.contrast, self.sizes), **rows_of_step(index, self.sizes)}
+        rows = {**rows_and_common(found, self.contrast, self.sizes), **rows_of_step(index, self.sizes)}
         return rows, [{name: one.shape for name, one in ports.items()} for ports in found]
 
     def contrast_rows(self, rows: dict[str, Tensor]) -> tuple[StepOutput, dict[str, Tensor]]:
@@ -162,26 +162,26 @@ class _WholeStep:
 
 
 @torch.no_grad()
-def put_together(
-    parts: Sequence[Mapping[str, Tensor]], contrast: StepContrast, sizes: Sequence[Sequence[int]]
+def rows_and_common(
+    micro_batches: Sequence[Mapping[str, Tensor]], contrast: StepContrast, sizes: Sequence[Sequence[int]]
 ) -> dict[str, Tensor]:
     """The ports of a whole step, in the order of its records, in every process. Every process must ask.
 
     Axes that are padded are as long as the longest of all micro-batches.
 
     Shape:
-        parts (B, ...), result (T, ...), T the records of the step; ports without rows as they are.
+        micro_batches (B, ...), result (T, ...), T the records of the step; ports without rows as they are.
 
     Raises:
         SpecError: another axis has another length in some micro-batches (MV206).
     """
     keys = {str(key): key for key in contrast.ports if key not in contrast.common}
-    places = [(name, place) for name in keys for place in range(1, parts[0][name].ndim)]
+    places = [(name, place) for name in keys for place in range(1, micro_batches[0][name].ndim)]
     if not places:
         longest, shortest = {}, {}
     else:
-        lengths = torch.tensor([[part[name].shape[place] for name, place in places] for part in parts])
-        device = parts[0][places[0][0]].device
+        lengths = torch.tensor([[one[name].shape[place] for name, place in places] for one in micro_batches])
+        device = micro_batches[0][places[0][0]].device
         both = largest_over_ranks(torch.cat([lengths.amax(dim=0), -lengths.amin(dim=0)]).to(device)).tolist()
         longest = dict(zip(places, both[: len(places)], strict=True))
         shortest = {at: -length for at, length in zip(places, both[len(places) :], strict=True)}
@@ -193,14 +193,14 @@ def put_together(
             )
             raise SpecError(Problem(code="MV206", text=text, hint="take `contrast_over: step` out of train"))
     padded = []
-    for part in parts:
+    for one in micro_batches:
         ports = {}
         for name in keys:
-            missing = [longest[name, place] - part[name].shape[place] for place in range(1, part[name].ndim)]
+            missing = [longest[name, place] - one[name].shape[place] for place in range(1, one[name].ndim)]
             sides = [side for count in reversed(missing) for side in (0, count)]
-            ports[name] = F.pad(part[name], sides, value=_filling(name)) if any(sides) else part[name]
+            ports[name] = F.pad(one[name], sides, value=_filling(name)) if any(sides) else one[name]
         padded.append(ports)
-    common = {str(key): parts[0][str(key)] for key in contrast.common}
+    common = {str(key): micro_batches[0][str(key)] for key in contrast.common}
     return {**rows_of_step(padded, sizes), **common}
 
 

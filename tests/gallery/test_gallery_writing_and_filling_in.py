@@ -117,8 +117,8 @@ def test_code_and_pixels_sees_no_masked_and_no_unknown_cell() -> None:
     run = run_of("code_and_pixels")
     batch = batch_of(run)
     _, ports = step(run.model, batch)
-    hidden = ports["cell_is_masked@masked"] | ~batch["table_is_known"]
-    other = changed(batch, table=torch.where(hidden, batch["table"] + 7, batch["table"]))
+    is_unseen = ports["cell_is_masked@masked"] | ~batch["table_is_known"]
+    other = changed(batch, table=torch.where(is_unseen, batch["table"] + 7, batch["table"]))
     again = step(run.model, other)[1]
     assert torch.equal(again["table_encoder.cell_tokens@masked"], ports["table_encoder.cell_tokens@masked"])
     unknown = changed(batch, table=torch.where(batch["table_is_known"], batch["table"], batch["table"] + 7))

@@ -118,7 +118,7 @@ def test_every_shipped_recipe_plans_without_a_complaint(source: str | Path, host
 
 
 def test_every_preset_is_planned(host: PluginHost) -> None:
-    assert sorted(host.presets) == ["mpma:base", "mpma:small"]
+    assert {"mpma:base", "mpma:small"} <= set(host.presets)
 
 
 def test_the_paper_scale_example_takes_the_manifest_from_the_environment(host: PluginHost) -> None:

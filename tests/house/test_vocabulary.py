@@ -218,6 +218,8 @@ def is_allowed(use: Use, word: str) -> bool:
         return True
     if word == "parts" and use.path == PARTS_OF_A_MODEL.as_posix():
         return True
+    if word == "begin" and use.path.endswith(".yaml"):
+        return True  # a key of a ramp in a recipe
     if word == "hidden" and not use.is_message and use.text == "hidden":
         return use.path.startswith(HIDDEN_WIDTHS)
     return any(word == one and re.fullmatch(pattern, use.text, re.DOTALL) for one, pattern, _ in ALLOWED)

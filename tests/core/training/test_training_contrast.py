@@ -19,7 +19,7 @@ from medvlp_core.planning.wiring import PortKey
 from medvlp_core.runtime.distributed import all_gather_object, process_group
 from medvlp_core.training.checkpoint import WEIGHTS, load_state, load_weights, save_checkpoint
 from medvlp_core.training.events import StepSkipped
-from medvlp_core.training.whole_step import put_together
+from medvlp_core.training.whole_step import rows_and_common
 
 close = functools.partial(torch.testing.assert_close, rtol=1e-9, atol=1e-12)
 ALIGNMENTS = {
@@ -285,4 +285,4 @@ def test_micro_batches_with_other_numbers_of_visible_tokens_are_refused() -> Non
     with pytest.raises(
         SpecError, match=r"MV206\] image_encoder.image_tokens@masked has 2 entries along axis 1 .* 3 in another one"
     ):
-        put_together(parts, contrast, [[2, 2]])
+        rows_and_common(parts, contrast, [[2, 2]])
