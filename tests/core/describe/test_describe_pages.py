@@ -103,7 +103,9 @@ def test_a_bundle_prints_its_own_page(host: PluginHost, capsys: Any) -> None:
     assert re.findall(r"^### (\w+)\.", out, re.MULTILINE) == ["mpma"] * 5
 
 
-@pytest.mark.parametrize(("space", "hint"), [("mmpa", "did you mean 'mpma'? other bundles with components: gallery, open_cxr, standard")])
+@pytest.mark.parametrize(
+    ("space", "hint"), [("mmpa", "did you mean 'mpma'? other bundles with components: gallery, open_cxr, standard")]
+)
 def test_an_unknown_bundle_is_named(space: str, hint: str, capsys: Any) -> None:
     assert main(["docs", space]) == 1
     assert capsys.readouterr().err == f"[MV101] no component of the namespace {space!r} is installed\n    hint: {hint}\n"
