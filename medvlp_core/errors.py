@@ -53,6 +53,7 @@ CODES: dict[str, str] = {
     "MV209": "two components give the same port, or two slots share a name",
     "MV210": "a pre-trained part gets other inputs than it was trained with",
     "MV211": "a field that records may lack reaches a loss that does not know which are missing",
+    "MV212": "what a contrast takes or gives does not allow it to be one over the whole step",
     "MV301": "a plugin could not be loaded",
     "MV302": "a plugin declares something that is not allowed",
     "MV303": "a component could not be built",

@@ -173,12 +173,12 @@ class TrainedModel(Displayed):
 
         A decoder's own ``generate`` does it, with the settings of its recipe (``standard.caption_decoder``: greedy, beam search,
         sampling) unless ``options`` says otherwise (``num_beams=4``, ``do_sample=True``, ``temperature``, ``top_k``, ``top_p``).
-        A model without one, and a text that begins with a ``prompt``, is written by the core, token by token: greedily, or with
+        A model without one, and a text that goes on from a ``prompt``, is written by the core, token by token: greedily, or with
         ``do_sample`` as a draw. No draw depends on anything but ``seed``, if it is given, and the batch.
 
         Args:
             images: as in :meth:`encode_image`.
-            prompt: how each text begins; the result has it too.
+            prompt: how each text starts; the result has it too.
             max_length: tokens of the longest text, with [CLS] and the end; by default what the tokenizer allows.
             decoder: the slot of one of several decoders, the first one by default.
             seed: of draws.

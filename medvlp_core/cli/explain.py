@@ -12,9 +12,10 @@ from medvlp_core.cli.json_output import add_json_argument, print_json
 from medvlp_core.cli.plan_parts import beneficiaries, blocks_of, losses_of
 from medvlp_core.describe.code import forward_source
 from medvlp_core.describe.wording import yaml_value
+from medvlp_core.planning.contrast import mixes_rows
 from medvlp_core.planning.losses import weight_text
 from medvlp_core.planning.plan import ModelPlan
-from medvlp_core.planning.wiring import INPUTS, PlannedComponent, PortKey
+from medvlp_core.planning.wiring import INPUTS, Call, PlannedComponent, PortKey
 from medvlp_core.spec.component import params_of
 from medvlp_core.spec.contract import CLEAN, Symbol
 from medvlp_core.spec.roles import Role
@@ -127,9 +128,20 @@ def call_lines(plan: ModelPlan) -> Iterator[str]:
             yield f"       after the step: after_step({argument} = {shape(plan, key)}, of all records)"
         if losses := losses_of(plan, call):
             yield f"       losses {', '.join(losses)}"
+        if over := contrasted_over(plan, call):
+            yield f"       mixes {over}"
         if found := beneficiaries(plan, call):
             yield f"       for {', '.join(found)}"
     yield from view_lines(plan)
+
+
+def contrasted_over(plan: ModelPlan, call: Call) -> str:
+    """Over which rows a call that mixes rows runs; empty for other calls, and where a micro-batch is the whole step."""
+    if not mixes_rows(plan.wiring, call):
+        return ""
+    if plan.contrast is not None:
+        return "all rows of a step, of all micro-batches and processes"
+    return "the rows of one micro-batch, of all processes" if plan.train.gradient_accumulation_steps > 1 else ""
 
 
 def view_lines(plan: ModelPlan) -> Iterator[str]:

@@ -17,12 +17,14 @@ from medvlp_core.model.build import (
 )
 from medvlp_core.model.composed import ComposedModel
 from medvlp_core.model.each import run_each
+from medvlp_core.model.generation import GeneratedTexts
 from medvlp_core.model.weights import Adapt, LoadedWeights, fit_weights, read_weights
 
 __all__ = [
     "Adapt",
     "BuiltRun",
     "ComposedModel",
+    "GeneratedTexts",
     "LoadedWeights",
     "PartFailed",
     "adopt_dims",

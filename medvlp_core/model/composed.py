@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext
+from enum import Enum
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from medvlp_core.errors import DataError, MedvlpError, Problem, SpecError, describe_error
 from medvlp_core.model.between_steps import BetweenSteps, PartFailed
 from medvlp_core.model.each import run_each
 from medvlp_core.model.generation import GeneratedTexts, generate
 from medvlp_core.model.pair_scores import score_pairs
+from medvlp_core.model.running import Ports
 from medvlp_core.nn.batch import Batch, ImageFeatures, Output, StepOutput, TokenBatch
 from medvlp_core.nn.interfaces import Fusion, HasAttentionMaps, ImageEncoder, Masking, TextEncoder
 from medvlp_core.planning.connect import why_missing
@@ -23,9 +26,21 @@ from medvlp_core.planning.wiring import INPUTS, Call, Missing, PlannedComponent,
 from medvlp_core.spec.contract import Symbol
 from medvlp_core.spec.roles import Role
 
-Ports = dict[PortKey, Tensor]
 #: How far training has come: a scalar that the training loop puts into every batch.
 PROGRESS = PortKey("progress")
+
+
+class Phase(Enum):
+    """What a forward pass is for: the whole of a step, or one of the three of a contrast over a step.
+
+    ``PORTS`` computes what calls that mix rows take, of one micro-batch. ``CONTRAST`` runs these calls over the rows of the step,
+    which are its batch. ``ROWS`` runs all other calls on one micro-batch.
+    """
+
+    WHOLE = "whole"
+    PORTS = "ports"
+    CONTRAST = "contrast"
+    ROWS = "rows"
 
 
 class ComposedModel(BetweenSteps):
@@ -44,22 +59,65 @@ class ComposedModel(BetweenSteps):
         self.alignments = _block(parts, "model.alignments")
         self.decoders = _block(parts, "model.decoders")
         self._trained_calls = plan.trained_calls
+        self.contrast = plan.contrast
         self.reset_followers()
 
-    def forward(self, batch: Batch) -> StepOutput:
+    def forward(
+        self, batch: Batch, phase: Phase = Phase.WHOLE, gradients: Mapping[str, Tensor] | None = None, *, is_last: bool = False
+    ) -> StepOutput:
         """One training step: the plan's calls in order (``medvlp explain RECIPE`` prints them), and the weighted sum of the losses.
+
+        A step with ``train.contrast_over: step`` has several passes (:class:`Phase`). ``gradients`` are what its contrast asks of
+        the ports of a micro-batch; the pass that ``is_last`` reaches every trained parameter.
 
         Raises:
             SpecError: a component returned something else than its contract says (MV206).
             PartFailed: a component's own code raised something (MV306).
             DataError: a tensor of the batch is not there, or has another dtype or shape than the model takes (MV505).
         """
+        contrast = self.contrast
+        if phase is Phase.WHOLE or contrast is None:
+            return self._step(self.plan.calls, self.given(batch), batch)
+        if phase is Phase.PORTS:
+            ports = self.given(batch)
+            self._run_calls(contrast.before, ports, batch)
+            for call in contrast.mixing:
+                self._check_takes(call, ports, batch)
+            found = {str(key): ports[key] for key in contrast.ports}
+            return StepOutput(loss=ports[PROGRESS].new_zeros(()), losses={}, ports=found)
+        if phase is Phase.CONTRAST:
+            return self._step(contrast.mixing, {PortKey.parse(name): value for name, value in batch.items()}, batch)
         ports = self.given(batch)
+        output = self._step(contrast.row_wise, ports, batch)
+        pull = output.loss.new_zeros(())
+        for name, gradient in (gradients or {}).items():
+            port = ports[PortKey.parse(name)]
+            wide = torch.promote_types(port.dtype, torch.float32)  # of the value nobody makes use; it should be finite
+            pull = pull + (port.to(wide) * gradient.to(wide)).sum()
+        if is_last:
+            # Shards get their gradient in every pass; DistributedDataParallel would wait for a parameter that no call has used.
+            used = (one for one in self.parameters() if one.requires_grad and not isinstance(one, DTensor))
+            pull = pull + 0.0 * sum(one.sum() for one in used)
+        return output._replace(pull=pull)
+
+    def _step(self, calls: Iterable[Call], ports: Ports, batch: Batch) -> StepOutput:
+        """Run calls, which add to ``ports``, and weigh what they lose."""
+        losses, shown = self._run_calls(calls, ports, batch)
+        progress = ports[PROGRESS]
+        loss = sum(weight_at(self.plan.losses[name], progress) * value for name, value in losses.items())
+        loss = loss if isinstance(loss, Tensor) else progress.new_zeros(())
+        keys = dict.fromkeys(key for taken in self._after.values() for _, key in taken)
+        rows = {str(key): ports[key].detach() for key in keys if key in ports}
+        if any(len(one) != len(batch["record_index"]) for one in rows.values() if "record_index" in batch):
+            raise self._wrong_rows(rows, len(batch["record_index"]))
+        return StepOutput(loss=loss, losses=losses, ports=shown, rows=rows)
+
+    def _run_calls(self, calls: Iterable[Call], ports: Ports, batch: Batch) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Run calls in order, which add to ``ports``; their losses, and the ports that are shown."""
         losses: dict[str, Tensor] = {}
         shown: dict[str, Tensor] = {}
-        for call in self.plan.calls:
-            if lacking := [str(key) for _, key in call.takes if key not in ports]:
-                raise self._lacking(call, lacking, batch)
+        for call in calls:
+            self._check_takes(call, ports, batch)
             with nullcontext() if call in self._trained_calls else torch.no_grad():
                 output = self.run(call, {argument: ports[key] for argument, key in call.takes})
             ports |= (given := {key: output.ports[key.name] for key in call.gives})
@@ -67,13 +125,11 @@ class ComposedModel(BetweenSteps):
             component = self.plan.components[call.path]
             if component.opens is not None or component.role.info.emits_losses:
                 shown |= {str(key): value for key, value in given.items()}
-        progress = ports[PROGRESS]
-        loss = sum(weight_at(self.plan.losses[name], progress) * value for name, value in losses.items())
-        assert isinstance(loss, Tensor)
-        rows = {str(key): ports[key].detach() for taken in self._after.values() for _, key in taken}
-        if any(len(one) != len(batch["record_index"]) for one in rows.values() if "record_index" in batch):
-            raise self._wrong_rows(rows, len(batch["record_index"]))
-        return StepOutput(loss=loss, losses=losses, ports=shown, rows=rows)
+        return losses, shown
+
+    def _check_takes(self, call: Call, ports: Ports, batch: Batch) -> None:
+        if lacking := [str(key) for _, key in call.takes if key not in ports]:
+            raise self._lacking(call, lacking, batch)
 
     def run(self, call: Call, arguments: dict[str, Any]) -> Output:
         """What a call gives: its ports by name, its losses by their full names.
@@ -266,22 +322,22 @@ class ComposedModel(BetweenSteps):
 
     @torch.no_grad()
     def generate(self, batch: Batch, *, decoder: str | None = None, uses_own: bool = True, **options: Any) -> GeneratedTexts:
-        """Write a text for each row of a batch, from the tokens on that it holds: ``token_ids`` (B, P), [CLS] at least.
+        """Write a text for each row of a batch, which goes on from its prompt: ``token_ids`` (B, P), [CLS] at least.
 
-        The call ``generate`` of a decoder goes first, where there is one and the texts begin with nothing but [CLS]; it gets the
+        The call ``generate`` of a decoder goes first, where there is one and the prompts are nothing but [CLS]; it gets the
         options that are given. Else, and with ``uses_own=False``, the core appends one token after another, over the port
         ``next_word_logits``: only calls that the ids reach are run again. Use it in evaluation mode.
 
         Args:
-            batch: what the decoder comes from (``image``), and ``token_ids``; beginnings are equally long.
+            batch: what the decoder comes from (``image``), and ``token_ids``; prompts, equally long.
             decoder: the slot of one of several, the first one by default.
             uses_own: whether a decoder's own ``generate`` may be used.
-            options: ``max_length`` (tokens with the beginning; the longest text by default), ``end_id`` (the tokenizer's by
+            options: ``max_length`` (tokens with the prompt; the longest text by default), ``end_id`` (the tokenizer's by
                 default), ``do_sample``, ``temperature``, ``top_k``, ``top_p``, ``seed``; further ones go to the decoder.
 
         Raises:
             SpecError: the model writes no texts, or the option is none of the loop's (MV201).
-            DataError: the beginnings do not fit (MV505).
+            DataError: the prompts do not fit (MV505).
         """
         return generate(self, batch, decoder=decoder, uses_own=uses_own, **options)
 

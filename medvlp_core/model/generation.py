@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import attrs
 import torch
 from torch import Tensor
 
 from medvlp_core.errors import DataError, Problem, SpecError
+from medvlp_core.model.running import RunsCalls, computed
 from medvlp_core.nn.batch import Batch
 from medvlp_core.planning.sees import NEXT_WORD, text_along, texts_of
 from medvlp_core.planning.wiring import Call, PortKey
 from medvlp_core.spec.contract import Axis, Symbol
-
-if TYPE_CHECKING:
-    from medvlp_core.model.composed import ComposedModel
 
 #: The call of a decoder that writes texts in its own way.
 OWN = "generate"
@@ -27,7 +25,7 @@ class GeneratedTexts(NamedTuple):
     """Texts as ids.
 
     Shape:
-        token_ids (B, G) int64, with the beginnings; is_valid (B, G) bool, True up to the end of a text, which is among them.
+        token_ids (B, G) int64, prompts among them; is_valid (B, G) bool, True up to the end of a text, which is among them.
     """
 
     token_ids: Tensor
@@ -73,7 +71,7 @@ class NextToken:
 
 
 def generate(
-    model: ComposedModel,
+    model: RunsCalls,
     batch: Batch,
     *,
     decoder: str | None = None,
@@ -90,13 +88,13 @@ def generate(
     names = texts_of(model.plan.wiring).get(text, ())
     if not names:
         raise SpecError(Problem(code="MV201", text="this model has no text to write", hint="the recipe has no tokenizer"))
-    start = _beginnings(batch, names)
+    start = _prompts(batch, names)
     if own is not None and start[names[0]].shape[1] > 1:
         if model.plan.wiring.key(NEXT_WORD if decoder is None else f"{decoder}.{NEXT_WORD}") is not None:
             return generate(
                 model, batch, decoder=decoder, uses_own=False, max_length=max_length, end_id=end_id, seed=seed, **options
             )
-        shape = f"{own} begins every text itself, found a beginning of {start[names[0]].shape[1]} tokens"
+        shape = f"{own} starts every text itself, found a prompt of {start[names[0]].shape[1]} tokens"
         raise DataError(Problem(code="MV505", text=shape, hint="give the first token alone: [CLS]"))
     most = _longest(model, PortKey(names[0]))
     length = max_length if max_length is not None else most
@@ -110,7 +108,7 @@ def generate(
         return _one_by_one(model, {**batch, **start}, key, names, length, end, _chooser(options))
 
 
-def _own_call(model: ComposedModel, decoder: str | None) -> Call | None:
+def _own_call(model: RunsCalls, decoder: str | None) -> Call | None:
     """The first call ``generate`` that can be fed."""
     for component in model.plan.components.values():
         if OWN in component.calls and decoder in (None, component.slot):
@@ -130,18 +128,18 @@ def _chooser(options: dict[str, Any]) -> NextToken:
     return NextToken(**given)
 
 
-def _beginnings(batch: Batch, names: Sequence[str]) -> Batch:
-    """Ids, validity and word ids of the beginnings; nobody knows the words of what is not written yet."""
+def _prompts(batch: Batch, names: Sequence[str]) -> Batch:
+    """Ids, validity and word ids of the prompts; nobody knows the words of what is not written yet."""
     ids, valid, words, _ = names
     if ids not in batch or batch[ids].ndim != 2 or batch[ids].shape[1] < 1 or batch[ids].dtype != torch.int64:
         hint = "give at least [CLS] for each row: Tokenizer.encode([''] * rows).token_ids[:, :1]"
-        raise DataError(Problem(code="MV505", text=f"a text begins with {ids} (B, P) int64, and the batch holds none", hint=hint))
+        raise DataError(Problem(code="MV505", text=f"a text starts with {ids} (B, P) int64, and the batch holds none", hint=hint))
     if valid in batch and not bool(batch[valid].all()):
-        raise DataError(Problem(code="MV505", text=f"{valid}: beginnings must be equally long, found padding", hint="group them"))
+        raise DataError(Problem(code="MV505", text=f"{valid}: prompts must be equally long, found padding", hint="group them"))
     return {ids: batch[ids], valid: torch.ones_like(batch[ids], dtype=torch.bool), words: torch.full_like(batch[ids], -1)}
 
 
-def _longest(model: ComposedModel, key: PortKey) -> int | None:
+def _longest(model: RunsCalls, key: PortKey) -> int | None:
     provider = model.plan.wiring.provider(key)
     symbol = model.plan.wiring.symbol(provider.path, provider.call, provider.view, provider.spec.dims[-1])
     size = model.plan.wiring.table.size(symbol) if isinstance(symbol, Symbol) else symbol
@@ -168,8 +166,8 @@ def _up_to_the_end(ids: Tensor, end_id: int | None, first: int) -> Tensor:
     return is_end.cumsum(dim=1) - is_end.long() == 0
 
 
-def _with_own(model: ComposedModel, call: Call, batch: Batch, end_id: int | None, options: dict[str, Any]) -> GeneratedTexts:
-    ports = _computed(model, model.given(batch), model.plan.wiring.route(key for _, key in call.takes))
+def _with_own(model: RunsCalls, call: Call, batch: Batch, end_id: int | None, options: dict[str, Any]) -> GeneratedTexts:
+    ports = computed(model, model.plan.wiring.route(key for _, key in call.takes), model.given(batch))
     output = model.run(call, {**{argument: ports[key] for argument, key in call.takes}, **options})
     ids = output.ports[call.gives[0].name]
     is_valid = _up_to_the_end(ids, end_id, 1)
@@ -177,20 +175,8 @@ def _with_own(model: ComposedModel, call: Call, batch: Batch, end_id: int | None
     return GeneratedTexts(ids[:, :length], is_valid[:, :length])
 
 
-def _computed(model: ComposedModel, ports: dict[PortKey, Tensor], calls: Sequence[Call]) -> dict[PortKey, Tensor]:
-    """``ports``, and what these calls give."""
-    found = dict(ports)
-    for call in calls:
-        if lacking := [str(key) for _, key in call.takes if key not in found]:
-            text = f"what is written comes from {', '.join(lacking)} too, which the batch does not hold"
-            raise SpecError(Problem(code="MV201", text=text, hint=f"the batch holds {', '.join(map(str, ports))}"))
-        output = model.run(call, {argument: found[key] for argument, key in call.takes})
-        found |= {key: output.ports[key.name] for key in call.gives}
-    return found
-
-
 def _one_by_one(
-    model: ComposedModel, batch: Batch, key: PortKey, names: Sequence[str], length: int, end_id: int | None, choose: NextToken
+    model: RunsCalls, batch: Batch, key: PortKey, names: Sequence[str], length: int, end_id: int | None, choose: NextToken
 ) -> GeneratedTexts:
     """Append token after token; calls that no id reaches run once."""
     calls = model.plan.wiring.route([key])
@@ -201,11 +187,11 @@ def _one_by_one(
         call, taken = unknown[0]
         text = f"{call} takes {taken}, which nobody knows of a text that is still being written"
         raise SpecError(Problem(code="MV201", text=text, hint=f"what gives {NEXT_WORD} may read {names[0]} and {names[1]}"))
-    given = _computed(model, model.given(batch), [call for call in calls if call not in reached])
+    given = computed(model, [call for call in calls if call not in reached], model.given(batch))
     ids, is_valid = batch[names[0]], batch[names[1]]
     is_done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
     while ids.shape[1] < length and not bool(is_done.all()):
-        ports = _computed(model, {**given, ids_key: ids, valid_key: is_valid}, reached)
+        ports = computed(model, reached, {**given, ids_key: ids, valid_key: is_valid})
         found = choose(ports[key][:, -1])
         if end_id is not None:
             found = found.masked_fill(is_done, end_id)
@@ -226,7 +212,7 @@ def _reached(calls: Sequence[Call], keys: set[PortKey]) -> list[Call]:
     return found
 
 
-def _not_written(model: ComposedModel, names: Sequence[str]) -> set[PortKey]:
+def _not_written(model: RunsCalls, names: Sequence[str]) -> set[PortKey]:
     """What the tokenizer tells of a whole text beside ids and validity."""
     wiring = model.plan.wiring
     others = {key for key, one in wiring.batch.items() if one.path == "tokenizer" and names[0] == "token_ids"}

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from medvlp_core.errors import Problem, SpecError
+from medvlp_core.model.running import RunsCalls, computed
 from medvlp_core.nn.batch import Batch
 from medvlp_core.planning.wiring import BATCH, Call, PortKey
 from medvlp_core.spec.contract import Symbol
-
-if TYPE_CHECKING:
-    from medvlp_core.model.composed import ComposedModel
 
 MATCH = "match_score"
 _IMAGE, _TEXT, _BOTH = 1, 2, 3
 
 
-def score_pairs(model: ComposedModel, images: Batch, texts: Batch, *, head: str | None, chunk_size: int) -> Tensor:
+def score_pairs(model: RunsCalls, images: Batch, texts: Batch, *, head: str | None, chunk_size: int) -> Tensor:
     """See :meth:`medvlp_core.model.composed.ComposedModel.score`."""
     if chunk_size < 1:
         raise ValueError(f"chunk_size must be at least 1, found {chunk_size}")
@@ -47,11 +44,11 @@ def score_pairs(model: ComposedModel, images: Batch, texts: Batch, *, head: str 
         ports = dict(common)
         for side, row in ((_IMAGE, pair // counts[1]), (_TEXT, pair % counts[1])):
             ports |= {one: value[row] if _has_rows(model, one) else value for one, value in found[side].items()}
-        scores.append(_run(model, joint, ports)[key])
+        scores.append(computed(model, joint, ports)[key])
     return torch.cat(scores).reshape(counts) if scores else torch.zeros(counts)
 
 
-def _check_rows(model: ComposedModel, calls: Sequence[Call], key: PortKey) -> None:
+def _check_rows(model: RunsCalls, calls: Sequence[Call], key: PortKey) -> None:
     for call in calls:
         component = model.plan.components[call.path]
         if component.calls[call.name].mixes_rows:
@@ -60,7 +57,7 @@ def _check_rows(model: ComposedModel, calls: Sequence[Call], key: PortKey) -> No
             raise SpecError(Problem(code="MV201", text=text, position=component.position(), hint=hint))
 
 
-def _sides(model: ComposedModel, calls: Sequence[Call], images: Batch, texts: Batch) -> dict[PortKey, int]:
+def _sides(model: RunsCalls, calls: Sequence[Call], images: Batch, texts: Batch) -> dict[PortKey, int]:
     """What each port depends on: nothing of the two (0), images, texts or both."""
     if both := sorted(set(images) & set(texts)):
         text = f"{', '.join(both)} stands in both batches, so that nobody knows whether it goes with images or texts"
@@ -79,9 +76,7 @@ def _sides(model: ComposedModel, calls: Sequence[Call], images: Batch, texts: Ba
     return sides
 
 
-def _once(
-    model: ComposedModel, batch: Batch, calls: Sequence[Call], wanted: set[PortKey], chunk_size: int
-) -> dict[PortKey, Tensor]:
+def _once(model: RunsCalls, batch: Batch, calls: Sequence[Call], wanted: set[PortKey], chunk_size: int) -> dict[PortKey, Tensor]:
     """Some ports of all rows of a batch, computed for some rows at once."""
     parts: list[dict[PortKey, Tensor]] = []
     for start in range(0, _count(batch), chunk_size):
@@ -89,7 +84,7 @@ def _once(
             name: value[start : start + chunk_size] if _has_rows(model, PortKey.parse(name)) else value
             for name, value in batch.items()
         }
-        ports = _run(model, calls, model.given(rows))
+        ports = computed(model, calls, model.given(rows))
         parts.append({one: ports[one] for one in wanted})
     return {
         one: torch.cat([part[one] for part in parts]) if _has_rows(model, one) else parts[0][one]
@@ -98,23 +93,15 @@ def _once(
 
 
 def _common(
-    device: torch.device, model: ComposedModel, calls: Sequence[Call], sides: Mapping[PortKey, int], wanted: set[PortKey]
+    device: torch.device, model: RunsCalls, calls: Sequence[Call], sides: Mapping[PortKey, int], wanted: set[PortKey]
 ) -> dict[PortKey, Tensor]:
-    ports = _run(
+    ports = computed(
         model, [call for call in calls if sides[call.gives[0]] == 0], model.given({"progress": torch.ones((), device=device)})
     )
     return {one: ports[one] for one in wanted}
 
 
-def _run(model: ComposedModel, calls: Sequence[Call], ports: Mapping[PortKey, Tensor]) -> dict[PortKey, Tensor]:
-    found = dict(ports)
-    for call in calls:
-        output = model.run(call, {argument: found[key] for argument, key in call.takes})
-        found |= {key: output.ports[key.name] for key in call.gives}
-    return found
-
-
-def _has_rows(model: ComposedModel, key: PortKey) -> bool:
+def _has_rows(model: RunsCalls, key: PortKey) -> bool:
     """Whether the first axis of a port is the batch."""
     provider = model.plan.wiring.provider(key)
     if not provider.spec.dims:

@@ -86,10 +86,12 @@ class StepOutput(NamedTuple):
 
     ``loss`` is the weighted sum, ``losses`` every term without its weight under its full name (``gla.global``), ``ports`` what
     maskings and the calls with losses gave, by full name (``image_decoder.patch_prediction``, ``image_is_masked@masked``), ``rows``
-    what components get after the step (``Contract.after``), detached, by full name too.
+    what components get after the step (``Contract.after``), detached, by full name too. ``pull`` is the scalar whose gradient is
+    what contrasts over the whole step ask of this pass; its value means nothing.
     """
 
     loss: Tensor
     losses: dict[str, Tensor]
     ports: dict[str, Tensor]
     rows: Mapping[str, Tensor] = {}
+    pull: Tensor | None = None

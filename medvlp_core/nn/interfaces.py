@@ -190,7 +190,7 @@ class Decoder(nn.Module, ABC):
     """Reconstructs what was masked, or writes, and measures how well.
 
     One that writes texts may have a call ``generate`` of its own, which goes before the core's loop: it takes what the spec says,
-    ``token_ids`` among it, begins each text with their first column, and returns (B, G) ids, behind the end of a text whatever it
+    ``token_ids`` among it, starts each text with their first column, and returns (B, G) ids, behind the end of a text whatever it
     likes. By keyword it gets ``max_length`` too, and the options that a user gave; each of them needs a default.
     """
 

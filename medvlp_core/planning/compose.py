@@ -11,6 +11,7 @@ from packaging.requirements import InvalidRequirement, Requirement
 from medvlp_core.errors import Diagnostics, did_you_mean
 from medvlp_core.planning.components import read_components
 from medvlp_core.planning.connect import connect, why_missing
+from medvlp_core.planning.contrast import check_contrast
 from medvlp_core.planning.losses import read_losses
 from medvlp_core.planning.parameter_names import check_names
 from medvlp_core.planning.parameters import B, describe, read_block
@@ -68,6 +69,8 @@ def compose(recipe: Node, host: Host, diagnostics: Diagnostics, *, name: str = "
     wiring, calls = connect(components, broken, inputs, recipe, diagnostics)
     if train is not None and not broken:
         check_names(recipe, train, components, diagnostics)
+    if train is not None and train.contrast_over == "step" and not diagnostics.has_errors:
+        check_contrast(wiring, calls, diagnostics)
     if not heads and not broken & set(HEADS):
         hint = "add a block under model.alignments or model.decoders"
         diagnostics.add("MV105", "nothing to train: no component of the model emits a loss", at=recipe.position, hint=hint)

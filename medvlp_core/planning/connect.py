@@ -206,11 +206,16 @@ def _offers(wiring: Wiring) -> tuple[list[Call], list[Missing]]:
         offers += [one for call in found for one in (*wiring.route(key for _, key in call.takes), call)]
         # nobody has asked for `fused`, the core's own, so that nobody should read that it lacks something
         lacking = [one for name, call in calls.items() if name != "fused" and not isinstance(call, Call) for one in call]
-        if not found and not component.losses:  # what losses lack is reported already
+        # what losses lack is reported already, and an encoder that needs a mask is offered in views with one alone
+        if not found and not component.losses and not _runs_in_a_view(wiring, component):
             missing += lacking
         # an offer that cannot be fed does not exist; but a name with two meanings is a slip, wherever it stands
         missing += [root for one in lacking for root in one.roots() if root.candidates]
     return offers, missing
+
+
+def _runs_in_a_view(wiring: Wiring, component: PlannedComponent) -> bool:
+    return any(isinstance(wiring.call(component.path, name, view), Call) for name in component.calls for view in wiring.views)
 
 
 def _evaluator_needs(wiring: Wiring) -> Iterable[tuple[PlannedComponent, TensorSpec, PortKey]]:
@@ -247,7 +252,7 @@ def _tie(wiring: Wiring, call: Call, diagnostics: Diagnostics) -> None:
         if provider.spec.layout == "dropped" and isinstance(
             symbol := wiring.symbol(call.path, call.name, call.view, provider.spec.dims[place]), Symbol
         ):
-            wiring.table.bind(symbol, Axis(f"visible {key}"), call.path)
+            wiring.table.bind(symbol, Axis(f"visible {key}", is_padded=False), call.path)
 
 
 def _check_masked(wiring: Wiring, call: Call, diagnostics: Diagnostics) -> None:

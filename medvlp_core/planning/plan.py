@@ -11,6 +11,7 @@ import attrs
 from medvlp_core.display import Displayed, DisplayRow
 from medvlp_core.errors import Position, Problem, SpecError
 from medvlp_core.planning.after import Rows, rows_by_component
+from medvlp_core.planning.contrast import StepContrast, step_contrast
 from medvlp_core.planning.fields import InputPlan, input_plan
 from medvlp_core.planning.losses import Weight, weight_data, weight_text
 from medvlp_core.planning.wiring import INPUTS, Call, PlannedComponent, Wiring
@@ -144,6 +145,11 @@ class ModelPlan(Displayed):
                 found.add(call)
                 pending += [source for _, key in call.takes if (source := self.wiring.call_of(key)) is not None]
         return frozenset(found)
+
+    @property
+    def contrast(self) -> StepContrast | None:
+        """How the calls of a step are divided where contrasts are over the whole step; None if they are not, or there are none."""
+        return step_contrast(self.wiring, self.calls, self.trained_calls) if self.train.contrast_over == "step" else None
 
     @property
     def unused(self) -> frozenset[str]:

@@ -67,8 +67,8 @@ class Sight:
         provider = self.wiring.batch.get(key)
         if provider is None:
             return {}
-        giver = self.wiring.components.get(provider.path)
-        if giver is not None and giver.role is Role.TOKENIZER:
+        owner = self.wiring.components.get(provider.path)
+        if owner is not None and owner.role is Role.TOKENIZER:
             return {"text": provider.spec.sees or "all"}
         field = self.wiring.fields.get(self.wiring.field_ports.get(key.port, ""))
         on = self.wiring.fields.get(field.on or "") if field is not None else None

@@ -340,6 +340,8 @@ class Wiring:
     def source(self, component: PlannedComponent, argument: str, need: TensorSpec, view: str) -> PortKey | Missing:
         """What fills an argument of a component's call for a view, or why nothing does."""
         port, _, formal = component.needs.get(argument, need.port or argument).partition("@")
+        if argument not in component.needs and component.path not in FIXED_SLOTS and _gives_itself(component, port):
+            port = f"{component.slot}.{port}"  # a text encoder that follows another one encodes its own embeddings
         formal = formal or need.view or ""
         at = self.bound_view(component, formal) if formal else view
         if at is None:
@@ -435,6 +437,14 @@ def form_of(role: Role, name: str, contract: Contract) -> Literal["tuple", "tens
         return "output" if role.info.output == "Output" else "tuple"
     ports = {spec.port for spec in contract.gives.values() if spec.dtype != "shape"}
     return "tensor" if len(ports) == 1 and not contract.losses else "output"
+
+
+def _gives_itself(component: PlannedComponent, port: str) -> bool:
+    """Whether another call of the component gives the port: one that does not need it."""
+    return any(
+        port in {spec.port for spec in contract.gives.values()} and port not in {need.port for need in contract.needs.values()}
+        for contract in component.calls.values()
+    )
 
 
 def _given(call: Call, port: str) -> PortKey | None:

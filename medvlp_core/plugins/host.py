@@ -33,6 +33,7 @@ KNOWN_BUNDLES = {
     "mpma": "medvlp-mpma",
     "open_cxr": "medvlp-open-cxr",
     "bench": "medvlp-bench",
+    "gallery": "medvlp-gallery",
 }
 
 log = logging.getLogger("medvlp.plugins")

@@ -99,7 +99,12 @@ class TrainSpec(SpecBlock):
     epochs: float | None = param(None, help="passes over the training split", above=0)
     batch_size: int = param(32, help="pairs of one optimiser step, over all processes and micro-batches", at_least=1)
     gradient_accumulation_steps: int = param(
-        1, help="micro-batches of each process in one step; contrasts see the pairs of one micro-batch", at_least=1
+        1, help="micro-batches of each process in one step; what contrasts see, contrast_over says", at_least=1
+    )
+    contrast_over: str = param(
+        "micro_batch",
+        help="pairs that contrasts see: of a micro-batch of all processes, or of the whole step (what they need runs twice)",
+        one_of=("micro_batch", "step"),
     )
     drop_last: bool = param(True, help="drop an incomplete last batch of an epoch; false = it is a smaller step")
     learning_rate: float = param(1.5e-4, help="peak learning rate", above=0)

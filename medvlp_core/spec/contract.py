@@ -185,7 +185,8 @@ class Contract:
     ``after`` are rows that the module's method ``after_step`` gets after each step that changed the weights, of the whole step in
     the order of its records, for queues and prototypes: arguments of this call, or ports that the component gives. Their first
     axis is ``T``, the records of the step (``after={"image_embedding": "T E"}``).
-    ``mixes_rows``: the result of a row of the batch depends on other rows, as in a contrast.
+    ``mixes_rows``: the result of a row of the batch depends on other rows, as in a contrast. With ``train.contrast_over: step``
+    such a call runs once over the rows of all micro-batches and processes, and inside it there is one process.
 
     ``fields`` (of a data component): what its records hold beside an image and a text; each gives ports (docs/ports.md).
 
@@ -212,10 +213,14 @@ class Contract:
 
 @attrs.frozen
 class Axis:
-    """The length of a ragged axis, as long as its longest row in a batch: equal to itself only, at most ``bound``."""
+    """The length of a ragged axis, as long as its longest row in a batch: equal to itself only, at most ``bound``.
+
+    ``is_padded``: rows may be shorter, as texts are; the visible tokens of images are not.
+    """
 
     name: str
     bound: int | None = None
+    is_padded: bool = True
 
     def __str__(self) -> str:
         return self.name

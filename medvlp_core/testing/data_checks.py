@@ -7,11 +7,12 @@ from pathlib import Path
 
 import attrs
 
+from medvlp_core.data.fields import read_field
 from medvlp_core.data.images import read_gray
 from medvlp_core.data.records import DataSource, Record, fingerprint_records
 from medvlp_core.errors import DataError
 from medvlp_core.spec.roles import Role
-from medvlp_core.testing.checks import check, expect
+from medvlp_core.testing.checks import NotApplicable, check, expect
 from medvlp_core.testing.other_process import ask_other_process
 from medvlp_core.testing.subject import Example, Subject
 
@@ -34,12 +35,6 @@ def all_records(source: DataSource) -> Iterator[tuple[str, Record]]:
             yield split, record
 
 
-def _same(first: list[Record], second: list[Record]) -> bool:
-    """Whether records are equal, their fields by what the fingerprint says of them: arrays have no truth value."""
-    bare = [[attrs.evolve(one, fields={}) for one in some] for some in (first, second)]
-    return bare[0] == bare[1] and fingerprint_records({"": first}) == fingerprint_records({"": second})
-
-
 @check("data", roles=(Role.DATA,))
 def repeats_its_records(subject: Subject) -> None:
     """A split has the same records in the same order when it is asked again, and in another instance."""
@@ -51,10 +46,46 @@ def repeats_its_records(subject: Subject) -> None:
         for split in splits:
             first, again, of_other = (list(one.records(split)) for one in (source, source, other))
             expect(bool(first), f"{example}: the split {split!r} has no record")
-            expect(_same(first, again), f"{example}: the split {split!r} has other records, or another order, the second time")
             expect(
-                _same(first, of_other), f"{example}: the split {split!r} has other records, or another order, in another instance"
+                _facts(first) == _facts(again),
+                f"{example}: the split {split!r} has other records, or another order, the second time",
             )
+            expect(
+                _facts(first) == _facts(of_other),
+                f"{example}: the split {split!r} has other records, or another order, in another instance",
+            )
+
+
+def _facts(records: list[Record]) -> list[tuple[Record, str]]:
+    """What makes records equal. Arrays among their fields count by what the fingerprint says of them."""
+    return [(attrs.evolve(record, fields={}), fingerprint_records({"": [record]})) for record in records]
+
+
+@check("data", roles=(Role.DATA,))
+def gives_the_fields_it_declares(subject: Subject) -> None:
+    """Records have the fields that the contract declares, and no others; the first of every split can be read."""
+    without = True
+    for example, source in sources(subject):
+        declared = {name: field for contract in example.contracts.values() for name, field in contract.fields.items()}
+        without &= not declared
+        missing = set(declared)
+        for split, record in all_records(source):
+            unknown = sorted(set(record.fields) - set(declared))
+            expect(
+                not unknown,
+                f"{example}: record {record.id!r} of {split!r} has {', '.join(unknown)}, which contract() does not declare",
+            )
+            missing -= {name for name, value in record.fields.items() if value is not None}
+        expect(not missing, f"{example}: no record has the field {', '.join(sorted(missing))}")
+        for split in source.splits():
+            for record in list(source.records(split))[:OPENED]:
+                for name, value in record.fields.items():
+                    try:
+                        read_field(name, declared[name], value, record_id=record.id)
+                    except DataError as error:
+                        expect(False, f"{example}: record {record.id!r} of {split!r}: {error.problems[0].text}")
+    if without:
+        raise NotApplicable("its records hold an image and a text alone")
 
 
 @check("data", roles=(Role.DATA,))
@@ -65,10 +96,8 @@ def gives_sound_records(subject: Subject) -> None:
             who = f"{example}: record {record.id!r} of {split!r}"
             expect(isinstance(record.id, str) and bool(record.id), f"{who}: an id is a string that is not empty")
             expect(isinstance(record.text, str), f"{who}: the text is {type(record.text).__name__}, expected str")
-            is_path = isinstance(record.image_path, Path) or (record.image_path is None and bool(record.fields))
-            expect(
-                is_path, f"{who}: image_path is {type(record.image_path).__name__}, expected Path (or None, where there are fields)"
-            )
+            is_path = record.image_path is None or isinstance(record.image_path, Path)
+            expect(is_path, f"{who}: image_path is {type(record.image_path).__name__}, expected Path")
             wrong = {name: value for name, value in record.labels.items() if type(value) is not int or value not in (0, 1)}
             expect(not wrong, f"{who}: labels {wrong}, expected the integers 0 and 1; leave an unknown label out")
             is_known = record.text_kind in TEXT_KINDS

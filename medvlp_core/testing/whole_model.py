@@ -23,6 +23,7 @@ from medvlp_core.spec.roles import Role
 from medvlp_core.testing.checks import CheckFailed, NotApplicable
 from medvlp_core.testing.stub_components import plugin as stub_components
 from medvlp_core.testing.subject import Example, Subject
+from medvlp_core.testing.synthetic_batch import PATCH_PORTS, TEXT_PORTS, is_along, number_of
 from medvlp_core.training.events import Event, StepDone
 from medvlp_core.training.loop import train
 from medvlp_core.training.metrics_file import MetricsFile
@@ -120,13 +121,8 @@ def plan_model(example: Example, host: PluginHost, folder: Path) -> ModelPlan:
 
     Raises:
         CheckFailed: it fits into none.
-        NotApplicable: it needs a port that no stub component gives.
+        NotApplicable: it needs a port along the text that no stub component gives.
     """
-    needs = [need for call in example.trained for need in call.contract.needs.values() if not need.is_optional]
-    own = {spec.port for contract in example.contracts.values() for spec in contract.gives.values()}
-    strange = [need.port for need in needs if need.port not in PORTS and need.port not in own]
-    if strange:
-        raise NotApplicable(f"it needs {', '.join(map(str, strange))}, which no stub component of the kit gives")
     document = recipe(example)
     heads = [("alignments", "pairs"), ("decoders", "image"), ("decoders", "report")]
     heads = [(kind, slot) for kind, slot in heads if slot in document["model"][kind]]
@@ -173,6 +169,7 @@ def recipe(example: Example) -> dict[str, Any]:
     image_width = example.size(("image_tokens", "image_prefix", "fused_image_tokens"), 2, 24)
     given = _gives(example) if example.role is Role.FUSION else {"fused_text_tokens"}
     has_text = bool(given & {"fused_text_tokens", "fused_text_embeddings"})
+    strange = _strange(example)
     document: dict[str, Any] = {
         "medvlp": 1,
         "data": {"use": "kit.pairs"},
@@ -206,8 +203,43 @@ def recipe(example: Example) -> dict[str, Any]:
         },
         "train": {"steps": STEPS, "batch_size": PAIRS, "learning_rate": 1e-3, "warmup_fraction": 0.0},
     }
+    if strange:
+        document["model"]["parts"] = {"source": {"use": "kit.source", "gives": strange}}
+    if example.role is Role.PART:
+        document["model"]["decoders"]["distance"] = _distance(example)
     _put(document, example)
     return document
+
+
+def _strange(example: Example) -> dict[str, str]:
+    """The ports that no stub component of its role gives, with their shapes in numbers: ``kit.source`` gives them.
+
+    Raises:
+        NotApplicable: one stands along the text or the visible patches, whose number is another one in every batch.
+    """
+    own = {spec.port for contract in example.contracts.values() for spec in contract.gives.values()}
+    found: dict[str, str] = {}
+    for call in example.trained:
+        for need in call.contract.needs.values():
+            if need.is_optional or need.port in PORTS or need.port in own:
+                continue
+            rows = [dim if dim == "B" else number_of(dim, call.sizes) for dim in need.dims]
+            if None in rows or is_along(need, TEXT_PORTS, call.contract):
+                raise NotApplicable(f"it needs {need.port} ({need}), which no stub component of the kit gives")
+            if is_along(need, PATCH_PORTS, call.contract):
+                rows[1] = example.patches
+            found[str(need.port)] = " ".join(map(str, rows)) + (f":{need.dtype}" if need.dtype != "float" else "")
+    return found
+
+
+def _distance(example: Example) -> dict[str, Any]:
+    """A head that gives a part something to learn: a squared error of all float ports that it gives."""
+    reads: dict[str, int] = {}
+    for call in example.trained:
+        reads |= {str(port): len(spec.dims) for port, spec in call.given(call.contract.needs).items() if spec.dtype == "float"}
+    view = next(call.views[0] for call in example.trained)
+    needs = {port: f"{TESTED}.{port}" for port in reads}
+    return {"use": "kit.squared_error", "reads": reads, "view": view, "needs": needs}
 
 
 def _put(document: dict[str, Any], example: Example) -> None:

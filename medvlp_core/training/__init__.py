@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from medvlp_core.training.events import CheckpointSaved, Evaluated, Event, Observer, RunFinished, StepDone, StepSkipped, Stopped
-from medvlp_core.training.loop import count_steps, data_order, train, with_progress
+from medvlp_core.training.local_step import with_progress
+from medvlp_core.training.loop import count_steps, data_order, train
 from medvlp_core.training.metrics_file import MetricsFile, StepWindow
 from medvlp_core.training.optim import TimedFreeze, learning_rate_at, parameter_groups
 from medvlp_core.training.parallel import buffers_kept, layers_of, prepare

@@ -1,4 +1,5 @@
 """The training loop, to be read top to bottom: ``train`` calls ``forward_backward``, ``reduce_metrics`` and ``apply_update``.
+Contrasts over a whole step have passes of their own (medvlp_core.training.whole_step).
 
 A step is a function of the state before it and of its number: the pairs, their crops, masks and dropout are drawn from seeds that
 the number gives (medvlp_core.data.order). So a run that is killed and resumed from a checkpoint ends with the same bits.
@@ -25,34 +26,19 @@ from medvlp_core.runtime.device import autocast, to_device
 from medvlp_core.runtime.distributed import all_gather_object, rank, sum_over_ranks, world_size
 from medvlp_core.spec.blocks import TrainSpec
 from medvlp_core.training.events import Observer, StepDone, StepSkipped, Stopped
+from medvlp_core.training.local_step import LocalStep, with_progress
 from medvlp_core.training.optim import TimedFreeze, set_learning_rate
 from medvlp_core.training.parallel import sync_gradients, warm_up_ddp_buckets
 from medvlp_core.training.rows import rows_of_step
 from medvlp_core.training.state import TrainState
 from medvlp_core.training.stop import StopRequest
+from medvlp_core.training.whole_step import contrast_over_step, forward_backward_over_step
 
 #: Names of checkpoints hold a step in seven digits, so that they sort by step.
 MAX_STEPS = 9_999_999
 
 #: Code of the error for losses or gradients that are not finite.
 NOT_FINITE = "MV601"
-
-
-@attrs.frozen(kw_only=True)
-class LocalStep:
-    """What the micro-batches of one process gave in one step, not yet reduced over the processes.
-
-    ``losses``: (1 + terms,), the weighted sum and then every term of ``names``, each a sum over the pairs of this process divided
-    by all ``pairs`` of the step. ``rows``: numbers of its records. ``after``: of each micro-batch, what modules get after the step.
-    ``data_seconds``: for how long it waited for data.
-    """
-
-    losses: Tensor
-    names: tuple[str, ...]
-    rows: tuple[int, ...]
-    after: tuple[Mapping[str, Tensor], ...] = ()
-    pairs: int
-    data_seconds: float
 
 
 @attrs.frozen(kw_only=True)
@@ -97,6 +83,7 @@ def train(
     modules = {name: module for name, module in state.model.named_modules() if isinstance(module, ReportsStatistics)}
     warm_up_ddp_buckets(forward, pipeline.training_batches(order, range(1), share=share), device, spec.precision)
     read_statistics(modules)  # what that pass counted belongs to no step
+    contrast = contrast_over_step(state, spec)
     timed_freeze = TimedFreeze.of(state.model, spec.parameters)
     clock = time.perf_counter()
 
@@ -104,7 +91,22 @@ def train(
         torch.manual_seed(seed_of("masks", spec.seed, step, share.rank))  # and dropout
         learning_rate = set_learning_rate(state.optimizer, step, steps, spec)
         progress = step / steps
-        local = forward_backward(state, forward, batches, spec, pairs=order.size(step), progress=progress, device=device)
+        pairs = order.size(step)
+        if contrast is None:
+            local = forward_backward(state, forward, batches, spec, pairs=pairs, progress=progress, device=device)
+        else:
+            local = forward_backward_over_step(
+                state,
+                forward,
+                batches,
+                spec,
+                contrast=contrast,
+                share=share,
+                pairs=pairs,
+                progress=progress,
+                device=device,
+                forget_statistics=lambda: read_statistics(modules),
+            )
         timed_freeze.drop_gradients(progress)
         grad_norm = clip_gradients(state, spec.max_grad_norm)
         metrics = reduce_metrics(local, grad_norm, read_statistics(modules), is_stopping=stop.signal is not None)
@@ -170,11 +172,6 @@ def forward_backward(
     return LocalStep(losses=losses, names=names, rows=tuple(rows), after=tuple(after), pairs=pairs, data_seconds=data_seconds)
 
 
-def with_progress(batch: Batch, progress: float, device: torch.device) -> Batch:
-    """A batch with the port ``progress``, which components may need and weights of losses may depend on."""
-    return {**batch, "progress": torch.full((), progress, device=device)}
-
-
 def clip_gradients(state: TrainState, max_norm: float | None) -> Tensor:
     """Undo the loss scale and clip to ``max_norm`` (None = no clipping); the norm before that, over all shards. Shape: ()."""
     state.scaler.unscale_(state.optimizer)
@@ -234,8 +231,8 @@ def hand_rows(state: TrainState, local: LocalStep, share: Share, *, seed: int) -
     All processes hand on the same rows and draw from the same ``seed``, so that the state is the same everywhere. It needs no
     rollback: it is not changed before it is certain that the step counts.
     """
-    if any(local.after):
-        rows = rows_of_step(local.after, share.sizes(local.pairs))
+    if any(local.after) or local.after_all:
+        rows = {**local.after_all, **rows_of_step(local.after, share.sizes(local.pairs))}
         torch.manual_seed(seed)
         state.model.after_step(rows)
 

@@ -119,3 +119,66 @@ def test_a_trained_model_works_without_the_weights_that_it_began_with(
 def test_a_temperature_of_zero_is_refused(model: TrainedModel) -> None:
     with pytest.raises(ValueError, match="temperature must be above 0, found 0"):
         model.zero_shot(FILMS, {"Pneumonia": "pneumonia", "No Finding": "clear lungs"}, temperature=0.0)
+
+
+# ----------------------------------------------------------------------------------------------------------- texts and pairs
+
+
+@pytest.fixture(scope="module")
+def writer(save_untrained: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> TrainedModel:
+    folder = tmp_path_factory.mktemp("writing")
+    text = """\
+medvlp: 1
+data: {use: open_cxr.pairs, sources: [nih]}
+tokenizer: {use: standard.wordpiece, vocab_size: 300, max_length: 16, end_of_text: true}
+model:
+  image_encoder:
+    {use: standard.timm_vit, model: vit_tiny_patch16_224, image_size: 32, channels: 1, patch_size: 8, width: 32, depth: 1, heads: 2}
+  decoders: {caption: {use: standard.caption_decoder, width: 32, layers: 1, heads: 2, num_beams: 2}}
+train: {steps: 4, batch_size: 4}
+"""
+    (folder / "writer.yaml").write_text(text, encoding="utf-8")
+    return medvlp_core.load(save_untrained(folder / "writer.yaml", folder / "run"), device="cpu", batch_size=2)
+
+
+def test_a_text_for_each_image(writer: TrainedModel) -> None:
+    found = writer.generate(FILMS)
+    assert [type(text) for text in found] == [str] * 3
+    assert writer.generate(FILMS[1]) == found[1:2], "alone as in a batch"
+    model, tokenizer = writer.run.model, writer.run.tokenizer
+    images, start = torch.cat([writer.run.read_image(path) for path in FILMS]), tokenizer.encode([""] * 3).token_ids[:, :1]
+    ids, is_valid = model.generate({"image": images, "token_ids": start})
+    assert found == [tokenizer.text(row[here].tolist()) for row, here in zip(ids, is_valid, strict=True)]
+    assert writer.generate(FILMS, num_beams=1) == writer.generate(FILMS, uses_own=False)
+    drawn = [writer.generate(FILMS, do_sample=True, num_beams=1, seed=seed) for seed in (0, 0, 1)]
+    assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_a_text_continues_its_prompt(writer: TrainedModel) -> None:
+    found = writer.generate(FILMS, prompt="the heart")
+    assert all(text.startswith("the heart") for text in found)
+    with pytest.raises(ValueError, match="max_length must be above"):
+        writer.generate(FILMS, prompt="the heart", max_length=2)
+
+
+def test_a_model_that_writes_and_scores_nothing_says_so(model: TrainedModel) -> None:
+    with pytest.raises(MedvlpError, match=r"MV201.*does not give the port next_word_logits"):
+        model.generate(FILMS)
+    with pytest.raises(MedvlpError, match=r"MV201.*does not give the port match_score"):
+        model.score(FILMS, TEXTS)
+
+
+def test_scores_of_all_pairs(tmp_path: Path) -> None:
+    from toy_writers import MATCHER, writers_host
+
+    from medvlp_core.model.build import build_run
+    from medvlp_core.planning.compose import plan_recipe
+    from medvlp_core.training.checkpoint import LoadedRun
+
+    (tmp_path / "matcher.yaml").write_text(MATCHER, encoding="utf-8")
+    built = build_run(plan_recipe(tmp_path / "matcher.yaml", host=writers_host()), seed=0)
+    run = LoadedRun(plan=built.plan, model=built.model.eval(), found_tokenizer=built.pipeline.tokenizer, metadata={"step": 0})
+    model = TrainedModel(run=run, batch_size=2)
+    scores = model.score(FILMS, TEXTS[:2])
+    assert scores.shape == (3, 2)
+    torch.testing.assert_close(model.score(FILMS[1], TEXTS[1]), scores[1:2, 1:2], rtol=1e-4, atol=1e-6)

@@ -100,6 +100,11 @@ class Solver:
         block = self.slots[slot]
         need = block["calls"][call].needs[argument]
         name, _, formal = block.get("needs", {}).get(argument, self.port(call, need.port, given=False)).partition("@")
+        if argument not in block.get("needs", {}) and slot not in FIXED:
+            for other, contract in block["calls"].items():  # what another call of it gives comes first
+                gives = {self.port(other, one.port, given=True) for one in contract.gives.values()}
+                needs = {self.port(other, one.port, given=False) for one in contract.needs.values()}
+                name = f"{slot}.{name}" if name in gives - needs else name
         view = block.get("views", {}).get(formal or need.view, formal or need.view)
         if view == "masked" and "masked" not in self.openers and len(self.openers) == 1:
             view = next(iter(self.openers))

@@ -2,7 +2,9 @@
 
 A page is cut at its ``## `` headings; each section has a folder of its own. Fenced blocks in order:
 
-* a block with a file name behind its language (three backticks, ``yaml broken.yaml``) becomes that file,
+* a block with a file name behind its language (three backticks, ``yaml broken.yaml``) becomes that file; a Python file that says
+  MEDVLP_INTERFACE is a plug-in, installed for the section; so is every package ``my_ROLE`` that the section names, as
+  ``medvlp new my_ROLE --role ROLE`` writes it,
 * ``console``: lines with ``$ `` are ``medvlp`` command lines (``NAME=value`` before them sets the environment), the others what
   they print, on stdout and stderr together; ``...`` stands for anything,
 * ``python`` runs; a ``text`` block right behind it is what it prints, or the message that it stops with.
@@ -23,6 +25,8 @@ import pytest
 
 from medvlp_core.cli import main
 from medvlp_core.errors import MedvlpError
+from medvlp_core.scaffold.package import NewPackage, render, write
+from medvlp_core.spec.roles import Role
 
 FENCE = re.compile(r"^```(\w*) ?(\S*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
@@ -59,6 +63,9 @@ def sections(page: Path) -> list[Section]:
 def run_section(section: Section, monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[tuple[Block, str]]:
     """Run the examples of a section in ``folder``; the blocks that show output, with the real output."""
     monkeypatch.chdir(folder)
+    for role in new_packages(section):
+        write(render(new_package(role)), folder / f"my_{role}")
+        install(f"my_{role}", f"my_{role}.plugin", folder / f"my_{role}", monkeypatch)
     found: list[tuple[Block, str]] = []
     names: dict[str, object] = {"__name__": "example"}
     printed: str | None = None
@@ -67,8 +74,12 @@ def run_section(section: Section, monkeypatch: pytest.MonkeyPatch, folder: Path)
             pass
         elif block.name:
             path = Path(block.name)
+            if path.parts[0] in {f"my_{role}" for role in new_packages(section)}:
+                continue  # it is there, and the same: tests/house/test_tutorial.py
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(block.text, encoding="utf-8")
+            if path.suffix == ".py" and "MEDVLP_INTERFACE" in block.text and path.parent == Path():
+                install(path.stem, path.stem, folder, monkeypatch)
         elif block.language == "console":
             commands = [line for line in block.text.splitlines() if line.startswith("$ ")]
             found.append((block, "".join(f"{line}\n{command_output(line[2:], monkeypatch)}" for line in commands)))
@@ -79,6 +90,25 @@ def run_section(section: Section, monkeypatch: pytest.MonkeyPatch, folder: Path)
             found.append((block, printed))
         printed = None
     return found
+
+
+def new_packages(section: Section) -> list[Role]:
+    """The roles of the packages ``my_ROLE`` that a section uses."""
+    return [role for role in Role if re.search(rf"\bmy_{role}\b", section.text)]
+
+
+def new_package(role: Role) -> NewPackage:
+    """``my_ROLE``, as ``medvlp new my_ROLE --role ROLE`` writes it."""
+    return NewPackage(name=f"my_{role}", role=role, component=role.info.template)
+
+
+def install(namespace: str, module: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a module in ``folder`` a plug-in, as long as the section runs."""
+    facts = folder / f"{namespace}-0.1.0.dist-info"
+    facts.mkdir()
+    (facts / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {namespace.replace('_', '-')}\nVersion: 0.1.0\n")
+    (facts / "entry_points.txt").write_text(f"[medvlp.plugins]\n{namespace} = {module}\n")
+    monkeypatch.syspath_prepend(str(folder))
 
 
 def command_output(line: str, monkeypatch: pytest.MonkeyPatch) -> str:

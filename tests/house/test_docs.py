@@ -40,9 +40,17 @@ RUNNABLE = (
     "quickstart.md",
     "training.md",
     "versioning.md",
+    "which-opening.md",
+    "write-a-plugin.md",
     "yaml.md",
 )
-EXAMPLES = [(page, section) for page in RUNNABLE for section in sections(DOCS / page) if section.blocks]
+#: The tutorial's own package is tried in tests/e2e/test_e2e_scaffold.py.
+EXAMPLES = [
+    (page, section)
+    for page in RUNNABLE
+    for section in sections(DOCS / page)
+    if section.blocks and "acme_fusion" not in section.text
+]
 
 
 def steady(text: str) -> str:
@@ -167,7 +175,7 @@ def test_every_standard_port_is_in_the_table(host: PluginHost) -> None:
         given.setdefault(spec.port, set()).add(len(spec.dims))
     for port, dims, _ in rows:
         written = dims.partition(":")[0].split()
-        assert given.get(port, {len(written)}) == {len(written)}, port
+        assert len(written) in given.get(port, {len(written)}), port  # beside it, volumes and the axis of each sentence
         if match := re.search(r"\((B, [^)]*)\)", PORTS[port]):
             assert match.group(1).replace(",", "").split() == written, port
 

@@ -102,7 +102,7 @@ def test_the_help_of_public_names_explains_them(module: str) -> None:
 
 
 def test_the_examples_are_all_found() -> None:
-    assert [path.stem for path in EXAMPLES] == ["mixed_cross_attention", "mixed_m3ae_like", "mpma", "mpma_small"]
+    assert [path.stem for path in EXAMPLES] == ["captioning", "mixed_cross_attention", "mixed_m3ae_like", "mpma", "mpma_small"]
 
 
 @pytest.mark.parametrize("source", [*EXAMPLES, "mpma:base", "mpma:small"], ids=lambda source: Path(source).name)

@@ -1,18 +1,21 @@
-"""The tutorial shows the files of examples/acme_fusion as they are. Its commands are run in tests/e2e/test_e2e_scaffold.py."""
+"""The tutorial shows the files of examples/acme_fusion as they are, and then files of new packages, as `medvlp new` writes them.
+
+The commands about acme_fusion are run in tests/e2e/test_e2e_scaffold.py, the sections behind them in test_docs.py.
+"""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from doc_examples import Block, sections
+from doc_examples import Block, new_package, sections
 
 from medvlp_core.scaffold.package import NewPackage, render
 from medvlp_core.spec.roles import ROLES, Role
 
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "write-a-plugin.md"
-BLOCKS = [block for section in sections(PAGE) for block in section.blocks]
+BLOCKS = [block for section in sections(PAGE) if "acme_fusion" in section.text for block in section.blocks]
 EXAMPLE = ROOT / "examples" / "acme_fusion"
 
 
@@ -28,6 +31,14 @@ def test_code_blocks_are_the_files_that_they_name() -> None:
     assert set(files) == written | {"acme_fusion/acme_fusion/presets/small.yaml"}
     for name, block in shown("toml").items():
         assert f"\n{block.text}\n" in (EXAMPLE.parent / name).read_text(encoding="utf-8")
+
+
+def test_files_of_new_packages_are_as_the_command_writes_them() -> None:
+    blocks = [block for section in sections(PAGE) for block in section.blocks if re.match(r"my_\w+/", block.name)]
+    assert len(blocks) >= 5
+    for block in blocks:
+        package, _, path = block.name.partition("/")
+        assert block.text == render(new_package(Role(package.removeprefix("my_"))))[path].decode(), block.name
 
 
 def test_the_mistake_can_be_made_in_the_file_that_it_names() -> None:

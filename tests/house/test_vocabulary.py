@@ -93,7 +93,11 @@ BROKEN_YAML = tuple(
 ALLOWED = (
     ("accumulate", r"accumulate_grad|register_post_accumulate_grad_hook", "torch's own name"),
     ("alone", r"encodes_alone_as_in_a_batch|is_the_same_alone_and_in_a_batch", "one sample, not one process"),
-    ("hidden", r"(last_)?hidden_(states?|size|dim|dropout_prob)|.*_hidden_states_.*|num_hidden_layers", "transformers' own names"),
+    (
+        "hidden",
+        r"(last_|encoder_)?hidden_(states?|size|dim|dropout_prob)|.*_hidden_states_.*|num_hidden_layers",
+        "transformers' own names",
+    ),
     ("hidden", r".*hidden (layer|width|states).*", "of a network's layers"),
     ("hidden", r".*last_hidden_state.*", "an example with transformers"),
     ("last_batch", r"train\.last_batch=keep", "a habit, which is answered"),

@@ -159,6 +159,15 @@ class ContrastSpec(Toy):
         }
 
 
+@component("toy.whitening", role=Role.PART, build=BUILD)
+@attrs.frozen(kw_only=True)
+class WhiteningSpec(Toy):
+    """Makes the features of a batch uncorrelated."""
+
+    def contract(self) -> Contract:
+        return Contract(needs={"image_tokens": "B S D"}, gives={"image_tokens": "B S D"}, mixes_rows=True)
+
+
 @component("toy.pixels", role=Role.DECODER, build=BUILD)
 @attrs.frozen(kw_only=True)
 class PixelsSpec(Toy):
@@ -218,6 +227,7 @@ SPECS: tuple[type[ComponentSpec], ...] = (
     CrossAttentionSpec,
     LateFusionSpec,
     ContrastSpec,
+    WhiteningSpec,
     PixelsSpec,
     MlmSpec,
     RetrievalSpec,

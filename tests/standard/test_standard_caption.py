@@ -14,9 +14,12 @@ from torch import Tensor
 
 from medvlp_core.errors import DataError, SpecError
 from medvlp_core.model.build import BuiltRun, build_run
-from medvlp_core.nn.batch import Batch
+from medvlp_core.nn.batch import Batch, Output
 from medvlp_core.planning.compose import plan_recipe
 from medvlp_core.plugins.host import PluginHost
+from medvlp_core.testing.behaviour_checks import sees_only_the_past
+from medvlp_core.testing.checks import CheckFailed
+from medvlp_core.testing.subject import Subject
 
 DIMS = {"Di": 6, "V": 20, "L": 9, "End": 4}
 EXAMPLE = Path(__file__).parents[2] / "examples" / "configs" / "captioning.yaml"
@@ -146,6 +149,21 @@ def test_samples_follow_the_seed_and_the_temperature() -> None:
     assert torch.equal(sample(0, top_p=1e-6), part.generate(given["image_tokens"], start, do_sample=False))
 
 
+def test_the_kit_catches_a_decoder_that_peeks_at_the_next_word(host: PluginHost, monkeypatch: pytest.MonkeyPatch) -> None:
+    sees_only_the_past(Subject(host, "standard.caption_decoder"))
+    right = CaptionDecoder.forward
+
+    def peeking(self: CaptionDecoder, image_tokens: Tensor, token_ids: Tensor, text_is_valid: Tensor) -> Output:
+        found = right(self, image_tokens, token_ids, text_is_valid)
+        logits = found.ports["next_word_logits"]
+        answer = torch.nn.functional.one_hot(token_ids.roll(-1, dims=1), logits.shape[-1])
+        return Output(ports={"next_word_logits": logits + 0.01 * answer}, losses=found.losses)
+
+    monkeypatch.setattr(CaptionDecoder, "forward", peeking)
+    with pytest.raises(CheckFailed, match="next_word_logits is declared with sees='past', and up to position 0 it is another"):
+        sees_only_the_past(Subject(host, "standard.caption_decoder"))
+
+
 # --------------------------------------------------------------------------------------------------------- in a whole model
 
 
@@ -197,7 +215,7 @@ def test_the_loop_writes_what_transformers_writes(trained: tuple[BuiltRun, Batch
         assert own.token_ids.shape[1] <= (length or 32)
 
 
-def test_a_text_goes_on_from_its_beginning(trained: tuple[BuiltRun, Batch]) -> None:
+def test_a_text_continues_its_prompt(trained: tuple[BuiltRun, Batch]) -> None:
     built, batch = trained
     ids, is_valid = built.model.generate(begun(batch, 3))
     assert torch.equal(ids[is_valid], batch["token_ids"][batch["text_is_valid"]])
@@ -226,13 +244,13 @@ def test_draws_depend_on_the_seed_alone(trained: tuple[BuiltRun, Batch]) -> None
 
 def test_what_cannot_be_written_is_said(trained: tuple[BuiltRun, Batch]) -> None:
     built, batch = trained
-    with pytest.raises(DataError, match=r"\[MV505\] a text begins with token_ids"):
+    with pytest.raises(DataError, match=r"\[MV505\] a text starts with token_ids"):
         built.model.generate({"image": batch["image"]})
-    with pytest.raises(DataError, match=r"\[MV505\] text_is_valid: beginnings must be equally long"):
+    with pytest.raises(DataError, match=r"\[MV505\] text_is_valid: prompts must be equally long"):
         built.model.generate(batch)
     with pytest.raises(SpecError, match=r"\[MV201\] writing one token after another has no option num_beams"):
         built.model.generate(begun(batch), uses_own=False, num_beams=2)
-    with pytest.raises(SpecError, match=r"\[MV201\] what is written comes from image too"):
+    with pytest.raises(SpecError, match=r"\[MV201\] model.image_encoder takes image, which the batch does not hold"):
         built.model.generate({"token_ids": batch["token_ids"][:, :1]}, uses_own=False)
     with pytest.raises(ValueError, match="max_length must be above 1 and at most 32, found 33"):
         built.model.generate(begun(batch), max_length=33)

@@ -209,6 +209,27 @@ def test_punctuation_comes_back_as_it_is_written() -> None:
     assert lettered().end_id == 4
 
 
+def test_texts_end_if_they_shall_and_cut_ones_too(tmp_path: Path) -> None:
+    spec = WordPieceSpec(vocab_size=220, max_length=6, end_of_text=True)
+    tokenizer = WordPiece(spec, {})
+    tokenizer.fit(TEXTS)
+    assert tokenizer.token_strings(range(5)) == ["[PAD]", "[UNK]", "[CLS]", "[MASK]", "[EOS]"]
+    assert tokenizer.end_id == 4
+    long, empty = tokenizer.encode([TEXTS[0] * 5, ""])[0].tolist()
+    assert (len(long), long[0], long[-1], long.count(4)) == (6, 2, 4, 1)
+    assert empty == [2, 4, 0, 0, 0, 0]
+    assert tokenizer.text([2, 4, 0]) == ""
+    assert tokenizer.text([4, *long]) == tokenizer.text(long)
+    tokenizer.save(tmp_path)
+    again = WordPiece(spec, {})
+    again.load(tmp_path)
+    assert torch.equal(again.encode(TEXTS).token_ids, tokenizer.encode(TEXTS).token_ids)
+    shared().save(tmp_path / "endless")
+    with pytest.raises(DataError, match="its special tokens differ"):
+        again.load(tmp_path / "endless")
+    assert [text for _, text, _ in WordPieceSpec(max_length=2, end_of_text=True).problems()] != []
+
+
 @settings(max_examples=20, deadline=None)
 @given(text=letters, length=st.integers(2, 12))
 def test_truncation_keeps_the_start(text: str, length: int) -> None:
@@ -310,7 +331,7 @@ def test_a_real_tokenizer_gives_transformers_ids(minilm: str, tmp_path: Path) ->
     assert spec.contract().gives["vocabulary"].dims == (30522, 103)
     tokenizer = HfTokenizer(spec, {})
     tokenizer.fit(TEXTS)
-    assert tokenizer.dims() == {"V": 30522, "Mask": 103}
+    assert tokenizer.dims() == {"V": 30522, "Mask": 103, "End": 102}
     plain = AutoTokenizer.from_pretrained(minilm, local_files_only=True)
     wanted = plain(TEXTS, truncation=True, max_length=16, padding=True, return_tensors="pt")
     found = tokenizer.encode(TEXTS)

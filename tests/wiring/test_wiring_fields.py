@@ -285,3 +285,20 @@ def test_an_axis_that_nothing_has_is_said(host: PluginHost) -> None:
     plan, errors = planned(document, host)
     assert plan is None
     assert any("has a further axis" in str(error) for error in errors)
+
+
+# ------------------------------------------------------------------------------------------- calls that hand on to each other
+
+
+@pytest.mark.parametrize("block", [{"share": "model.text_encoder"}, {"follow": "model.text_encoder", "decay": 0.9}])
+def test_a_text_encoder_beside_another_one_encodes_its_own_embeddings(block: dict[str, Any], host: PluginHost) -> None:
+    document = recipe({"text_tokens": "B L 16"})
+    document["model"]["text_encoder"] = {"use": "standard.bert", "width": 16, "layers": 1, "heads": 2}
+    needs = {"token_ids": "findings_token_ids", "text_is_valid": "findings_is_valid"}
+    document["model"]["parts"] = {"second": {**block, "needs": needs}}
+    document["model"]["decoders"]["keeper"]["needs"] = {"text_tokens": "second.text_tokens"}
+    plan, errors = planned(document, host)
+    assert plan is not None, errors
+    calls = {str(call): dict(call.takes) for call in plan.calls}
+    assert list(calls) == ["model.parts.second.embed", "model.parts.second.encode", "model.decoders.keeper"]
+    assert str(calls["model.parts.second.encode"]["text_embeddings"]) == "second.text_embeddings"

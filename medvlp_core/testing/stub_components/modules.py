@@ -19,6 +19,7 @@ from medvlp_core.nn import (
     Masking,
     MaskPlan,
     Output,
+    Part,
     SelfAttentionBlock,
     TextEncoder,
     insert_mask_tokens,
@@ -38,6 +39,8 @@ from medvlp_core.testing.stub_components.specs import (
     ImageEncoderSpec,
     MaskingSpec,
     ReportDecoderSpec,
+    SourceSpec,
+    SquaredErrorSpec,
     TextEncoderSpec,
 )
 
@@ -195,3 +198,45 @@ class WordDecoder(Decoder):
         """Predict the masked words; the loss ``words`` is their mean cross-entropy."""
         logits = self.to_vocabulary(text_tokens[text_is_masked])
         return Output(ports={"word_logits": logits}, losses={"words": word_loss(logits, token_ids[text_is_masked])})
+
+
+class SquaredError(Decoder):
+    """``mean (x - 1)^2`` of each port, summed over ports. It has no weights."""
+
+    def __init__(self, spec: SquaredErrorSpec, dims: Dims) -> None:
+        super().__init__(spec, dims)
+
+    def forward(self, **given: Tensor) -> Output:
+        """The loss ``distance``."""
+        distances = [(value.float() - 1).square().mean() for value in given.values()]
+        return Output(losses={"distance": torch.stack(distances).sum()})
+
+
+class Source(Part):
+    """``x_b = x + mean(image tokens of b)`` for every float port; zeros for whole numbers, and True."""
+
+    def __init__(self, spec: SourceSpec, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        gives = spec.contract().gives
+        self.specs = {port: one for port, one in gives.items() if one.dtype != "shape"}
+        shapes = {port: [1 if dim == "B" else int(dim) for dim in one.dims] for port, one in self.specs.items()}
+        self.learned = nn.ParameterDict(
+            {port: torch.randn(shape) for port, shape in shapes.items() if gives[port].dtype == "float"}
+        )
+        self.shapes = shapes
+
+    def forward(self, image_tokens: Tensor) -> Tensor | Output:
+        """Every port, of as many rows as there are images."""
+        rows, mean = len(image_tokens), image_tokens.mean(dim=(1, 2))
+        found: dict[str, Tensor] = {}
+        for port, spec in self.specs.items():
+            shape = self.shapes[port]
+            has_rows = spec.dims[:1] == ("B",)
+            if port in self.learned:
+                moved = mean.reshape(-1, *[1] * (len(shape) - 1)) if has_rows else mean.mean()
+                found[port] = self.learned[port] + moved
+            else:
+                dtype = torch.bool if spec.dtype == "bool" else torch.int64
+                value = torch.full(shape, spec.dtype == "bool", dtype=dtype, device=image_tokens.device)
+                found[port] = value.expand(rows, *shape[1:]) if has_rows else value
+        return found.popitem()[1] if len(found) == 1 else Output(ports=found)

@@ -64,7 +64,7 @@ class WordsSpec(ComponentSpec):
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:
         """A table that the words do not fill, and one that is too small for them."""
-        return (cls(), cls(size=16, max_length=12, end_of_text=True))
+        return (cls(), cls(size=16, max_length=12))
 
 
 @component("kit.masking", role=Role.MASKING, build="medvlp_core.testing.stub_components.modules:RandomMasking")
@@ -267,6 +267,43 @@ class ReportDecoderSpec(ComponentSpec):
         return (cls(), cls(reads="text_tokens"))
 
 
+@component("kit.squared_error", role=Role.DECODER, build="medvlp_core.testing.stub_components.modules:SquaredError")
+@attrs.frozen(kw_only=True)
+class SquaredErrorSpec(ComponentSpec):
+    """Pulls every number of the ports that it reads towards one, so that whatever gives them has something to learn."""
+
+    reads: dict[str, int] = param(help="float ports that it reads, and how many axes each has", at_least=0)
+    view: str = param("clean", help="the view of the ports", one_of=("clean", "masked"))
+
+    def contract(self) -> Contract:
+        """Ports of any sizes; one loss, ``distance``."""
+        dims = {port: ("B", *(f"{port}_{axis}" for axis in range(1, axes)))[:axes] for port, axes in self.reads.items()}
+        needs = {port: TensorSpec(symbols, view=self.view) for port, symbols in dims.items()}
+        return Contract(needs=needs, losses=("distance",))
+
+    @classmethod
+    def examples(cls) -> tuple[ComponentSpec, ...]:
+        """One port, and two of the masked view."""
+        return (cls(reads={"image_tokens": 3}), cls(reads={"image_tokens": 3, "image_prefix": 3}, view="masked"))
+
+
+@component("kit.source", role=Role.PART, build="medvlp_core.testing.stub_components.modules:Source")
+@attrs.frozen(kw_only=True)
+class SourceSpec(ComponentSpec):
+    """Gives ports of any names and shapes, for a component that needs what no other one of the kit gives."""
+
+    gives: dict[str, str] = param(help="ports and their shapes in numbers, as a contract writes them: B 5 12")
+
+    def contract(self) -> Contract:
+        """Learned numbers, moved by the mean of the image tokens; whole numbers and truth values are constant."""
+        return Contract(needs={"image_tokens": "B S Di"}, gives=dict(self.gives))
+
+    @classmethod
+    def examples(cls) -> tuple[ComponentSpec, ...]:
+        """A vector, and a map with a vector."""
+        return (cls(gives={"kit_vector": "B 5"}), cls(gives={"kit_map": "B 3 4", "kit_vector": "B 5", "kit_code": "B:int"}))
+
+
 @component("kit.evaluator", role=Role.EVALUATOR, build="medvlp_core.testing.stub_components.evaluator:NearestText")
 @attrs.frozen(kw_only=True)
 class EvaluatorSpec(ComponentSpec):
@@ -294,5 +331,7 @@ SPECS: tuple[type[ComponentSpec], ...] = (
     AlignmentSpec,
     ImageDecoderSpec,
     ReportDecoderSpec,
+    SquaredErrorSpec,
+    SourceSpec,
     EvaluatorSpec,
 )

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import attrs
+import numpy as np
 from broken_bundle import broken
 
 from medvlp_core.data.records import Record
+from medvlp_core.spec.contract import Contract
+from medvlp_core.spec.fields import Field
 from medvlp_core.testing.stub_components.data import Pairs
 from medvlp_core.testing.stub_components.specs import PairsSpec
 
@@ -160,3 +163,46 @@ class EndsTheProcess(Pairs):
         if "pytest" not in sys.modules:
             os._exit(3)
         return super().fingerprint()
+
+
+@broken(PairsSpec, caught_by="gives_the_fields_it_declares", says="has labels, which contract() does not declare")
+class UndeclaredField(Changed):
+    """A field that nobody was told of."""
+
+    def change(self, record: Record, split: str) -> dict[str, Any]:
+        return {"fields": {"labels": [1.0]}}
+
+
+class WithFieldsSpec(PairsSpec):
+    """Declares a map and a vector."""
+
+    def contract(self) -> Contract:
+        return Contract(fields={"heat": Field("B Hh Wh", kind="map", on="image"), "labels": Field("B 2", kind="vector")})
+
+
+class WithFields(Changed):
+    """An array and a list."""
+
+    def change(self, record: Record, split: str) -> dict[str, Any]:
+        return {"fields": {"heat": np.ones((8, 8), dtype=np.float32), "labels": [1.0, None]}}
+
+
+@broken(WithFieldsSpec, caught_by="gives_the_fields_it_declares", says="no record has the field heat")
+class LacksAField(WithFields):
+    """Has no map anywhere."""
+
+    def change(self, record: Record, split: str) -> dict[str, Any]:
+        return {"fields": {"labels": [1.0, None], "heat": None}}
+
+
+@broken(WithFieldsSpec, caught_by="gives_the_fields_it_declares", says="labels")
+class TooLongAVector(WithFields):
+    """Three numbers where two are declared."""
+
+    def change(self, record: Record, split: str) -> dict[str, Any]:
+        return {"fields": {**super().change(record, split)["fields"], "labels": [1.0, 0.0, 1.0]}}
+
+
+@broken(WithFieldsSpec)
+class FieldsAsDeclared(WithFields):
+    """Has both, in every record."""

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from medvlp_core.data.records import Record
 from medvlp_core.nn.batch import FusedFeatures, Output
-from medvlp_core.spec.component import component, param
-from medvlp_core.spec.contract import Contract
+from medvlp_core.nn.interfaces import Part
+from medvlp_core.spec.component import ComponentSpec, component, param
+from medvlp_core.spec.contract import Contract, TensorSpec
 from medvlp_core.spec.roles import Role
 from medvlp_core.testing.stub_components.data import Pairs
 from medvlp_core.testing.stub_components.modules import CrossAttention, InfoNce, WordEncoder
@@ -102,7 +103,16 @@ class ToNobodySpec(FusionSpec):
         return attrs.evolve(super().contract(), gives={"acme_tokens": "B L Dt"})
 
 
-@component("broken.of_another", role=Role.FUSION, build="broken_in_models:ForFewPairs")
+class WithAMap(CrossAttention):
+    """Adds the mean of a map to what it gives."""
+
+    def forward(self, acme_map: Tensor, **needs: Tensor) -> FusedFeatures:  # type: ignore[override]
+        tokens = super().forward(**needs).fused_text_tokens
+        assert tokens is not None
+        return FusedFeatures(fused_text_tokens=tokens + acme_map.mean(dim=(1, 2))[:, None, None])
+
+
+@component("broken.of_another", role=Role.FUSION, build="broken_in_models:WithAMap")
 @attrs.frozen(kw_only=True)
 class OfAnotherSpec(FusionSpec):
     """Needs what only a third party's encoder gives."""
@@ -110,6 +120,44 @@ class OfAnotherSpec(FusionSpec):
     def contract(self) -> Contract:
         needs = super().contract().needs
         return attrs.evolve(super().contract(), needs={**needs, "acme_map": "B H W"})
+
+
+@component("broken.of_words_of_another", role=Role.FUSION, build="broken_in_models:WithAMap")
+@attrs.frozen(kw_only=True)
+class OfWordsOfAnotherSpec(FusionSpec):
+    """Needs what only a third party's tokenizer gives."""
+
+    def contract(self) -> Contract:
+        needs = super().contract().needs
+        return attrs.evolve(super().contract(), needs={**needs, "acme_map": "B L W"})
+
+
+@component("broken.towards_one", role=Role.PART, build="broken_in_models:TowardsOne")
+@attrs.frozen(kw_only=True)
+class TowardsOneSpec(ComponentSpec):
+    """Adds something learned to another bundle's vectors, in the view where an image is masked."""
+
+    of_any: bool = param(False, help="take vectors of a port that the core does not know")
+
+    def contract(self) -> Contract:
+        needs = {"acme_vectors": "B 4 W"} if self.of_any else {"acme_vectors": TensorSpec.parse("B S W", port="image_tokens")}
+        return Contract(needs=needs, gives={"moved": "B 4 W" if self.of_any else "B S W", "count": "B:int"}, sizes=("W",))
+
+    @classmethod
+    def examples(cls) -> tuple[ComponentSpec, ...]:
+        return (cls(), cls(of_any=True))
+
+
+class TowardsOne(Part):
+    """``x + b``, and how many there are."""
+
+    def __init__(self, spec: TowardsOneSpec, dims: Any) -> None:
+        super().__init__(spec, dims)
+        self.bias = torch.nn.Parameter(torch.zeros(dims["W"]))
+
+    def forward(self, acme_vectors: Tensor) -> Output:
+        count = torch.full((len(acme_vectors),), acme_vectors.shape[1], device=acme_vectors.device)
+        return Output(ports={"moved": acme_vectors + self.bias, "count": count})
 
 
 @component("broken.of_float_ids", role=Role.ALIGNMENT, build="medvlp_core.testing.stub_components.modules:InfoNce")
@@ -122,7 +170,7 @@ class OfFloatIdsSpec(AlignmentSpec):
         return {**calls, "forward": attrs.evolve(calls["forward"], needs={**calls["forward"].needs, "word_ids": "B L"})}
 
 
-SPECS += [OfAFolderSpec, ToNobodySpec, OfAnotherSpec, OfFloatIdsSpec]
+SPECS += [OfAFolderSpec, ToNobodySpec, OfAnotherSpec, OfWordsOfAnotherSpec, TowardsOneSpec, OfFloatIdsSpec]
 FAULTS[__name__] += [
     Fault("broken.of_a_folder", frozenset({"plans_again_from_resolved"}), "folder must be relative"),
     Fault("broken.to_nobody", frozenset({"trains_in_a_model"}), "no loss of the kit's stub components needs what it gives"),

@@ -14,6 +14,8 @@ from medvlp_core.plugins.host import load_plugins
 from medvlp_core.spec.component import component
 from medvlp_core.spec.contract import Contract, TensorSpec
 from medvlp_core.spec.roles import Role
+from medvlp_core.testing.checks import CHECKS as CHECKS_OF_THE_KIT
+from medvlp_core.testing.runner import run_check
 from medvlp_core.testing.stub_components.specs import FusionSpec, ImageEncoderSpec
 from medvlp_core.testing.subject import Subject
 from medvlp_core.testing.whole_model import host_with_stubs, plan_model
@@ -30,9 +32,29 @@ def test_every_check_catches_something() -> None:
     assert frozenset(CHECKS) == frozenset().union(*(fault.caught_by for fault in FAULTS[broken_in_models.__name__]))
 
 
-def test_what_needs_a_port_of_a_third_party_is_not_put_into_a_model() -> None:
-    found = result("broken.of_another", "trains_in_a_model")
-    assert (found.outcome, found.text) == ("not applicable", "it needs acme_map, which no stub component of the kit gives")
+def test_what_needs_a_port_of_a_third_party_gets_one_of_its_shape(tmp_path: Path) -> None:
+    assert result("broken.of_another", "trains_in_a_model").outcome == "passed"
+    calls = [str(call) for call in planned("broken.of_another", tmp_path).calls]
+    assert "model.parts.source @masked" in calls
+
+
+def test_a_port_of_a_third_party_along_the_text_is_not_made() -> None:
+    found = result("broken.of_words_of_another", "trains_in_a_model")
+    assert found.outcome == "not applicable"
+    assert found.text == "it needs acme_map (B L W), which no stub component of the kit gives"
+
+
+def test_a_part_is_tried_with_a_squared_error_of_what_it_gives(tmp_path: Path) -> None:
+    plan = planned("broken.towards_one", tmp_path)
+    assert dict(plan.wiring.takes("model.decoders.distance")) == {"moved": ("tested.moved", "clean")}
+    assert "distance.distance" in plan.losses
+    subject = Subject(host(), "broken.towards_one")
+    found = [run_check(subject, one) for one in CHECKS_OF_THE_KIT.values() if Role.PART in one.roles]
+    found = [one for one in found if one.check != "declares_without_torch"]  # the specs of these tests stand beside their modules
+    assert {one.check: one.text for one in found if one.outcome == "failed"} == {}
+    assert {"trains_in_a_model", "reloads_from_a_checkpoint", "plans_again_from_resolved", "learns"} <= {
+        one.check for one in found if one.outcome == "passed"
+    }
 
 
 def test_few_pairs_are_enough_and_images_without_texts_are_no_fault() -> None:
@@ -124,9 +146,9 @@ def test_losses_that_a_part_cannot_have_are_skipped(tmp_path: Path) -> None:
     assert set(plan.losses) == {"image.reconstruction", "report.words"}
 
 
-def test_an_encoder_without_a_mask_gives_the_masked_view_what_it_gives_the_clean_one(tmp_path: Path) -> None:
+def test_an_encoder_without_a_mask_reconstructs_nothing(tmp_path: Path) -> None:
     plan = planned("broken.clean_only", tmp_path)
-    assert set(plan.losses) == {"pairs.global", "image.reconstruction", "report.words"}
+    assert set(plan.losses) == {"pairs.global", "report.words"}
     assert [str(call) for call in plan.calls if call.path == "model.image_encoder"] == ["model.image_encoder"]
 
 

@@ -14,7 +14,8 @@ from medvlp_core.spec.roles import Role
 from medvlp_core.testing.check_modules import CHECKS
 from medvlp_core.testing.runner import run_check
 from medvlp_core.testing.stub_components import plugin
-from medvlp_core.testing.stub_components.specs import SPECS
+from medvlp_core.testing.stub_components.specs import SPECS, WordsSpec
+from medvlp_core.testing.stub_components.tokenizer import Words
 from medvlp_core.testing.subject import Subject
 
 HOST = PluginHost.from_modules({"kit": plugin})
@@ -32,6 +33,17 @@ def test_they_pass_every_check(name: str) -> None:
     results = [run_check(subject, one) for one in CHECKS.values() if subject.role in one.roles]
     assert not {one.check: one.text for one in results if one.outcome == "failed"}
     assert sum(one.outcome == "passed" for one in results) >= 10
+
+
+def test_words_may_end_each_text() -> None:
+    tokenizer = Words(WordsSpec(max_length=4, end_of_text=True), {})
+    tokenizer.fit(["clear lungs today"])
+    found = tokenizer.encode(["clear lungs today", "lungs", ""])
+    end = tokenizer.end_id
+    assert end == 4
+    assert found.token_ids.tolist() == [[2, 5, 6, end], [2, 6, end, 0], [2, end, 0, 0]]
+    assert found.word_ids.tolist() == [[-1, 0, 1, -1], [-1, 0, -1, -1], [-1, -1, -1, -1]]
+    assert tokenizer.text(found.token_ids[0].tolist()) == "clear lungs"
 
 
 def test_the_pairs_are_files_that_differ() -> None:

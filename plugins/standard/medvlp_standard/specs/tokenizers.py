@@ -43,7 +43,7 @@ class WordPieceSpec(ComponentSpec):
     def problems(self) -> Iterable[tuple[str, str, str | None]]:
         """[CLS], a word and [EOS] are three tokens, and [EOS] takes a row of the table."""
         if self.end_of_text and self.max_length < 3:
-            yield "max_length", f"max_length={self.max_length}: [CLS] and [EOS] leave no room for a word", "set it to 3 or more"
+            yield "max_length", f"max_length={self.max_length}: a text needs more than [CLS] and [EOS]", "set it to 3 or more"
 
     @property
     def specials(self) -> dict[str, int]:
