@@ -42,7 +42,7 @@ def test_albef_matches_pairs_against_hard_negatives_of_its_own_fusion() -> None:
             places = [other for other in range(6) if torch.equal(ports[given][row], own[other])]
             assert places
             assert row not in places
-    fusion, score = run.model.fusion, run.model.decoders["itm"].score
+    fusion, score = run.model.fusion, run.model.decoders["itm"].to_score
     assert fusion is not None
     negatives = ports["negatives.other_text_tokens"], ports["negatives.other_text_is_valid"]
     fused = [
@@ -72,6 +72,18 @@ def test_albef_masks_words_without_a_second_pass_of_the_image() -> None:
         logits = head.to_vocabulary(head.transform(ports["fusion.fused_text_tokens@masked"][row, place]))
         errors.append(-log_softmax(logits.tolist())[int(batch["token_ids"][row, place])])
     assert float(losses["mlm.mlm"]) == pytest.approx(mean(errors), rel=1e-9)
+
+
+def test_albef_scores_any_pair() -> None:
+    run = run_of("albef")
+    run.model.eval()
+    batch = batch_of(run)
+    del batch["progress"]
+    texts = {name: batch[name] for name in ("token_ids", "text_is_valid", "word_ids")}
+    scores = run.model.score({"image": batch["image"]}, texts)
+    assert scores.shape == (6, 6)
+    own = run.model.ports(batch, "itm.match_score")["itm.match_score"]
+    torch.testing.assert_close(scores.diagonal(), own)
 
 
 @pytest.mark.parametrize("what", ["teacher_image", "teacher_text", "teacher_itc", "queue"])

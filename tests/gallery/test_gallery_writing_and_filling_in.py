@@ -44,6 +44,19 @@ def test_coca_writes_another_text_of_another_image() -> None:
     assert loss(run.model, batch, "caption.caption") != loss(run.model, turned(batch, "image"), "caption.caption")
 
 
+def test_coca_writes_word_by_word_through_the_model() -> None:
+    run = run_of("coca")
+    run.model.eval()
+    batch = batch_of(run, range(3))
+    begun = {"image": batch["image"], **{name: batch[name][:, :1] for name in ("token_ids", "text_is_valid", "word_ids")}}
+    texts = run.model.generate(begun, max_length=8)
+    assert texts.token_ids.shape[0] == 3
+    given = {**begun, "token_ids": texts.token_ids[:, :4], "text_is_valid": torch.ones(3, 4, dtype=torch.bool)}
+    given["word_ids"] = given["token_ids"] * 0
+    logits = run.model.ports(given, "caption.next_word_logits")["caption.next_word_logits"]
+    assert texts.token_ids[:, 4].tolist() == logits[:, 3].argmax(dim=-1).tolist()
+
+
 # ---------------------------------------------------------------------------------------------------------- masked autoencoder
 
 

@@ -135,16 +135,18 @@ class Matching(Decoder):
 
     def __init__(self, spec: MatchingSpec, dims: Dims) -> None:
         super().__init__(spec, dims)
-        self.score = nn.Linear(dims["Df"], 1)
+        self.to_score = nn.Linear(dims["Df"], 1)
 
     def forward(self, matched: Tensor, with_other_image: Tensor, with_other_text: Tensor) -> Output:
-        """Score the pairs, and tell them from the negatives."""
-        score = self.score(matched[:, 0]).squeeze(-1)
-        scores = [score, *(self.score(one[:, 0]).squeeze(-1) for one in (with_other_image, with_other_text))]
-        logits = at_least_float32(torch.stack(scores))
+        """Tell pairs from negatives."""
+        logits = at_least_float32(torch.stack([self.score(one) for one in (matched, with_other_image, with_other_text)]))
         target = torch.zeros_like(logits)
         target[0] = 1
-        return Output({"match_score": score}, {"matching": F.binary_cross_entropy_with_logits(logits, target)})
+        return Output(losses={"matching": F.binary_cross_entropy_with_logits(logits, target)})
+
+    def score(self, matched: Tensor) -> Tensor:
+        """How well images and texts belong together, (B, L, Df) to (B,)."""
+        return self.to_score(matched[:, 0]).squeeze(-1)
 
 
 class MaskedWords(NamedTuple):

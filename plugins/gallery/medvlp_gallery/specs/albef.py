@@ -73,14 +73,15 @@ class HardNegativesSpec(ComponentSpec):
 class MatchingSpec(ComponentSpec):
     """Says of fused pairs whether they belong together: pairs of the batch against hard negatives, as in ALBEF."""
 
-    def contract(self) -> Contract:
-        """The same fusion's tokens of pairs, and of both kinds of negatives."""
-        return Contract(
-            needs={"matched": "B L Df", "with_other_image": "B L Df", "with_other_text": "B L Df"},
-            gives={"match_score": "B"},
-            sizes=("Df",),
-            losses=("matching",),
-        )
+    def calls(self) -> dict[str, Contract]:
+        """The same fusion's tokens of pairs, and of both kinds of negatives; scores of pairs need no negatives."""
+        pair = {"matched": "B L Df"}
+        return {
+            "forward": Contract(
+                needs={**pair, "with_other_image": "B L Df", "with_other_text": "B L Df"}, sizes=("Df",), losses=("matching",)
+            ),
+            "score": Contract(needs=pair, gives={"match_score": "B"}, sizes=("Df",)),
+        }
 
     @classmethod
     def examples(cls) -> tuple[ComponentSpec, ...]:
