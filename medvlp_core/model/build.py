@@ -21,7 +21,7 @@ from medvlp_core.errors import Diagnostics, MedvlpError, PluginError, Problem, S
 from medvlp_core.model.composed import ComposedModel
 from medvlp_core.model.freezing import freeze
 from medvlp_core.nn.interfaces import HasAfterStep
-from medvlp_core.planning.connect import check_constraints
+from medvlp_core.planning.dimensions import check_constraints
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.planning.wiring import INPUTS, PlannedComponent
 from medvlp_core.plugins.import_string import load_object

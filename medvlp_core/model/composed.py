@@ -19,8 +19,8 @@ from medvlp_core.model.pair_scores import score_pairs
 from medvlp_core.model.running import Ports
 from medvlp_core.nn.batch import Batch, ImageFeatures, Output, StepOutput, TokenBatch
 from medvlp_core.nn.interfaces import Fusion, HasAttentionMaps, ImageEncoder, Masking, TextEncoder
-from medvlp_core.planning.connect import why_missing
 from medvlp_core.planning.losses import weight_at
+from medvlp_core.planning.missing import why_missing
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.planning.wiring import INPUTS, Call, Missing, PlannedComponent, PortKey
 from medvlp_core.spec.contract import Symbol

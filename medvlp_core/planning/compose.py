@@ -10,9 +10,10 @@ from packaging.requirements import InvalidRequirement, Requirement
 
 from medvlp_core.errors import Diagnostics, did_you_mean
 from medvlp_core.planning.components import read_components
-from medvlp_core.planning.connect import connect, why_missing
+from medvlp_core.planning.connect import connect
 from medvlp_core.planning.contrast import check_contrast
 from medvlp_core.planning.losses import read_losses
+from medvlp_core.planning.missing import why_missing
 from medvlp_core.planning.parameter_names import check_names
 from medvlp_core.planning.parameters import B, describe, read_block
 from medvlp_core.planning.plan import FORMAT_VERSION, ModelPlan, SkippedEvaluator

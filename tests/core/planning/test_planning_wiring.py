@@ -8,7 +8,7 @@ import attrs
 import pytest
 from toy_parts import BASE, CONTRAST, EARLY, ENCODER, FUSION, MASKING, PIXELS, plan_parts, planned
 
-from medvlp_core.planning.connect import why_missing
+from medvlp_core.planning.missing import why_missing
 from medvlp_core.planning.wiring import Call, Circle, Missing, PortKey, Wiring
 from medvlp_core.spec.contract import Contract, TensorSpec
 
