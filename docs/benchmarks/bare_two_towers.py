@@ -232,7 +232,9 @@ class Rivals:
         """Whether images, token ids and validity are equal to the last bit."""
         theirs = self.medvlp.rival.loader(CHECKED_STEPS, is_seeded=True)
         return all(
-            torch.equal(one.image, image) and torch.equal(one.token_ids, ids) and torch.equal(one.text_is_valid, valid.bool())
+            torch.equal(one["image"], image)
+            and torch.equal(one["token_ids"], ids)
+            and torch.equal(one["text_is_valid"], valid.bool())
             for one, (image, ids, valid) in zip(theirs, self.loader(CHECKED_STEPS), strict=True)
         )
 

@@ -138,7 +138,7 @@ def outputs(model: Any, batch: Any) -> list[torch.Tensor]:
     torch.manual_seed(7)
     with torch.no_grad():
         output = model.eval()(batch)
-    return [output.loss, *output.losses.values(), *output.predictions.values(), model.embed_image(batch["image"])]
+    return [output.loss, *output.losses.values(), *output.ports.values(), model.embed_image(batch["image"])]
 
 
 def test_train_save_reload_compare_bit_for_bit(finished: tuple[RunResult, str]) -> None:
@@ -153,7 +153,7 @@ def test_train_save_reload_compare_bit_for_bit(finished: tuple[RunResult, str]) 
         assert torch.equal(one, two)
     batch = next(iter(result.built.pipeline.loader("test", batch_size=6)))
     again = next(iter(loaded.pipeline().loader("test", batch_size=6)))
-    assert torch.equal(batch["image"], again.image)
+    assert torch.equal(batch["image"], again["image"])
     for one, two in zip(outputs(result.built.model, batch), outputs(loaded.model, again), strict=True):
         assert torch.equal(one, two)
 
@@ -183,10 +183,8 @@ def test_evaluators_see_what_the_training_pass_sees(finished: tuple[RunResult, s
         prediction, is_masked = reconstruct(run, port, batch, seed=3)
         torch.manual_seed(3)
         output = result.built.model(batch)
-    assert output.mask_plan is not None
-    assert torch.equal(prediction, output.predictions[slot])
-    expected = output.mask_plan.text_is_masked if slot == "report" else output.mask_plan.image_is_masked
-    assert torch.equal(is_masked, expected)
+    assert torch.equal(prediction, output.ports[f"{slot}.{port}"])
+    assert torch.equal(is_masked, output.ports["text_is_masked@masked" if slot == "report" else "image_is_masked@masked"])
 
 
 def without_evaluators(plan: Any) -> Any:
@@ -224,11 +222,12 @@ def test_a_loaded_run_reads_images_without_the_training_data(
     monkeypatch.setattr("medvlp_core.training.checkpoint.build_source", None)
     loaded = load_run(result.folder)
     record = result.built.pipeline.records("test")[3]
-    expected = result.built.pipeline.dataset("test", is_training=False)[3].image
+    expected = result.built.pipeline.dataset("test", is_training=False)[3].values["image", "clean"]
     image = loaded.read_image(str(record.image_path))
     assert image.shape == (1, 1, 32, 32)
     assert (image[0] - expected).abs().mean() < 0.06  # that one was kept in memory, scaled down
-    assert loaded.image_transform().geometry == result.built.pipeline.geometry
+    geometry, sizes = loaded.image_transform().geometry, result.built.pipeline.plan.sizes["image"]
+    assert (geometry.channels, geometry.height, geometry.width) == (sizes["C"], sizes["H"], sizes["W"])
     assert not loaded.image_transform().is_training
     with pytest.raises(DataError, match="MV501"):
         loaded.read_image("absent.png")

@@ -56,6 +56,13 @@ class Block(nn.Module):
 class Blocks(nn.Module):
     """A mean over pairs of something that is not linear. Pair 9 makes it NaN, if it should."""
 
+    def update_followers(self) -> None:
+        """Nothing follows it."""
+
+    def buffers_after_step(self) -> tuple[str, ...]:
+        """It keeps nothing of a step."""
+        return ()
+
     def __init__(self, is_bad: bool = False) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(Block() for _ in range(3))
