@@ -118,7 +118,8 @@ def test_every_shipped_recipe_plans_without_a_complaint(source: str | Path, host
 
 
 def test_every_preset_is_planned(host: PluginHost) -> None:
-    assert {"mpma:base", "mpma:small"} <= set(host.presets)
+    names = [name for name in host.presets if not name.startswith("gallery:")]  # tests/gallery plans and trains these
+    assert sorted(names) == ["mpma:base", "mpma:small"]
 
 
 def test_the_paper_scale_example_takes_the_manifest_from_the_environment(host: PluginHost) -> None:
