@@ -79,6 +79,7 @@ def tie_rows(wiring: Wiring, call: Call, diagnostics: Diagnostics) -> None:
 def tie_need(
     wiring: Wiring, component: PlannedComponent, call: str, view: str, need: TensorSpec, key: PortKey, diagnostics: Diagnostics
 ) -> None:
+    """Unify the dimensions of one need with those of the port that fills it; what cannot be equal is reported (MV202, MV204)."""
     provider = wiring.provider(key)
     label = wiring.components[provider.path].label if provider.path in wiring.components else provider.path
     if clash := _clash(need, provider.spec):
