@@ -145,7 +145,8 @@ def test_onnx_graphs_keep_the_batch_norms_of_whole_images(micro: str, save_untra
     encoder = model.run.model.image_encoder
     assert encoder is not None
     for index, (name, buffer) in enumerate(encoder.named_buffers()):  # as if both views had been trained
-        buffer += 3 if "num_batches_tracked" in name else 0.1 * (index % 7)
+        # variances alone: a shifted mean may leave nothing behind a ReLU
+        buffer += 3 if "num_batches_tracked" in name else 0.5 * (index % 7) * ("var" in name)
     (tmp_path / "out").mkdir()
     export_onnx(model.run, tmp_path / "out")
     films = torch.cat([model.run.read_image(path) for path in FILMS])
