@@ -10,7 +10,7 @@ test_gallery = conformance(
     "gallery",
     known_failures={
         "gallery.captioner:trains_in_a_model": "the kit's text encoder sees all of a text, and this writes it word by word",
-        "gallery.cell_masking:trains_in_a_model": "the kit's heads want masked words or patches, and this masks the cells of a table",
+        "gallery.cell_masking:trains_in_a_model": "the kit's heads want masked words or patches, and this masks a table",
         "gallery.gaussian_noise:trains_in_a_model": NO_VOLUMES,
         "gallery.gaze_alignment:ignores_padding": ONE_TEXT,
         "gallery.gaze_alignment:is_the_same_alone_and_in_a_batch": ONE_TEXT,

@@ -90,12 +90,15 @@ def plan_parts(host: PluginHost, parts: Parts) -> tuple[ModelPlan | None, Diagno
 
 
 def decoders(host: PluginHost, port: str) -> list[Choice]:
-    return [one for one in first_examples(host, Role.DECODER) if port in one.spec.contract().gives]
+    return [one for one in first_examples(host, Role.DECODER) if port in one.spec.calls()["forward"].gives]
 
 
 def all_parts(host: PluginHost) -> list[Parts]:
     """Every combination of components (first examples), with data and tokenizer fixed."""
-    data, tokenizer = host.components["open_cxr.pairs"](), host.components["standard.wordpiece"](vocab_size=300, max_length=24)  # type: ignore[call-arg]
+    data, tokenizer = (
+        host.components["open_cxr.pairs"](),
+        host.components["standard.wordpiece"](vocab_size=300, max_length=24, end_of_text=True),
+    )  # type: ignore[call-arg]
     fixed = {"data": Choice.of("open_cxr.pairs", data), "tokenizer": Choice.of("standard.wordpiece", tokenizer)}
     slots: dict[str, Sequence[Choice | None]] = {
         "model.masking": first_examples(host, Role.MASKING),
@@ -104,7 +107,7 @@ def all_parts(host: PluginHost) -> list[Parts]:
         "model.fusion": first_examples(host, Role.FUSION),
         "model.alignments.a": [*first_examples(host, Role.ALIGNMENT), None],
         "model.decoders.image": [*decoders(host, "patch_prediction"), None],
-        "model.decoders.report": [*decoders(host, "word_logits"), None],
+        "model.decoders.report": [*decoders(host, "word_logits"), *decoders(host, "next_word_logits"), None],
     }
     combinations = itertools.product(*slots.values())
     return [{**fixed, **dict(zip(slots, chosen, strict=True))} for chosen in combinations if any(chosen[4:])]
