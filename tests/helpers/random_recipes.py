@@ -13,6 +13,7 @@ from medvlp_core.plugins.host import PluginHost, load_plugins
 from medvlp_core.recipe.load import Node
 from medvlp_core.spec.component import ComponentSpec, component, param
 from medvlp_core.spec.contract import Contract, TensorSpec
+from medvlp_core.spec.fields import Field
 from medvlp_core.spec.roles import Role
 from medvlp_core.testing.stub_components import specs as stubs
 
@@ -39,7 +40,21 @@ SHAPES: dict[str, tuple[tuple[Any, ...], str]] = {
     "sentence": (("B", "L", 5), "float"),
     "score": (("B",), "float"),
     "guess": (("B", 3), "float"),
+    "labels": (("B", 3), "float"),
+    "labels_is_known": (("B", 3), "bool"),
+    "heat": (("B", 4, 4), "float"),
+    "heat_is_known": (("B",), "bool"),
+    "found": (("B", "K", 4), "float"),
+    "found_is_valid": (("B", "K"), "bool"),
+    "found_is_known": (("B",), "bool"),
 }
+#: What records may have beside an image and a text.
+FIELDS = {
+    "labels": Field("B 3", kind="vector"),
+    "heat": Field("B Hh Wh", kind="map", on="image"),
+    "found": Field("B K 4", kind="boxes", on="image"),
+}
+FIELD_PORTS = ("labels", "heat", "found", "found_is_valid", "labels_is_known", "heat_is_known", "found_is_known")
 MODEL = ("image_tokens", "image_prefix", "text_tokens", "text_embeddings", "fused_text_tokens", "fused_image_tokens")
 OWN = ("pooled", "region", "sentence", "score", "guess", "image_embedding", "text_embedding")
 BATCH = ("image", "token_ids", "text_is_valid", "word_ids")
@@ -62,6 +77,8 @@ class World:
     masked: dict[str, list[str]] = attrs.field(factory=dict)
     sizes: set[str] = attrs.field(factory=set)
     blocks: dict[str, Any] = attrs.field(factory=dict)
+    #: Fields that records may lack.
+    lacks: set[str] = attrs.field(factory=set)
 
     def chance(self, probability: float) -> bool:
         return self.rng.random() < probability
@@ -76,7 +93,7 @@ class World:
         dims, dtype = SHAPES[port]
         written: list[Any] = []
         for dim in dims:
-            symbol = LETTERS.get(dim) if isinstance(dim, int) else None
+            symbol = LETTERS.get(dim) if isinstance(dim, int) and port not in ("heat", "found") else None
             if symbol and self.chance(0.6):
                 written.append(symbol)
                 if symbol in ("Dt", "Di", "E") and self.chance(0.5):
@@ -132,6 +149,10 @@ class World:
         """A random contract in which the sizes of what is given are known."""
         self.sizes = set()
         needs = self.needs(pool, count, block, viewed=viewed)
+        for port in [one.port for one in needs.values()]:
+            known = f"{port}_is_known"
+            if port in self.lacks and known not in needs and self.chance(0.8):  # told what is missing, most of the time
+                needs[known] = TensorSpec(SHAPES[known][0], "bool", port=known)
         named = {dim for one in needs.values() if not one.is_optional for dim in one.dims}
         if "B" not in named:
             needs["image"] = TensorSpec(("B", "C", "H", "W"), port="image")
@@ -211,10 +232,23 @@ class World:
         if gives == ["fused_text_embeddings"]:
             self.have.append(("fused_text_tokens", "fused_text_tokens"))
 
+    def data(self) -> dict[str, Any]:
+        """A data component with some fields, and the block of inputs that says which of them records may lack."""
+        fields = {name: field for name, field in FIELDS.items() if self.chance(0.4)}
+        name = "rnd.data_0"
+        build = "medvlp_core.testing.stub_components.data:Pairs"
+        self.host.components.add(_random_spec(name, Role.DATA, build, {"forward": Contract(fields=fields)}))
+        lacks = {field: None for field in fields if self.chance(0.25)}
+        self.have += [(port, port) for port in fields]
+        self.have += [("found_is_valid", "found_is_valid")] * ("found" in fields)
+        self.have += [(f"{field}_is_known", f"{field}_is_known") for field in lacks]
+        self.lacks = set(lacks)
+        return {"data": {"use": name}, **({"inputs": {"may_lack": lacks}} if lacks else {})}
+
     def part(self, slot: str) -> None:
         block: dict[str, Any] = {}
         gives = self.rng.sample(OWN[:5], self.rng.randint(1, 2))
-        contract = self.contract((*BATCH, *MODEL, *OWN), self.rng.randint(1, 3), gives, block, viewed=0.1)
+        contract = self.contract((*BATCH, *MODEL, *OWN, *FIELD_PORTS), self.rng.randint(1, 3), gives, block, viewed=0.1)
         self.add(slot, Role.PART, {"forward": contract}, block)
 
     def borrowed(self, slot: str, source: str, key: str) -> None:
@@ -227,7 +261,7 @@ class World:
 
     def alignment(self, slot: str) -> None:
         block: dict[str, Any] = {}
-        pool = (*MODEL[:4], *OWN, *BATCH[1:])
+        pool = (*MODEL[:4], *OWN, *BATCH[1:], *FIELD_PORTS)
         calls = {"forward": self.contract(pool, self.rng.randint(1, 3), [], block, viewed=0.3, losses=("one", "two"))}
         if self.chance(0.8):
             image = self.contract(("image_tokens", "image_prefix", "pooled"), 1, ["image_embedding"], block)
@@ -238,7 +272,7 @@ class World:
     def decoder(self, slot: str) -> None:
         block: dict[str, Any] = {}
         gives = [self.rng.choice(("guess", "score"))]
-        pool = (*MODEL, *OWN, *BATCH, *(MASKED if self.masked else ()))
+        pool = (*MODEL, *OWN, *BATCH, *FIELD_PORTS, *(MASKED if self.masked else ()))
         contract = self.contract(pool, self.rng.randint(1, 3), gives, block, viewed=0.4, losses=("loss",))
         self.add(slot, Role.DECODER, {"forward": contract}, block)
 
@@ -253,6 +287,7 @@ def random_recipe(rng: random.Random, host: PluginHost, *, fault: float = 0.02) 
     for name in [name for name in components._specs if name.startswith("rnd.")]:
         del components._specs[name]
     world = World(rng, host, fault)
+    data = world.data() if world.chance(0.5) else {"data": {"use": "kit.pairs"}}
     if not world.wrong():
         world.image_encoder()
     if not world.wrong():
@@ -282,7 +317,7 @@ def random_recipe(rng: random.Random, host: PluginHost, *, fault: float = 0.02) 
         (model.setdefault(base, {}) if name else model)[name or base] = block
     return {
         "medvlp": 1,
-        "data": {"use": "kit.pairs"},
+        **data,
         "tokenizer": {"use": "kit.words"},
         "model": model,
         "train": {"steps": 1, "batch_size": 2},

@@ -15,6 +15,12 @@ BATCH = {
     "text_is_valid": ("tokenizer", ("B", "L"), "bool"),
     "word_ids": ("tokenizer", ("B", "L"), "int"),
 }
+#: What fields give, if the recipe's data component has them.
+FIELDS = {
+    "labels": {"labels": (("B", 3), "float"), "labels_is_known": (("B", 3), "bool")},
+    "heat": {"heat": (("B", "Hh", "Wh"), "float"), "heat_is_known": (("B",), "bool")},
+    "found": {"found": (("B", "K", 4), "float"), "found_is_valid": (("B", "K"), "bool"), "found_is_known": (("B",), "bool")},
+}
 FIXED = ("image_encoder", "text_encoder", "fusion")
 TEXT_BOUND = 24
 
@@ -28,6 +34,12 @@ class Solver:
 
     def __init__(self, recipe: dict[str, Any], contracts: dict[str, dict[str, Any]]) -> None:
         self.slots: dict[str, dict[str, Any]] = {}
+        self.batch = dict(BATCH)
+        self.lacks = set(recipe.get("inputs", {}).get("may_lack", {}))
+        if recipe["data"]["use"] in contracts:
+            for field in contracts[recipe["data"]["use"]]["forward"].fields:
+                ports = {port: ("data", *shape) for port, shape in FIELDS[field].items()}
+                self.batch |= {port: one for port, one in ports.items() if field in self.lacks or not port.endswith("is_known")}
         model = recipe["model"]
         for block in ("masking", "image_encoder", "text_encoder", "fusion"):
             if block in model:
@@ -74,8 +86,8 @@ class Solver:
         """(slot, port, view) of what a name means in a view; None if there is none."""
         slot, _, port = name.rpartition(".")
         for at in self.chain(view):
-            if at == "clean" and port in BATCH and slot in ("", BATCH[port][0]):
-                return BATCH[port][0], port, "clean"
+            if at == "clean" and port in self.batch and slot in ("", self.batch[port][0]):
+                return self.batch[port][0], port, "clean"
             opener = self.openers.get(at)
             gives = self.slots[opener]["calls"]["forward"].gives.values() if opener else ()
             if opener and slot in ("", opener) and any(one.port == port for one in gives):
@@ -171,7 +183,8 @@ class Solver:
         for slot, block in self.slots.items():
             views = {call: self.runs(slot, call, "clean") for call in block["calls"]}
             lossy = [call for call in block["calls"] if self.losses(slot, call)]
-            if any(views[call] is None for call in lossy) or all(view is None for view in views.values()):
+            is_fed = any(self.runs(slot, call, at) for call in block["calls"] for at in ("clean", *self.openers))
+            if any(views[call] is None for call in lossy) or not is_fed:
                 raise Refused(f"{slot} cannot be fed")
             wanted += [(slot, call, view) for call, view in views.items() if view]
         if not any(self.losses(slot, call) for slot, block in self.slots.items() for call in block["calls"]):
@@ -180,12 +193,34 @@ class Solver:
             if self.losses(*one[:2]):
                 self.visit(*one)
         self.training = set(self.visited)
+        self.look_for_what_is_absent()
+        self.taken = {
+            self.source(slot, call, argument, self.view_of_needs(slot, call, view), ())
+            for slot, call, view in self.training
+            for argument in self.slots[slot]["calls"][call].needs
+        }
         for one in wanted:
             self.visit(*one)
         self.solve()
 
+    def look_for_what_is_absent(self) -> None:
+        """Nothing of a field that records may lack reaches a loss, unless something on the way knows where it is missing."""
+        for field in self.lacks:
+            reached = {("data", port, "clean") for port in FIELDS[field] if not port.endswith("is_known")}
+            for _ in self.training:
+                for slot, call, view in self.training:
+                    at = self.view_of_needs(slot, call, view)
+                    needs = self.slots[slot]["calls"][call].needs
+                    sources = {self.source(slot, call, argument, at, ()) for argument in needs}
+                    if not sources & reached or ("data", f"{field}_is_known", "clean") in sources:
+                        continue
+                    if self.losses(slot, call):
+                        raise Refused(f"{slot} does not know where {field} is missing")
+                    gives = self.slots[slot]["calls"][call].gives.values()
+                    reached |= {(slot, self.port(call, one.port, given=True), view) for one in gives}
+
     def visit(self, slot: str, call: str, view: str) -> None:
-        if (slot, call, view) in self.visited or slot in ("inputs", "tokenizer"):
+        if (slot, call, view) in self.visited or slot in ("inputs", "tokenizer", "data"):
             return
         self.visited.append((slot, call, view))
         for argument in self.slots[slot]["calls"][call].needs:
@@ -234,10 +269,10 @@ class Solver:
             own = {dim for one in self.specs(slot, call) for dim in one.dims if isinstance(dim, str)}
             sizes += [((block["like"] or slot, dim), (slot, call, view, dim)) for dim in sorted(names & own)]
         values: dict[Any, Any] = {}
-        for key in BATCH:
-            for dim in BATCH[key][1]:
-                if dim in ("B", "L"):
-                    values[BATCH[key][0], "", "", dim] = "rows" if dim == "B" else "words"
+        for giver, dims, _ in self.batch.values():
+            for dim in dims:
+                if dim in ("B", "L", "K"):
+                    values[giver, "", "", dim] = {"B": "rows", "L": "words", "K": "boxes"}[dim]
         for _ in range(len(equations) + len(sizes) + 2):
             for a, b in equations:
                 self.equate(values, a, b)
@@ -247,6 +282,8 @@ class Solver:
                     self.equate(values, common, TEXT_BOUND)
                 elif not isinstance(number, str):
                     self.equate(values, common, local)
+        if ("data", "heat", "clean") in self.taken and ("data", "", "", "Hh") not in values:
+            raise Refused("nobody says how large the heat map is")
         for slot, block in self.slots.items():
             for contract in block["calls"].values():
                 named = {dim for one in (*contract.needs.values(), *contract.gives.values()) for dim in one.dims}
@@ -262,8 +299,8 @@ class Solver:
         slot, port, view = key
         giving = self.giving(key)
         if giving is None:
-            dims, dtype = BATCH[port][1:]
-            return dims, dtype, None, [(slot, "", "", dim) for dim in dims]
+            dims, dtype = self.batch[port][1:]
+            return dims, dtype, None, [dim if isinstance(dim, int) else (slot, "", "", dim) for dim in dims]
         call, spec = giving
         dims = [dim if isinstance(dim, int) else (slot, call, view, dim) for dim in spec.dims]
         if spec.layout == "dropped":

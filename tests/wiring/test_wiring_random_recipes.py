@@ -21,7 +21,7 @@ from slow_solver import Refused, Solver
 from medvlp_core.describe import forward_source
 from medvlp_core.errors import Diagnostics
 from medvlp_core.model.build import build_model, build_tokenizer
-from medvlp_core.planning import dimensions, wiring
+from medvlp_core.planning import dimensions, fields, wiring
 from medvlp_core.planning.compose import compose
 from medvlp_core.planning.plan import ModelPlan
 from medvlp_core.plugins.host import PluginHost
@@ -48,16 +48,22 @@ def verdict(recipe: dict[str, Any], host: PluginHost) -> tuple[str | None, set[t
     return None, solver.training
 
 
-def batch(rows: int, length: int) -> dict[str, torch.Tensor]:
+def batch(plan: ModelPlan, rows: int, length: int) -> dict[str, torch.Tensor]:
+    """What the input pipeline would make: images and texts, and the fields that somebody takes."""
     ids = torch.ones(rows, length, dtype=torch.int64)
-    return {"image": torch.randn(rows, 1, 8, 8), "token_ids": ids, "text_is_valid": ids.bool(), "word_ids": ids - 1}
+    found = {"image": torch.randn(rows, 1, 8, 8), "token_ids": ids, "text_is_valid": ids.bool(), "word_ids": ids - 1}
+    for port in plan.input_plan().ports - {*found, "progress"}:
+        provider = plan.wiring.batch[wiring.PortKey(port)]
+        sizes = [rows, *(2 if size is None else size for size in plan.wiring.sizes(wiring.PortKey(port))[1:])]
+        found[port] = torch.ones(sizes, dtype=torch.bool if provider.spec.dtype == "bool" else torch.float32)
+    return found
 
 
 def run(plan: ModelPlan) -> None:
     """Build the plan and make one step of it, as the model does it and as ``explain --code`` writes it."""
     build_tokenizer(plan)
     model = build_model(plan, seed=0).train()
-    given = batch(3, 7)
+    given = batch(plan, 3, 7)
     output = model(given)
     assert torch.isfinite(output.loss)
     output.loss.backward()
@@ -73,7 +79,8 @@ def openings(recipe: dict[str, Any]) -> set[str]:
     model = recipe["model"]
     parts = list(model.get("parts", {}).values())
     blocks = [*parts, *(one for key in ("alignments", "decoders", "maskings") for one in model.get(key, {}).values())]
-    found = {"part"} if any("use" in one for one in parts) else set()
+    found = {"field"} if recipe["data"]["use"] == "rnd.data_0" else set()
+    found |= {"part"} if any("use" in one for one in parts) else set()
     found |= {key for key in ("share", "follow") if any(key in one for one in parts)}
     found |= {"view"} if "maskings" in model or any("views" in one for one in blocks) else set()
     return found | ({"call"} if any(one.get("needs") for one in blocks) else set())
@@ -106,7 +113,7 @@ def test_what_check_accepts_runs_and_what_it_refuses_has_a_code(host: PluginHost
 def test_the_slow_solver_agrees_and_both_halves_use_every_opening(host: PluginHost) -> None:
     halves, used = judge(range(1000, 1250), host, is_built=False)
     assert 0.3 <= halves[True] / halves.total() <= 0.7
-    for opening in ("part", "share", "follow", "view", "call"):
+    for opening in ("field", "part", "share", "follow", "view", "call"):
         for is_accepted in (True, False):
             assert used[opening, is_accepted] >= 0.05 * halves[is_accepted], (opening, is_accepted)
 
@@ -137,6 +144,7 @@ FAULTS = {
         "            calls[call] = None\n            for _, source in call.takes:\n                visit(source)\n",
     ),
     "dropped tokens have no identity": (dimensions, 'provider.spec.layout == "dropped" and', "False and"),
+    "nobody asks who knows what is absent": (fields, "if not taken or any(", "if True or any("),
     "types are not compared": (dimensions, "if need.dtype != give.dtype:", "if False:"),
     "dimensions are not compared": (dimensions, "for conflict in wiring.table.unify_dims(left, right):", "for conflict in ():"),
     "sizes are not tied over calls": (dimensions, "conflict = wiring.table.unify(common, local)", "conflict = None"),
