@@ -17,7 +17,7 @@ from medvlp_core.data.samples import Collate, Sample, SampleReader, reduced, val
 from medvlp_core.data.tokenizer import Tokenizer
 from medvlp_core.errors import DataError, MedvlpError, Problem, SpecError
 from medvlp_core.nn.batch import Batch
-from medvlp_core.planning.fields import InputPlan
+from medvlp_core.planning.fields import LABELS, InputPlan
 from medvlp_core.spec.blocks import InputSpec
 
 __all__ = ["BatchLoader", "InputPipeline", "RecordDataset"]
@@ -234,7 +234,12 @@ class InputPipeline:
         needs = self._needs()
         if "text" in needs and kinds is not None and record.text_kind not in kinds:
             return False
-        return all(value_of(record, name) is not None for name in needs)
+        return all(self._has(record, name) for name in needs)
+
+    def _has(self, record: Record, name: str) -> bool:
+        value = value_of(record, name, self.inputs.labels)
+        is_told = name == LABELS and self.inputs.labels is not None  # every one of them
+        return value is not None and not (is_told and None in value)
 
     def _counts(self) -> dict[str, int]:
         return {split: sum(map(self._counts_as_one, self.source.records(split))) for split in self.source.splits()}
@@ -250,7 +255,7 @@ class InputPipeline:
             if self.inputs.text_kinds is not None:
                 details.append(f"inputs.text_kinds allows {', '.join(self.inputs.text_kinds) or 'nothing'}")
         if not is_pair:
-            having = {name: sum(value_of(record, name) is not None for record in records) for name in needs}
+            having = {name: sum(self._has(record, name) for record in records) for name in needs}
             details.append(f"records with {', '.join(f'{name}: {count}' for name, count in having.items())}")
         what = "image-text pairs" if is_pair else f"records with {' and '.join(needs)}"
         hint = f"splits by their number of {'pairs' if is_pair else 'such records'}: {list_splits(self._counts())}"

@@ -17,7 +17,7 @@ from medvlp_core.data.order import seed_of
 from medvlp_core.data.records import Record
 from medvlp_core.data.tokenizer import Tokenizer
 from medvlp_core.nn.batch import Batch
-from medvlp_core.planning.fields import CROP, InputPlan
+from medvlp_core.planning.fields import CROP, LABELS, InputPlan
 from medvlp_core.planning.wiring import PortKey
 from medvlp_core.spec.blocks import InputSpec
 from medvlp_core.spec.contract import CLEAN
@@ -35,8 +35,11 @@ class Sample(NamedTuple):
     extra: dict[str, Tensor]
 
 
-def value_of(record: Record, name: str) -> Any:
-    """What a record has in a field; None if it lacks it."""
+def value_of(record: Record, name: str, labels: Sequence[str] | None = None) -> Any:
+    """What a record has in a field; None if it lacks it. ``labels``: those that the field ``labels`` holds (``inputs.labels``)."""
+    if name == LABELS and labels is not None:
+        found = [record.labels.get(label) for label in labels]
+        return None if all(one is None for one in found) else found
     if name == "image" and name not in record.fields:
         return record.image_path
     if name == "text" and name not in record.fields:
@@ -88,7 +91,9 @@ class SampleReader:
             if name == "image" and kept is not None:
                 found[name] = kept
             else:
-                found[name] = read_field(name, field, value_of(record, name), record_id=record.id, at_least=self.least_side(name))
+                found[name] = read_field(
+                    name, field, value_of(record, name, self.inputs.labels), record_id=record.id, at_least=self.least_side(name)
+                )
         return found
 
     def cut(self, row: int, record: Record, values: Mapping[str, Any], seed: int | None) -> Sample:

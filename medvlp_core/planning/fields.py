@@ -28,6 +28,8 @@ from medvlp_core.spec.roles import Role
 BUILT_IN = {"image": Field("B C H W", kind="image"), "text": Field("B L", kind="text")}
 #: The crop of the image: left, top, right, bottom in pixels of the original image, and 1 if it is mirrored.
 CROP = "crop"
+#: The labels of a record that ``inputs.labels`` names, as a vector.
+LABELS = "labels"
 #: Names that a batch has for something else.
 TAKEN = ("image_target", CROP, "record_index", "token_ids", "word_ids", "token_spans")
 
@@ -58,6 +60,12 @@ def register_fields(wiring: Wiring, inputs: InputSpec | None, recipe: Node, diag
     source = next((one for one in wiring.components.values() if one.role is Role.DATA), None)
     declared = _declared(source, diagnostics) if source is not None else {}
     wiring.fields |= {**BUILT_IN, **declared}
+    if inputs is not None and inputs.labels:
+        if LABELS in declared:
+            at = (recipe.get("inputs.labels") or recipe).position
+            text = f"inputs.labels: {source.label if source else 'the data component'} has a field `labels` of its own"
+            diagnostics.add("MV209", text, at=at, hint="take inputs.labels out")
+        wiring.fields[LABELS] = Field(f"B {len(inputs.labels)}", kind="vector")
     lacks = _may_lack(wiring, inputs, recipe, diagnostics) if inputs is not None else {}
     wiring.may_lack |= lacks
     wiring.table.bind(Symbol(INPUTS, "B"), BATCH, INPUTS)

@@ -37,6 +37,9 @@ class InputSpec(SpecBlock):
     )
     horizontal_flip: bool = param(False, help="flip training images at random; reports mention sides, so off by default")
     brightness: float = param(0.0, help="largest random change of brightness and contrast in training, share", at_least=0, below=1)
+    labels: tuple[str, ...] | None = param(
+        None, help="labels of the records that a model may read, in this order, as the field `labels` (B, n); null = none"
+    )
     may_lack: dict[str, str | None] | None = param(
         None, help="fields that a record may be without; of an image field: the image field whose picture stands in, else null"
     )

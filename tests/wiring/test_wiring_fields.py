@@ -192,7 +192,28 @@ def test_a_second_crop_is_another_view_and_leaves_the_first_alone(host: PluginHo
         assert correlation(SEEN["image"][row, 0], SEEN["heat"][row]) > 0.99
 
 
+def test_labels_of_any_data_reach_a_loss(host: PluginHost) -> None:
+    document = recipe({"labels": "B 1", "image": "B 1 16 16"}, inputs={"labels": ["Pneumonia"]})
+    document["data"] = {"use": "open_cxr.pairs", "sources": ["nih", "covid"]}
+    run = built(document, host)
+    records = run.pipeline.records("train")
+    assert all("Pneumonia" in record.labels for record in records)
+    assert step(run)["labels"][:, 0].tolist() == [float(record.labels["Pneumonia"]) for record in records[:6]]
+
+
+def test_unknown_labels_are_told_where_they_may_lack(host: PluginHost) -> None:
+    names = ["Pneumonia", "Effusion"]
+    takes = {"labels": "B 2", "labels_is_known": "B 2:bool", "image": "B 1 16 16"}
+    document = recipe(takes, inputs={"labels": names, "may_lack": {"labels": None}})
+    document["data"] = {"use": "open_cxr.pairs"}
+    run = built(document, host)
+    seen, records = step(run), run.pipeline.records("train")
+    known = [[name in record.labels for name in names] for record in records[:6]]
+    assert seen["labels_is_known"].tolist() == known
+
+
 WRONG = {
+    "labels twice": ({"inputs": {"labels": ["Pneumonia"]}}, "MV209", "of its own"),
     "an unknown field": ({"inputs": {"may_lack": {"haet": None}}}, "MV104", "did you mean 'heat'"),
     "an image without a stand-in": ({"inputs": {"may_lack": {"prior": None}}}, "MV104", "prior: image"),
     "a view that is there": ({"inputs": {"views": {"clean": {}}}}, "MV209", "'clean'"),
