@@ -269,10 +269,10 @@ class Solver:
             own = {dim for one in self.specs(slot, call) for dim in one.dims if isinstance(dim, str)}
             sizes += [((block["like"] or slot, dim), (slot, call, view, dim)) for dim in sorted(names & own)]
         values: dict[Any, Any] = {}
-        for giver, dims, _ in self.batch.values():
+        for provider, dims, _ in self.batch.values():
             for dim in dims:
                 if dim in ("B", "L", "K"):
-                    values[giver, "", "", dim] = {"B": "rows", "L": "words", "K": "boxes"}[dim]
+                    values[provider, "", "", dim] = {"B": "rows", "L": "words", "K": "boxes"}[dim]
         for _ in range(len(equations) + len(sizes) + 2):
             for a, b in equations:
                 self.equate(values, a, b)
