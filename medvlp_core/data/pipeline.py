@@ -244,6 +244,13 @@ class InputPipeline:
     def _counts(self) -> dict[str, int]:
         return {split: sum(map(self._counts_as_one, self.source.records(split))) for split in self.source.splits()}
 
+    def what_counts(self) -> str:
+        """What one record is called that has all that the model needs."""
+        needs = self._needs()
+        return (
+            "image-text pairs" if {*needs} == {"image", "text"} else f"records with {' and '.join(needs)}" if needs else "records"
+        )
+
     def _none_counts(self, split: str) -> DataError:
         records, needs = self.source.records(split), self._needs()
         is_pair = set(needs) == {"image", "text"}
@@ -257,9 +264,9 @@ class InputPipeline:
         if not is_pair:
             having = {name: sum(self._has(record, name) for record in records) for name in needs}
             details.append(f"records with {', '.join(f'{name}: {count}' for name, count in having.items())}")
-        what = "image-text pairs" if is_pair else f"records with {' and '.join(needs)}"
         hint = f"splits by their number of {'pairs' if is_pair else 'such records'}: {list_splits(self._counts())}"
-        return DataError(Problem(code="MV503", text=f"split {split!r} has no {what}", details=tuple(details), hint=hint))
+        text = f"split {split!r} has no {self.what_counts()}"
+        return DataError(Problem(code="MV503", text=text, details=tuple(details), hint=hint))
 
 
 def _texts(value: Any) -> list[str]:

@@ -200,7 +200,11 @@ def input_plan(wiring: Wiring, keys: Iterable[PortKey]) -> InputPlan:
     for name in [*names]:
         names |= dict.fromkeys(one for one in (wiring.fields[name].on, wiring.may_lack.get(name)) if one is not None)
     fields = {name: wiring.fields[name] for name in names}
+    wanted = {key.name for key in ports}
     sizes = {name: _sizes(wiring, name, field) for name, field in fields.items()}
+    for name, field in fields.items():
+        if field.kind in ("map", "mask") and name not in wanted:  # only whether it is there matters: any size will do
+            sizes[name] = {axis: 1 for axis in field.pixel_axes(fields.get(field.on or "")) if isinstance(axis, str)} | sizes[name]
     target = None
     if any(key.name == "image_target" for key in ports):
         height, width = (wiring.table.value(Symbol(INPUTS, axis)) for axis in ("Ht", "Wt"))
@@ -252,10 +256,11 @@ def check_absence(wiring: Wiring, calls: Iterable[Call], diagnostics: Diagnostic
 
 def check_sizes_of_fields(wiring: Wiring, keys: Iterable[PortKey], diagnostics: Diagnostics) -> None:
     """A map or mask that is cut must be asked for in a size."""
-    for name, field in input_plan(wiring, keys).fields.items():
+    plan = input_plan(wiring, keys)
+    for name, field in plan.fields.items():
         if name == "image" or field.kind not in ("image", "map", "mask"):
             continue
-        solved = _sizes(wiring, name, field)
+        solved = plan.sizes[name]
         missing = [
             axis for axis in field.pixel_axes(wiring.fields.get(field.on or "")) if isinstance(axis, str) and axis not in solved
         ]

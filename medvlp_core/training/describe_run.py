@@ -33,7 +33,7 @@ def describe_run(built: BuiltRun, folder: Path, device: torch.device, console: C
     plan, pipeline = built.plan, built.pipeline
     parameters = sum(parameter.numel() for parameter in built.model.parameters() if parameter.requires_grad)
     console.print(f"{plan.name}: {parameters:,} trainable parameters on {device}, {plan.train.precision}", markup=False)
-    console.print(f"data: {', '.join(_split_sizes(pipeline))} image-text pairs", markup=False)
+    console.print(f"data: {', '.join(_split_sizes(pipeline))} {pipeline.what_counts()}", markup=False)
     if kernels := kernels_in_use(built.model, device, plan.train.precision):
         console.print(f"kernels: {kernels}", markup=False, soft_wrap=True)
     if cut := cut_texts(built):

@@ -210,8 +210,8 @@ def apply_update(state: TrainState, metrics: StepMetrics) -> bool:
         scaler.step(state.optimizer)
         if has_changed_weights(metrics):
             state.model.update_followers()
-        if state.ema is not None:
-            state.ema.update(state.model)
+            if state.ema is not None:
+                state.ema.update(state.model)
     else:
         state.restore_buffers()
         state.bad_steps += 1

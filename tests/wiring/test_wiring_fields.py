@@ -159,6 +159,13 @@ def test_an_absent_field_is_zero_and_known_as_absent(host: PluginHost) -> None:
     assert seen["labels"][1].tolist() == [1.0, 0.0, 0.0]
 
 
+def test_whether_a_map_is_known_needs_no_size_of_the_map(host: PluginHost) -> None:
+    document = recipe({"image": "B 1 16 16", "heat_is_known": "B:bool"}, lacking=("heat",), inputs={"may_lack": {"heat": None}})
+    seen = step(built(document, host))
+    assert seen["heat_is_known"].tolist() == [True, True, False] * 2
+    assert "heat" not in seen
+
+
 def test_an_absent_image_is_a_copy_of_another_one(host: PluginHost) -> None:
     takes = {"image": "B 1 16 16", "prior": "B 1 16 16", "prior_is_known": "B:bool"}
     seen = step(built(recipe(takes, lacking=("prior",), inputs={"may_lack": {"prior": "image"}, "crop_scale": 1.0}), host))

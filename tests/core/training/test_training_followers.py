@@ -37,6 +37,11 @@ SHARED = RECIPE.replace(
 )
 
 
+def averaged(run: Run) -> dict[str, Tensor]:
+    assert run.state.ema is not None
+    return {name: value.clone() for name, value in run.state.ema.weights.items()}
+
+
 def both(run: Run) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The weights and buffers of the teacher and of the student."""
     state = {name: value.clone() for name, value in run.model.state_dict().items()}
@@ -147,13 +152,15 @@ class Scaler:
 def test_an_update_that_the_loss_scale_skips_moves_it_neither_and_hands_on_nothing() -> None:
     queue = "    far:\n      use: st.queue\n      needs: {pooled: pool.pooled, image_tokens: image_encoder.image_tokens}\n"
     pool = "    pool: {use: st.pool, needs: {image_tokens: teacher.image_tokens}}\n"
-    text = TAUGHT.replace("  decoders:\n", f"{pool}  decoders:\n{queue}")
+    text = TAUGHT.replace("  decoders:\n", f"{pool}  decoders:\n{queue}").replace("train: {", "train: {ema_decay: 0.9, ")
     run = Run.of(text)
     run.state.scaler = Scaler()  # type: ignore[assignment]
     found = [both(run)[0]]
-    run.train(seen=lambda run: found.append(both(run)[0]))
+    averages = [averaged(run)]
+    run.train(seen=lambda run: (found.append(both(run)[0]), averages.append(averaged(run))))
     assert not any(isinstance(event, StepSkipped) for event in run.events)
     assert [equal(old, new) for old, new in itertools.pairwise(found)] == [number == 1 for number in range(7)]
+    assert [equal(old, new) for old, new in itertools.pairwise(averages)] == [number == 1 for number in range(7)]
     assert int(run.model.decoders["far"].steps) == 6  # type: ignore[arg-type]
 
 
