@@ -15,7 +15,7 @@ from medvlp_core.data.order import DataOrder, Draw, Share
 from medvlp_core.data.records import DataSource, Record, list_splits, no_such_split
 from medvlp_core.data.samples import Collate, Sample, SampleReader, reduced, value_of
 from medvlp_core.data.tokenizer import Tokenizer
-from medvlp_core.errors import DataError, MedvlpError, Problem, SpecError
+from medvlp_core.errors import DataError, MedvlpError, Problem, SpecError, did_you_mean
 from medvlp_core.nn.batch import Batch
 from medvlp_core.planning.fields import LABELS, InputPlan
 from medvlp_core.spec.blocks import InputSpec
@@ -164,10 +164,12 @@ class InputPipeline:
 
         Raises:
             DataError: the split does not exist or has none (MV503).
+            SpecError: ``inputs.labels`` names what no record of any split has (MV104).
         """
         if split not in self._records:
             if split not in self.source.splits():
                 raise no_such_split(split, self._counts())
+            self._check_labels()
             records = [record for record in self.source.records(split) if self._counts_as_one(record)]
             if not records:
                 raise self._none_counts(split)
@@ -243,6 +245,20 @@ class InputPipeline:
 
     def _counts(self) -> dict[str, int]:
         return {split: sum(map(self._counts_as_one, self.source.records(split))) for split in self.source.splits()}
+
+    def _check_labels(self) -> None:
+        if self.inputs.labels is None or LABELS not in self.plan.fields:
+            return
+        known = {label for split in self.source.splits() for record in self.source.records(split) for label in record.labels}
+        problems = [
+            Problem(
+                code="MV104", text=f"inputs.labels: no record has a label {label!r}", hint=did_you_mean(label, known, what="labels")
+            )
+            for label in self.inputs.labels
+            if label not in known
+        ]
+        if problems:
+            raise SpecError(*problems)
 
     def what_counts(self) -> str:
         """What one record is called that has all that the model needs."""

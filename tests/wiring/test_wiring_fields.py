@@ -14,7 +14,7 @@ from toy_fields import SEEN, toy_host
 from medvlp_core.data import boxes_to_original
 from medvlp_core.data import samples as samples_module
 from medvlp_core.describe import forward_source
-from medvlp_core.errors import Diagnostics, Problem
+from medvlp_core.errors import Diagnostics, Problem, SpecError
 from medvlp_core.model.build import BuiltRun, build_run
 from medvlp_core.planning.compose import compose
 from medvlp_core.planning.plan import ModelPlan
@@ -217,6 +217,15 @@ def test_unknown_labels_are_told_where_they_may_lack(host: PluginHost) -> None:
     seen, records = step(run), run.pipeline.records("train")
     known = [[name in record.labels for name in names] for record in records[:6]]
     assert seen["labels_is_known"].tolist() == known
+
+
+def test_a_label_that_no_record_has_is_named(host: PluginHost) -> None:
+    takes = {"labels": "B 2", "labels_is_known": "B 2:bool"}
+    document = recipe(takes, inputs={"labels": ["Pneumonai", "Effusion"], "may_lack": {"labels": None}})
+    document["data"] = {"use": "open_cxr.pairs"}
+    run = built(document, host)
+    with pytest.raises(SpecError, match=r"\[MV104\] inputs.labels: no record has a label 'Pneumonai'\n.*did you mean 'Pneumonia'"):
+        run.pipeline.records("train")
 
 
 WRONG = {
