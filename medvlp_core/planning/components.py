@@ -197,6 +197,10 @@ def _read_source(
         text = f"{slot.path} takes a component of role {' or '.join(slot.roles)}, and {source.label} is of role {source.role}"
         diagnostics.add("MV106", text, at=named.position)
         return None
+    if source is not None and source.role is Role.MASKING and key == "follow":
+        text = f"{slot.path}: {source.label} has no weights that could be followed"
+        diagnostics.add("MV104", text, at=named.position, hint="`share` gives the same masking once more")
+        return None
     return source
 
 
@@ -212,7 +216,8 @@ def _read_borrowed(
     if not follows:
         # state of its own (a queue) belongs to the owner of the weights, which is handed its rows once
         calls = {name: attrs.evolve(contract, after={}) for name, contract in source.calls.items()}
-        return _tied(attrs.evolve(component, shares=source.path, calls=calls), diagnostics, extra=("share",))
+        extra = ("share", "of") if source.role is Role.MASKING else ("share",)
+        return _tied(attrs.evolve(component, shares=source.path, calls=calls), diagnostics, extra=extra)
     decay = slot.node.get("decay")
     value = decay.value if decay is not None else None
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:

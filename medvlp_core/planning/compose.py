@@ -189,7 +189,7 @@ def _warn_unused(components: Mapping[str, PlannedComponent], calls: Sequence[Cal
     """Parts that no loss leads to: they would be built and never trained."""
     if diagnostics.has_errors:
         return
-    used = {call.path for call in calls}
+    used = {components[call.path].owner for call in calls} | {call.path for call in calls}
     for component in components.values():
         if component.role.info.is_module and component.role not in HEADS and component.path not in used:
             text = f"{component.label} is not used: no loss needs what it gives"

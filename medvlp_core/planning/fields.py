@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 import attrs
 
 from medvlp_core.errors import Diagnostics, did_you_mean
+from medvlp_core.planning.components import SLOT_NAME
 from medvlp_core.planning.wiring import (
     BATCH,
     INPUT_PORTS,
@@ -95,8 +96,9 @@ def _register_views(wiring: Wiring, inputs: InputSpec | None, recipe: Node, diag
     for view, spec in (inputs.views or {} if inputs is not None else {}).items():
         at = (recipe.get(f"inputs.views.{view}") or recipe).position
         taken = [one.path for one in wiring.components.values() if one.opens == view]
-        if view == CLEAN or taken or not view.isidentifier():
-            who = f"{taken[0]} opens it" if taken else "it is the view of whole records" if view == CLEAN else "it is no name"
+        if view == CLEAN or taken or not SLOT_NAME.match(view):
+            no_name = "a name is made of small letters, digits and underscores"
+            who = f"{taken[0]} opens it" if taken else "it is the view of whole records" if view == CLEAN else no_name
             diagnostics.add("MV209", f"inputs.views: a view cannot be called {view!r}: {who}", at=at, hint="rename it")
             continue
         images = [name for name, field in wiring.fields.items() if field.kind == "image"]
@@ -135,7 +137,8 @@ def _may_lack(wiring: Wiring, inputs: InputSpec, recipe: Node, diagnostics: Diag
     found: dict[str, str | None] = {}
     images = [name for name, field in wiring.fields.items() if field.kind == "image"]
     for name, instead in (inputs.may_lack or {}).items():
-        at = (recipe.get("inputs.may_lack") or recipe).position
+        entry = recipe.get(f"inputs.may_lack.{name}") or recipe
+        at = entry.key_position or entry.position
         if name not in wiring.fields:
             hint = did_you_mean(name, wiring.fields, what="fields")
             diagnostics.add("MV104", f"inputs.may_lack: the records have no field {name!r}", at=at, hint=hint)

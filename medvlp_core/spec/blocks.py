@@ -51,6 +51,14 @@ class InputSpec(SpecBlock):
         one_of=("report", "clinical_note", "qa", "template"),
     )
 
+    def problems(self) -> Iterable[tuple[str, str, str | None]]:
+        """Labels are some, and each once."""
+        if self.labels == ():
+            yield "labels", "the list is empty, so that there would be nothing to read", "name a label; null = none"
+        for label in dict.fromkeys(self.labels or ()):
+            if (self.labels or ()).count(label) > 1:
+                yield "labels", f"{label!r} stands there more than once", "name each label once"
+
 
 @attrs.frozen(kw_only=True)
 class InitSpec(SpecBlock):

@@ -35,6 +35,7 @@ from medvlp_core.errors import DataError
 from medvlp_core.evaluation.protocol import Card, EvaluationRun, held_out_split
 from medvlp_core.nn.batch import Batch, ImageFeatures
 from medvlp_core.nn.functional import normalise_patches, patchify
+from medvlp_core.spec.fields import Field
 
 CPU = torch.device("cpu")
 GRID, SIDE = 4, 16  # 4 x 4 patches of 4 x 4 pixels
@@ -84,6 +85,7 @@ class Pipeline:
     """Images of noise whose mean gray is the label (+1, -1)."""
 
     tokenizer = Tokenizer()
+    plan = SimpleNamespace(fields={"image": Field("B C H W", kind="image"), "heat": Field("B 4 4", kind="map", on="image")})
 
     def __init__(self, count: int = 40, *, splits: tuple[str, ...] = ("train", "val", "test"), has_labels: bool = True) -> None:
         self.count = count
@@ -102,7 +104,8 @@ class Pipeline:
         def stacked(items: list[Item]) -> Batch:
             tokens = self.tokenizer.encode([item.text for item in items])._asdict()
             rows = torch.tensor([item.row for item in items])
-            return {"image": torch.stack([item.image for item in items]), **tokens, "record_index": rows}
+            image = torch.stack([item.image for item in items])
+            return {"image": image, "image@near": image.clone(), **tokens, "record_index": rows}
 
         return stacked
 
@@ -129,7 +132,8 @@ class Model:
 
     training = False
 
-    def __init__(self, *, looks: bool = True, has_maps: bool = True) -> None:
+    def __init__(self, *, looks: bool = True, has_maps: bool = True, reads: str = "image") -> None:
+        self.reads = reads
         self.fusion = Looker()
         self.alignments = {"gla": torch.nn.Linear(1, 1)}
         self.looks = looks
@@ -148,7 +152,7 @@ class Model:
         found = {
             "image_is_masked@masked": image_is_masked,
             "text_is_masked@masked": text_is_masked,
-            "report.word_logits": self.words(batch["image"], batch["token_ids"], text_is_masked),
+            "report.word_logits": self.words(batch[self.reads], batch["token_ids"], text_is_masked),
             "image.patch_prediction": self.patches(batch["image"]),
         }
         return {name: found[name] for name in wanted}
@@ -229,6 +233,18 @@ def test_masked_words_sees_what_the_image_adds(run: Any) -> None:
     expected = -np.log(41 / (80 + 6)), -np.log(21 / (80 + 6))  # counts plus one over 80 words and 6 ids
     assert min(expected) < nats.baselines["word frequency"] < max(expected)
     assert 40 * 2 * 3 * 0.45 < accuracy.count < 40 * 2 * 3 * 0.75
+
+
+def test_masked_words_shows_the_wrong_image_in_every_view(tmp_path: Path) -> None:
+    """A model that reads another crop must not be given the right one there."""
+    cards = [
+        build(MaskedWords, specs.MaskedWordsSpec(draws=2)).evaluate(
+            make_run(tmp_path / key.replace("@", "_"), model=Model(reads=key))
+        )
+        for key in ("image", "image@near")
+    ]
+    assert cards[0].rows == cards[1].rows
+    assert cards[1].rows[0].verdict("wrong image") == "beats"
 
 
 def test_masked_words_does_not_invent_a_gain(tmp_path: Path) -> None:

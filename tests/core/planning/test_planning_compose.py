@@ -212,3 +212,21 @@ def test_wrong_overrides_and_wrong_values_are_reported_at_once(host: PluginHost)
     with pytest.raises(SpecError) as caught:
         plan_recipe("mpma:small", ["train.steps", "train.batch_size=0"], host=host)
     assert {one.code for one in caught.value.problems} == {"MV007", "MV104"}
+
+
+def test_weights_that_only_a_share_uses_are_used(plan_text, micro) -> None:
+    share = "set model.parts.again={share: model.text_encoder, needs: {token_ids: token_ids}}"
+    point = "set model.alignments.clip={use: standard.info_nce, needs: {text_tokens: again.text_tokens}}"
+    plan, diagnostics = plan_text(micro, "unset model.decoders", "unset model.alignments.gla", share, point)
+    assert [problem.text.partition(" ")[0] for problem in diagnostics] == ["model.masking", "model.fusion"]
+    assert "model.text_encoder" not in {call.path for call in plan.calls}, "yet its weights are those that learn"
+
+
+def test_a_masking_is_shared_with_a_view_of_its_own_and_never_followed(plan_text, micro) -> None:
+    plan, diagnostics = plan_text(micro, "set model.maskings.more={share: model.masking, of: masked}")
+    assert not diagnostics.has_errors
+    assert plan.components["model.maskings.more"].of == "masked"
+    _, diagnostics = plan_text(micro, "set model.maskings.more={follow: model.masking, decay: 0.5}")
+    assert [(problem.code, problem.hint) for problem in diagnostics.errors] == [
+        ("MV104", "`share` gives the same masking once more")
+    ]

@@ -38,6 +38,12 @@ def batches(run: EvaluationRun, split: str, *, max_pairs: int | None = None) -> 
         yield to_device(collate([dataset[index] for index in chosen[start : start + BATCH_SIZE]]), run.device)
 
 
+def images_in(run: EvaluationRun, batch: Batch) -> Batch:
+    """The ports of a batch that hold images: every image field, in every view, and where it is known."""
+    images = {name for name, field in run.pipeline.plan.fields.items() if field.kind == "image"}
+    return {key: value for key, value in batch.items() if key.partition("@")[0].removesuffix("_is_known") in images}
+
+
 def evenly_spread(count: int, wanted: int) -> list[int]:
     """``wanted`` positions out of ``count``, or all of them if there are fewer, in order.
 

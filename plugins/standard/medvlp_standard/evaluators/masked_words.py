@@ -23,7 +23,7 @@ from medvlp_core.evaluation import (
     reason_of,
     split_obstacle,
 )
-from medvlp_standard.evaluators.common import batches, evenly_spread, paired_gain, reconstruct
+from medvlp_standard.evaluators.common import batches, evenly_spread, images_in, paired_gain, reconstruct
 from medvlp_standard.specs.evaluators import MaskedWordsSpec
 
 RIGHT, WRONG, BLANK, FREQUENCY = "right image", "wrong image", "blank image", "word frequency"
@@ -91,18 +91,20 @@ class MaskedWords(Evaluator):
         records = run.pipeline.records(run.split)
         texts = [records[index].text for part in parts for index in part["record_index"].tolist()]
         wrong = torch.tensor(other_texts(texts), device=run.device)
-        images = torch.cat([part["image"] for part in parts])
+        seen = [{key: port for key, port in images_in(run, part).items() if port.is_floating_point()} for part in parts]
+        images = {key: torch.cat([one[key] for one in seen]) for key in seen[0]}
         tallies = {name: Tally.empty(len(texts)) for name in (RIGHT, WRONG, BLANK, FREQUENCY)}
         frequencies = word_frequencies(run)
         for draw in range(self.spec.draws):
             start = 0
-            for part in parts:
-                rows = torch.arange(start, start + len(part["image"]), device=run.device)
+            for part, right in zip(parts, seen, strict=True):
+                rows = torch.arange(start, start + len(part["record_index"]), device=run.device)
                 seed = run.seed + 100_000 * draw + start
-                start += len(part["image"])
-                shown = {RIGHT: part["image"], WRONG: images[wrong[rows]], BLANK: torch.zeros_like(part["image"])}
-                for name, image in shown.items():
-                    logits, is_masked = reconstruct(run, "word_logits", {**part, "image": image}, seed=seed)
+                start += len(rows)
+                others = {key: everyones[wrong[rows]] for key, everyones in images.items()}
+                blank = {key: torch.zeros_like(port) for key, port in right.items()}
+                for name, shown in ((RIGHT, right), (WRONG, others), (BLANK, blank)):
+                    logits, is_masked = reconstruct(run, "word_logits", {**part, **shown}, seed=seed)
                     truth, owners = part["token_ids"][is_masked], rows[:, None].expand_as(is_masked)[is_masked]
                     nats = F.cross_entropy(logits, truth, reduction="none")
                     tallies[name].add(owners, logits.argmax(dim=-1) == truth, nats)

@@ -9,7 +9,7 @@ from medvlp_core.data import InputPipeline
 from medvlp_core.evaluation import Card, EvaluationRun, Evaluator, FloatArray, Row, auroc, bootstrap_interval, class_vectors
 from medvlp_core.model import ComposedModel
 from medvlp_core.runtime import to_device
-from medvlp_standard.evaluators.common import batches, label_obstacle, labels_of, paired_gain, to_numpy
+from medvlp_standard.evaluators.common import batches, images_in, label_obstacle, labels_of, paired_gain, to_numpy
 from medvlp_standard.specs.evaluators import ZeroShotSpec
 
 
@@ -61,5 +61,5 @@ class ZeroShot(Evaluator):
         vectors = model.ports(tokens, text)[text].float()
         positive, negative = class_vectors(vectors, [len(self.spec.positive), len(self.spec.negative)])
         direction = positive - negative
-        parts = [model.ports({"image": batch["image"]}, image)[image].float() for batch in batches(run, run.split)]
+        parts = [model.ports(images_in(run, batch), image)[image].float() for batch in batches(run, run.split)]
         return to_numpy(torch.cat(parts) @ direction)
