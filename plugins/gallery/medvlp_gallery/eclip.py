@@ -8,18 +8,16 @@ from torch import Tensor, nn
 
 from medvlp_core import Dims
 from medvlp_core.nn import (
-    Alignment,
-    LearnedScale,
     Output,
     Part,
     at_least_float32,
     contrast_of_pairs,
-    masked_mean,
     patchify,
     unpatchify,
 )
 from medvlp_core.runtime import gather_rows, local_batch_sizes
-from medvlp_gallery.specs.eclip import AppendedContrastSpec, HeatmapMixupSpec
+from medvlp_gallery.shared import MeanEmbeddings
+from medvlp_gallery.specs.eclip import HeatmapMixupSpec
 
 #: Shares of the training: the end of the cold start, the peak of the curriculum, its end.
 COLD, PEAK, END = 0.1, 0.4, 0.8
@@ -88,7 +86,7 @@ class HeatmapMixup(Part):
         return Output({"mixed_image": mixed, "is_mixed": is_mixed, "identity_image": identity})
 
 
-class AppendedContrast(Alignment):
+class AppendedContrast(MeanEmbeddings):
     """``L = 1/2 [CE(s) + CE(s^T)]`` over the batch and, appended, its mixed images with their texts; ``s = scale * cos(v, t)``.
 
     Images v_1 .. v_B, then the vectors of mixed images; texts t_1 .. t_B, then the same again. Rows that are not mixed are neither
@@ -102,12 +100,6 @@ class AppendedContrast(Alignment):
         Kumar and Marttinen (eCLIP), ECCV 2024. The same text stands in a batch twice, and each copy is a negative of
         the other's image, as there. Deviations: mean pooling; the cold start's weight (0.3 in the first tenth) is in the recipe.
     """
-
-    def __init__(self, spec: AppendedContrastSpec, dims: Dims) -> None:
-        super().__init__(spec, dims)
-        self.image_projection = nn.Linear(dims["Di"], spec.dim, bias=False)
-        self.text_projection = nn.Linear(dims["Dt"], spec.dim, bias=False)
-        self.scale = LearnedScale(spec.temperature)
 
     def forward(
         self,
@@ -130,11 +122,3 @@ class AppendedContrast(Alignment):
             contrast = contrast_of_pairs(logits, is_counted=is_pair, counts=counts)
             reconstruction = F.mse_loss(at_least_float32(identity_image), at_least_float32(image))
         return Output(losses={"global": contrast, "reconstruction": reconstruction})
-
-    def embed_image(self, image_tokens: Tensor) -> Tensor:
-        """L2-normalised image vectors, (B, E)."""
-        return F.normalize(self.image_projection(image_tokens.mean(dim=1)), dim=-1)
-
-    def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor) -> Tensor:
-        """L2-normalised text vectors, (B, E)."""
-        return F.normalize(self.text_projection(masked_mean(text_tokens, text_is_valid)), dim=-1)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from medvlp_core import Dims
-from medvlp_core.nn import Alignment, LearnedScale, Output, in_full_precision, masked_mean
+from medvlp_core.nn import Output, in_full_precision
 from medvlp_core.runtime import gather_rows, local_batch_sizes
-from medvlp_gallery.specs.medclip import SemanticMatchingSpec
+from medvlp_gallery.shared import MeanEmbeddings
 
 
 @in_full_precision
@@ -31,7 +30,7 @@ def semantic_loss(image: Tensor, text: Tensor, labels: Tensor, text_labels: Tens
     return 0.5 * total
 
 
-class SemanticMatching(Alignment):
+class SemanticMatching(MeanEmbeddings):
     """Mean of the patch tokens and of the text tokens, projected, L2-normalised, compared by :func:`semantic_loss`.
 
     Unknown labels count as 0, neither similar nor dissimilar.
@@ -45,12 +44,6 @@ class SemanticMatching(Alignment):
         matching loss). Deviations: images and texts of a batch are those of the same records (there two streams that need not
         be pairs); the factor on the logits is learned; mean pooling.
     """
-
-    def __init__(self, spec: SemanticMatchingSpec, dims: Dims) -> None:
-        super().__init__(spec, dims)
-        self.image_projection = nn.Linear(dims["Di"], spec.dim, bias=False)
-        self.text_projection = nn.Linear(dims["Dt"], spec.dim, bias=False)
-        self.scale = LearnedScale(spec.temperature)
 
     def forward(
         self,
@@ -69,11 +62,3 @@ class SemanticMatching(Alignment):
             text_labels = text_labels * text_labels_is_known
         image, text = self.embed_image(image_tokens), self.embed_text(text_tokens, text_is_valid)
         return Output(losses={"semantic": semantic_loss(image, text, labels, text_labels, self.scale())})
-
-    def embed_image(self, image_tokens: Tensor) -> Tensor:
-        """L2-normalised image vectors, (B, E)."""
-        return F.normalize(self.image_projection(image_tokens.mean(dim=1)), dim=-1)
-
-    def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor) -> Tensor:
-        """L2-normalised text vectors, (B, E)."""
-        return F.normalize(self.text_projection(masked_mean(text_tokens, text_is_valid)), dim=-1)

@@ -1,4 +1,4 @@
-"""What several systems of the gallery share: means over known rows, projected vectors and their contrast."""
+"""What several systems of the gallery share: means over known rows, and vectors that contrasts compare."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from medvlp_core import Dims
-from medvlp_core.nn import Alignment, LearnedScale, Output, Part, symmetric_info_nce
+from medvlp_core.nn import Alignment, LearnedScale, Output, Part, masked_mean, symmetric_info_nce
 from medvlp_core.runtime import sum_over_ranks, world_size
+from medvlp_gallery.specs.eclip import AppendedContrastSpec
+from medvlp_gallery.specs.medclip import SemanticMatchingSpec
 from medvlp_gallery.specs.shared import AttentionPoolSpec, VectorContrastSpec
 
 
@@ -58,6 +60,30 @@ class VectorContrast(Alignment):
     def embed_text(self, other_vector: Tensor) -> Tensor:
         """L2-normalised vectors of the other side, (B, E)."""
         return F.normalize(self.other_projection(other_vector), dim=-1)
+
+
+class MeanEmbeddings(Alignment):
+    """Mean of the patch tokens and mean of the valid text tokens, projected without bias and L2-normalised, and a learned scale.
+
+    What the vectors are compared by is the ``forward`` of a subclass.
+
+    Shape:
+        image_tokens (B, S, Di), text_tokens (B, L, Dt), text_is_valid (B, L) bool; vectors (B, E).
+    """
+
+    def __init__(self, spec: AppendedContrastSpec | SemanticMatchingSpec, dims: Dims) -> None:
+        super().__init__(spec, dims)
+        self.image_projection = nn.Linear(dims["Di"], spec.dim, bias=False)
+        self.text_projection = nn.Linear(dims["Dt"], spec.dim, bias=False)
+        self.scale = LearnedScale(spec.temperature)
+
+    def embed_image(self, image_tokens: Tensor) -> Tensor:
+        """L2-normalised image vectors, (B, E)."""
+        return F.normalize(self.image_projection(image_tokens.mean(dim=1)), dim=-1)
+
+    def embed_text(self, text_tokens: Tensor, text_is_valid: Tensor) -> Tensor:
+        """L2-normalised text vectors, (B, E)."""
+        return F.normalize(self.text_projection(masked_mean(text_tokens, text_is_valid)), dim=-1)
 
 
 class AttentionPool(Part):
